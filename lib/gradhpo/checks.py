@@ -1,0 +1,59 @@
+"""Is the installation as pinned, is the data intact, is every record readable? One finding a line."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gradhpo import data, environment, jsonl, records
+from gradhpo.errors import GradhpoError
+
+
+class Finding(NamedTuple):
+    """One line of `gradhpo check`."""
+
+    good: bool
+    text: str
+
+
+def everything() -> Iterator[Finding]:
+    """Check the environment, then every dataset, then every record file."""
+    yield from packages()
+    yield from datasets()
+    yield from record_files()
+
+
+def packages() -> Iterator[Finding]:
+    """Compare the installed versions with `requirements.txt`."""
+    pinned, wrong = environment.differences()
+    yield from (Finding(False, f"environment: {each}; `make setup` installs what is pinned") for each in wrong)
+    if not pinned:
+        yield Finding(True, "environment: no requirements.txt here, versions not compared")
+    elif not wrong:
+        yield Finding(True, f"environment: Python {environment.versions()['python']}, {pinned} packages as pinned")
+
+
+def datasets() -> Iterator[Finding]:
+    """Verify the checksum of every file of every dataset; an absent set is no fault."""
+    for name in data.DATASETS:
+        state, bad = data.state(name), data.corrupted(name)
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            yield Finding(False, f"data: {bad[0]}{more} truncated or altered; run `gradhpo data fetch {name}`")
+        elif state == "incomplete":
+            yield Finding(False, f"data: {name} is incomplete; run `gradhpo data fetch {name}`")
+        else:
+            yield Finding(True, f"data: {name} {state}")
+
+
+def record_files() -> Iterator[Finding]:
+    """Parse every record file."""
+    files = records.all_files()
+    for file in files:
+        try:
+            runs, torn = len(jsonl.read(file)), jsonl.torn(file)
+        except GradhpoError as error:
+            yield Finding(False, f"records: {error}")
+            continue
+        note = ", a torn last line is ignored and run again" if torn else ""
+        yield Finding(True, f"records: {'/'.join(file.parts[-3:])}, {runs} runs{note}")
+    if not files:
+        yield Finding(True, "records: none yet")

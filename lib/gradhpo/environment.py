@@ -1,0 +1,114 @@
+"""What a run was computed with: commit, versions, device, memory; and how the installation departs from the pins."""
+
+import contextlib
+import platform
+import re
+import resource
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from gradhpo import paths
+from gradhpo.errors import GradhpoError
+
+
+@cache
+def commit() -> tuple[str | None, bool | None]:
+    """Return the library's commit and whether its files differ from it; None where git cannot tell."""
+    library = str(Path(__file__).parent)
+    head = _git(library, "rev-parse", "HEAD")
+    changed = _git(library, "status", "--porcelain", "--", ".")
+    return head, None if head is None or changed is None else bool(changed)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions a record keeps: python, torch, numpy, gradhpo."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) or "unknown" for name in ("torch", "numpy", "gradhpo")},
+    }
+
+
+def device(name: str) -> torch.device:
+    """Return the device `name` ("cpu", "cuda", "cuda:1"); raise GradhpoError when it is unknown or not there."""
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise GradhpoError(f"unknown device {name!r}; expected cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise GradhpoError(
+            f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    if chosen.type not in ("cpu", "cuda"):
+        raise GradhpoError(f"device {name!r} is not supported; expected cpu, cuda or cuda:N")
+    return chosen
+
+
+def describe(chosen: torch.device) -> str:
+    """Return the device as people read it: "cpu: AMD EPYC 7B13", "cuda: NVIDIA H100"."""
+    model = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else _processor()
+    return f"{chosen.type}: {model}"
+
+
+def reset_peak(chosen: torch.device) -> None:
+    """Start measuring peak memory afresh (on a CPU where Linux allows it)."""
+    if chosen.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(chosen)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets this process's own high-water mark
+
+
+def peak_mb(chosen: torch.device) -> float:
+    """Return the peak in MB since `reset_peak`: allocated tensors on CUDA, the process's resident set on a CPU."""
+    if chosen.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(chosen)) / 2**20
+    try:
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def differences() -> tuple[int, list[str]]:
+    """Compare the installed packages with `requirements.txt`.
+
+    Returns:
+        How many packages are pinned there, and one sentence for each that is absent or of another version.
+    """
+    file = paths.ROOT / "requirements.txt"
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else []
+    found = [(name, pin, _version(name)) for name, pin in pins]
+    absent = [f"{name} {pin} is not installed" for name, pin, version in found if version is None]
+    # "2.15.0+cpu" is the same release as the pinned "2.15.0", built for another device
+    other = [f"{n} is {v}, pinned is {pin}" for n, pin, v in found if v is not None and v.split("+")[0] != pin]
+    return len(pins), absent + other
+
+
+def _git(folder: str, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _processor() -> str:
+    try:
+        found = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = []
+    return found[0].strip() if found else platform.machine()

@@ -1,0 +1,47 @@
+"""Neumann series: the best-response derivative from the last update alone (OnePass; Lorraine et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradhpo.core import State, Step, Values
+from gradhpo.errors import GradhpoError
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """sum_{j < i} gv' (dPhi/dw)^j dPhi/draw with all derivatives at the last step, buffers constant (OnePass, eq. 6, i terms).
+
+    It is `Reverse(horizon=i)` with every step replaced by the last one and no path through the buffers: exact for i = 1, and at a fixed point of training
+    without momentum; otherwise an approximation whose error grows with i as the weights move.
+    Cost at an update: one gradient with its graph and i - 1 Hessian products (i when the loss has tuned hyperparameters); memory: one graph.
+    """
+
+    look_back: int = 5
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.look_back < 1:
+            raise GradhpoError(f"look_back is {self.look_back}; expected a number of terms >= 1")
+
+    def init(self, state: State, values: Values) -> tuple[()]:
+        return ()
+
+    def curvature(self, ahead: int) -> bool:
+        return ahead == 0
+
+    def observe(self, memory: tuple[()], step: Step) -> tuple[()]:
+        return memory
+
+    def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor) -> Tensor:
+        step = recent[-1].with_curvature()
+        constant = {n: torch.zeros_like(gv) for n in step.state.buf}
+        v, total = gv, torch.zeros_like(step.values.raw)
+        for j in range(self.look_back):
+            before, share = step.pull(State(v, constant), to_state=j < self.look_back - 1)
+            v, total = before.w, total + share
+        return total

@@ -1,0 +1,89 @@
+"""Studies: which runs make which figure or table, at which scale.
+
+A study is data: a configuration type, a function from a scale to the list of runs, and a function that computes one batch of them. `gradhpo.recorder`
+computes and keeps them; notebooks compute small ones live with `run_now` and load the recorded ones with `gradhpo.records.load`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from gradhpo.config import SCALES
+from gradhpo.errors import unknown
+from gradhpo.records import Result
+
+__all__ = ["SCALES", "Study", "get", "names", "run_now"]
+
+_MODULES = ("clip_quadratic", "onepass_uci_trajectories")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study. `config` is a frozen dataclass with at least the fields `method`, `seed` and `version`.
+
+    runs: scale -> configurations in a fixed order. run: configurations that agree in all but `seed`, computed as one batch on a device.
+    chunk: most runs in a batch.
+    """
+
+    name: str
+    title: str
+    paper: str
+    config: type
+    runs: Callable[[str], list[Any]]
+    run: Callable[[Sequence[Any], torch.device], list[Result]]
+    chunk: int
+
+
+def names() -> list[str]:
+    """The names of all studies."""
+    return list(_MODULES)
+
+
+def get(name: str) -> Study:
+    """A study by name; GradhpoError with the nearest name when there is none."""
+    if name not in _MODULES:
+        raise unknown("study", name, _MODULES)
+    study = import_module(f"gradhpo.studies.{name}").STUDY
+    assert isinstance(study, Study)
+    return study
+
+
+def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "cpu") -> pd.DataFrame:
+    """Compute runs without recording them: a frame with the columns that `records.load` gives (configuration, metrics, series, wall_s).
+
+    Runs that agree in all but their seed are computed in batches of at most `study.chunk`, each on one thread; `jobs` processes share the batches.
+    """
+    batches = []
+    for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != "seed"}):
+        together = list(group)
+        batches += [together[i : i + study.chunk] for i in range(0, len(together), study.chunk)]
+    work = [(study.name, batch, device) for batch in batches]
+    if jobs == 1 or len(work) == 1:
+        done = [_compute(w) for w in tqdm(work, disable=None, desc=study.name, unit="batch")]
+    else:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            done = list(tqdm(pool.map(_compute, work), total=len(work), disable=None, desc=study.name, unit="batch"))
+    rows = []
+    for batch, results in zip(batches, done):
+        rows += [asdict(c) | r.metrics | r.series | {"wall_s": r.wall_s, "dataset": r.dataset} for c, r in zip(batch, results)]
+    return pd.DataFrame(rows).fillna({}).infer_objects() if rows else pd.DataFrame()
+
+
+def _compute(work: tuple[str, Sequence[Any], str]) -> list[Result]:
+    name, batch, device = work
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same sums in the same order, however many cores there are
+    try:
+        return get(name).run(batch, torch.device(device))
+    finally:
+        torch.set_num_threads(threads)

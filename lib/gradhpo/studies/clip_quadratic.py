@@ -1,0 +1,120 @@
+"""Table 1 of the Clip paper: five online methods on the quadratic toy, the learning rate cut to a tenth half way.
+
+Phase 1: `phase_steps` training steps at rate `lr1`. Phase 2 at rate `lr2`, read in two ways: "steps", `phase_steps` training steps, and "updates", as many
+hyperparameter updates, which for UnrollK are K times as many training steps. One training serves both readings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradhpo import methods
+from gradhpo.errors import unknown
+from gradhpo.hypers import Hyper, Hypers
+from gradhpo.records import Result
+from gradhpo.rules import sgd
+from gradhpo.studies import Study
+from gradhpo.tasks.quadratic import Quadratic, sample
+from gradhpo.train import Loop, Method, Run
+
+METHODS = {
+    "Unroll1": methods.unroll_k(1),
+    "Unroll5": methods.unroll_k(5),
+    "Unroll10": methods.unroll_k(10),
+    "Clip2": methods.clip_r(2.0),
+    "Clip5": methods.clip_r(5.0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training on one instance of the toy."""
+
+    method: str  # a key of METHODS
+    seed: int  # draws the instance: H, theta_hat, theta_bar; the same for all methods
+    phase_steps: int = 20_000  # steps of each phase
+    lr1: float = 1e-3  # learning rate of phase 1
+    lr2: float = 1e-4  # learning rate of phase 2
+    dim: int = 20  # weights
+    spread: float = 0.55  # standard deviation of theta_hat - theta_bar
+    scale: float = 100.0  # H ~ U(0, scale)
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    repeats: int  # instances
+    phase_steps: int  # training steps of each phase
+
+
+SIZES = {"smoke": Sizes(10, 500), "laptop": Sizes(50, 20_000), "paper": Sizes(500, 20_000)}
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """All methods on the instances `seed`, `seed + 1`, ..."""
+    return [Config(m, seed + r, sizes.phase_steps) for m in METHODS for r in range(sizes.repeats)]
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """One method on a batch of instances. Distances to the optimum after phase 1 and after phase 2 in both readings, and the penalty over time."""
+    c = batch[0]
+    if c.method not in METHODS:
+        raise unknown("method", c.method, METHODS)
+    drawn = sample([b.seed for b in batch], c.dim, c.spread, c.scale)
+    toy = Quadratic(*(x.to(device) for x in (drawn.h, drawn.theta_hat, drawn.theta_bar)))
+    return _Phases(toy, METHODS[c.method], c).results()
+
+
+class _Phases:
+    """The training of a batch, with what is read off it."""
+
+    def __init__(self, toy: Quadratic, method: Method, c: Config) -> None:
+        hypers = Hypers([Hyper("lr", c.lr1, tuned=False), Hyper("penalty", 0.0)], [c.dim])
+        self.toy, self.c, self.every = toy, c, method.every
+        self.loop = Loop(toy, sgd(momentum=False, weight_decay=False), hypers, method, trace=True)
+        self.penalties: list[Tensor] = []
+
+    def results(self) -> list[Result]:
+        c, started = self.c, time.perf_counter()
+        run = self.loop.start(torch.zeros_like(self.toy.h))
+        stride = max(self.every, c.phase_steps // 20)
+        run = self.loop.advance(run, c.phase_steps, self._watch, stride)
+        columns = self._distances(run, "1")
+        run = run._replace(fixed={"lr": torch.full_like(run.fixed["lr"], c.lr2)})
+        run = self.loop.advance(run, c.phase_steps, self._watch, stride)
+        columns |= self._distances(run, "2_steps")
+        run = self.loop.advance(run, (self.every - 1) * c.phase_steps)
+        columns |= self._distances(run, "2_updates")
+        best = self.toy.optimal_penalty()
+        columns |= {"optimal_penalty": best, "sensitivity_norm": self.toy.sensitivity(best).norm(dim=1)}
+        curves, wall = torch.stack(self.penalties, dim=1), (time.perf_counter() - started) / len(best)
+        return [
+            Result({n: float(v[k]) for n, v in columns.items()}, {"penalty": curves[k].tolist()}, wall, "quadratic toy") for k in range(len(best))
+        ]
+
+    def _watch(self, run: Run) -> None:
+        self.penalties.append(run.raw[:, 0])
+
+    def _distances(self, run: Run, when: str) -> dict[str, Tensor]:
+        """Excess validation loss in per cent of the best, and |lam - lam*|."""
+        best = self.toy.best_val_loss()
+        excess = 100 * (self.toy.val_loss(run.state.w) / best - 1)
+        return {f"excess_{when}": excess, f"distance_{when}": (run.raw[:, 0] - self.toy.optimal_penalty()).abs()}
+
+
+STUDY = Study(
+    name="clip_quadratic",
+    title="Table 1 of the Clip paper: five online methods on a quadratic toy",
+    paper="Clip",
+    config=Config,
+    runs=lambda scale: configs(SIZES[scale]),
+    run=run,
+    chunk=250,
+)

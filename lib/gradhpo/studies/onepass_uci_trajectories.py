@@ -1,0 +1,131 @@
+"""Figure 3 of the OnePass paper: final test loss over (learning rate, weight decay), with trajectories of OnePass WD+LR drawn over it.
+
+`Random` trains with fixed hyperparameters on training + validation rows; `WD+LR` moves both while it trains on the training rows. Momentum is fixed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradhpo import methods
+from gradhpo.errors import unknown
+from gradhpo.hypers import Hyper, Hypers
+from gradhpo.records import Result
+from gradhpo.rules import sgd
+from gradhpo.studies import Study
+from gradhpo.tasks.uci import TableRegression, load
+from gradhpo.train import Loop, Run
+
+RANDOM, TUNED = "Random", "WD+LR"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training of the 50-unit net from random weights and hyperparameters."""
+
+    method: str  # "Random" or "WD+LR"
+    seed: int  # draws the initial weights, learning rate and weight decay
+    dataset: str = "energy"  # a name from `gradhpo data`
+    steps: int = 4000  # full-batch training steps
+    hidden: int = 50  # hidden units
+    momentum: float = 0.6224593312018546  # sigmoid(0.5), fixed
+    lr_low: float = -6.0  # log10 of the range of initial learning rates
+    lr_high: float = 1.0
+    decay_low: float = -7.0  # log10 of the range of initial weight decays
+    decay_high: float = 2.0
+    look_back: int = 5  # terms of the Neumann series
+    every: int = 10  # training steps between two hyperparameter updates
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    datasets: tuple[str, ...]
+    random: int  # runs behind the heat map
+    tuned: int  # trajectories
+    steps: int  # training steps a run
+
+
+SIZES = {
+    "smoke": Sizes(("diabetes",), 40, 6, 200),
+    "laptop": Sizes(("energy",), 100, 10, 4000),
+    "paper": Sizes(("energy", "concrete"), 500, 20, 4000),
+}
+_LARGEST_LR = 1.0  # OnePass keeps learning rates in [1e-10, 1]; its trajectories start there too
+_TUNED_SEEDS = 100_000  # trajectories start from other draws than the heat map's runs
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """Heat-map runs, then trajectories, for every data set."""
+    out = []
+    for name in sizes.datasets:
+        out += [Config(RANDOM, seed + k, name, sizes.steps) for k in range(sizes.random)]
+        out += [Config(TUNED, seed + _TUNED_SEEDS + k, name, sizes.steps, lr_high=math.log10(_LARGEST_LR)) for k in range(sizes.tuned)]
+    return out
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """A batch of trainings. Metrics: initial and final log10 values, final test MSE (NaN where training diverged); the tuned ones also as series."""
+    c = batch[0]
+    if c.method not in (RANDOM, TUNED):
+        raise unknown("method", c.method, (RANDOM, TUNED))
+    tuned = c.method == TUNED
+    table = load(c.dataset, device=device)
+    task = TableRegression(table if tuned else table.merged(), c.hidden)
+    lr, decay = _draw(batch)
+    hypers = Hypers(
+        [
+            Hyper("lr", 10**lr, "log10", bounds=(1e-10, _LARGEST_LR if tuned else math.inf), tuned=tuned),
+            Hyper("weight_decay", 10**decay, "log10", tuned=tuned),
+            Hyper("momentum", c.momentum, tuned=False),
+        ],
+        task.layout.sizes,
+    )
+    loop = Loop(task, sgd(), hypers, methods.onepass(c.look_back, c.every) if tuned else methods.fixed(), trace=True)
+    started, path = time.perf_counter(), [torch.stack([lr, decay], dim=1).to(device)]
+
+    def watch(now: Run) -> None:
+        path.append(now.raw if tuned else path[0])
+
+    state = loop.advance(loop.start(task.init([b.seed for b in batch])), c.steps, watch, _stride(c)).state
+    wall = (time.perf_counter() - started) / len(batch)
+    loss, ways = task.test_mse(state.w), torch.stack(path).cpu()
+    return [_result(ways[:, k], float(loss[k]), wall, table.name, table.sha256, tuned) for k in range(len(batch))]
+
+
+def _draw(batch: Sequence[Config]) -> tuple[Tensor, Tensor]:
+    """log10 of the initial learning rates and weight decays, uniform; each from its run's own seed."""
+    rows = [torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(b.seed)) for b in batch]
+    u, c = torch.stack(rows), batch[0]
+    return c.lr_low + (c.lr_high - c.lr_low) * u[:, 0], c.decay_low + (c.decay_high - c.decay_low) * u[:, 1]
+
+
+def _stride(c: Config) -> int:
+    """Steps between two points of a series: whole update intervals, at most 50 points with the start."""
+    return c.every * math.ceil(c.steps / c.every / 49)
+
+
+def _result(way: Tensor, loss: float, wall: float, name: str, sha256: str, tuned: bool) -> Result:
+    ends = {"log10_lr": way[0, 0], "log10_decay": way[0, 1], "log10_lr_end": way[-1, 0], "log10_decay_end": way[-1, 1]}
+    metrics: dict[str, float | int | None] = {n: float(v) for n, v in ends.items()}
+    series = {"path_lr": way[:, 0].tolist(), "path_decay": way[:, 1].tolist()} if tuned else {}
+    return Result(metrics | {"test_mse": loss}, series, wall, name, sha256)
+
+
+STUDY = Study(
+    name="onepass_uci_trajectories",
+    title="Figure 3 of the OnePass paper: trajectories over a map of final test losses",
+    paper="OnePass",
+    config=Config,
+    runs=lambda scale: configs(SIZES[scale]),
+    run=run,
+    chunk=10,
+)

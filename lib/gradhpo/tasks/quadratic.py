@@ -1,0 +1,71 @@
+"""The quadratic toy of the Clip paper (Section 4.1), with closed forms for everything its Table 1 measures.
+
+    L_T(theta, lam) = 1/2 (theta - theta_hat)' H (theta - theta_hat) + lam/2 theta' H theta,   L_V(theta) = 1/2 (theta - theta_bar)' H (theta - theta_bar)
+
+with diagonal H. The penalty weight lam is a hyperparameter of the loss, called `penalty`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """R instances: `h`, `theta_hat`, `theta_bar`, each `[R, D]`."""
+
+    h: Tensor
+    theta_hat: Tensor
+    theta_bar: Tensor
+    stationary: bool = True
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int = 0) -> Tensor:
+        d = w - self.theta_hat
+        return 0.5 * (self.h * (d * d + lam["penalty"] * (w * w))).sum(-1)
+
+    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor] | None = None, t: int = 0) -> Tensor:
+        d = w - self.theta_bar
+        return 0.5 * (self.h * d * d).sum(-1)
+
+    def minimiser(self, lam: Tensor) -> Tensor:
+        """theta*(lam) = theta_hat / (1 + lam), `[R, D]`, for `lam [R]`: H cancels."""
+        return self.theta_hat / (1 + lam[:, None])
+
+    def sensitivity(self, lam: Tensor) -> Tensor:
+        """d theta*/d lam = -theta_hat / (1 + lam)^2, `[R, D]`: the fixed point of y."""
+        return -self.theta_hat / (1 + lam[:, None]) ** 2
+
+    def optimal_penalty(self) -> Tensor:
+        """lam* = theta_hat' H (theta_hat - theta_bar) / (theta_hat' H theta_bar), `[R]`, the minimum of L_V(theta*(lam)).
+
+        The paper's own formula is garbled in the text we have; this one follows from dL_V/dlam = 0.
+        """
+        top = (self.theta_hat * self.h * (self.theta_hat - self.theta_bar)).sum(-1)
+        return top / (self.theta_hat * self.h * self.theta_bar).sum(-1)
+
+    def best_val_loss(self) -> Tensor:
+        """L_V(theta*(lam*)), `[R]`."""
+        return self.val_loss(self.minimiser(self.optimal_penalty()))
+
+
+def sample(seeds: list[int], dim: int = 20, spread: float = 0.55, scale: float = 100.0, low: float = 0.2, high: float = 0.4) -> Quadratic:
+    """One instance a seed: H ~ U(0, scale), theta_bar ~ N(0, I), theta_hat = theta_bar + spread N(0, I), drawn until lam* lies in [low, high].
+
+    The paper says only that lam* lies in [0.2, 0.4]; this sampling is the closest to its Table 1 that we found. An instance depends on its seed alone.
+    """
+    drawn = [_sample_one(s, dim, spread, scale, low, high) for s in seeds]
+    return Quadratic(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+
+
+def _sample_one(seed: int, dim: int, spread: float, scale: float, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    while True:
+        h = scale * torch.rand(dim, generator=rng, dtype=torch.float64)
+        bar = torch.randn(dim, generator=rng, dtype=torch.float64)
+        hat = bar + spread * torch.randn(dim, generator=rng, dtype=torch.float64)
+        if low <= float((hat * h * (hat - bar)).sum() / (hat * h * bar).sum()) <= high:
+            return h, hat, bar

@@ -1,0 +1,88 @@
+"""Regression on small tables (the eight UCI sets of Gal & Ghahramani) with a one-hidden-layer ReLU net, full batch (OnePass, Section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from gradhpo import data as datasets
+from gradhpo.core import Layout, batched
+from gradhpo.nets import mlp
+
+
+@dataclass(frozen=True)
+class Table:
+    """Standardised rows: `x_* [N, F]`, `y_* [N, 1]`; `y_std` turns a standardised error back into the target's unit."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_val: Tensor
+    y_val: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    y_std: float
+    name: str = ""
+    sha256: str = ""
+
+    def merged(self) -> Table:
+        """The same table with the validation rows among the training rows: what methods without validation train on."""
+        x, y = torch.cat([self.x_train, self.x_val]), torch.cat([self.y_train, self.y_val])
+        return Table(x, y, self.x_val, self.y_val, self.x_test, self.y_test, self.y_std, self.name, self.sha256)
+
+
+def load(name: str, split: int = 0, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Table:
+    """A set by name (`gradhpo data` lists them), standardised by mean and unbiased standard deviation of training + validation rows.
+
+    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(0.8 N) rows train and the rest validate.
+    """
+    raw = datasets.regression(name, split)
+    train_val, test = np.asarray(raw.train_index), np.asarray(raw.test_index)
+    n_train = int(0.8 * len(raw.x))
+
+    def scaled(values: np.ndarray) -> np.ndarray:
+        std = values[train_val].std(axis=0, ddof=1)
+        return (values - values[train_val].mean(axis=0)) / np.where(std > 0, std, 1.0)
+
+    columns = raw.y.reshape(len(raw.x), -1)
+    x, y = scaled(raw.x), scaled(columns)
+    parts = (x, train_val[:n_train]), (y, train_val[:n_train]), (x, train_val[n_train:]), (y, train_val[n_train:]), (x, test), (y, test)
+    tensors = [torch.as_tensor(values[rows], dtype=dtype, device=device) for values, rows in parts]
+    return Table(*tensors, y_std=float(columns[train_val].std(ddof=1)), name=name, sha256=raw.sha256)
+
+
+class TableRegression:
+    """Mean squared error of R nets on one table; full batch, so the losses do not depend on `t`. Net: F - hidden - 1, ReLU, torch's default initialisation."""
+
+    stationary = True
+
+    def __init__(self, table: Table, hidden: int = 50) -> None:
+        self.table = table
+        self.module = mlp([table.x_train.shape[1], hidden, 1]).to(table.x_train)
+        self.layout = Layout.of(self.module)
+        self._loss = batched(self.module, mse_loss)
+
+    def init(self, seeds: Sequence[int]) -> Tensor:
+        """Initial weights `[R, D]`, one row a seed; drawn on the CPU in float32 and then cast, so that they are the same on every device and in every dtype."""
+        rows = []
+        for seed in seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                net = mlp([self.table.x_train.shape[1], self.module[0].out_features, 1])
+            rows.append(self.layout.flatten(dict(net.named_parameters())))
+        return torch.stack(rows).to(self.table.x_train)
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int = 0) -> Tensor:
+        return self._loss(w, self.table.x_train, self.table.y_train)
+
+    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int = 0) -> Tensor:
+        return self._loss(w, self.table.x_val, self.table.y_val)
+
+    @torch.no_grad()
+    def test_mse(self, w: Tensor) -> Tensor:
+        """Test mean squared error in the target's own unit squared, `[R]`."""
+        return self._loss(w, self.table.x_test, self.table.y_test) * self.table.y_std**2

@@ -1,0 +1,98 @@
+"""A pure function of tensors, recorded once as a straight list of tensor operations and replayed.
+
+Training small models is bound by the bookkeeping around each operation, and differentiating a training step multiplies it: a step of the quadratic toy spends
+most of its time in the autograd engine. `make_fx` runs the function once, gradients and Hessian products included, and notes every tensor operation; what is
+replayed afterwards is those operations alone. Parts that do not depend on the inputs' values are computed at recording time and repeated parts are shared, so
+the arithmetic on the inputs stays the same, operation by operation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.utils import _pytree as pytree
+
+_aten = torch.ops.aten
+_SHAPE_ONLY = {_aten.ones_like.default, _aten.zeros_like.default, _aten.arange.default, _aten.ones.default, _aten.zeros.default}
+
+
+def record(f: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
+    """`f` for arguments of the shapes, types and nesting of `example`; its results are tensors nested in tuples and dicts.
+
+    `f` must not draw random numbers, write into its arguments or branch on tensor values. The result takes and returns tensors without a graph.
+    Cost: one slow run of `f` (about 2 ms an operation); then 20 to 40 % of `f`'s own time on small problems.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # imports for seconds
+
+    leaves, spec = pytree.tree_flatten(example)
+    result_spec: list[Any] = []
+
+    def flat(*xs: Tensor) -> list[Tensor]:
+        out, tree = pytree.tree_flatten(f(*pytree.tree_unflatten(list(xs), spec)))
+        result_spec[:] = [tree]
+        return out
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        leaves = [x.clone() for x in leaves]  # an argument given twice must stay two arguments
+        module = make_fx(flat)(*leaves)
+        if any(_writes(node) for node in module.graph.nodes):
+            module = make_fx(functionalize(module))(*leaves)
+        _simplify(module, leaves)
+
+    @torch.no_grad()
+    def replay(*args: Any) -> Any:
+        return pytree.tree_unflatten(module(*pytree.tree_leaves(args)), result_spec[0])
+
+    return replay
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation writes in place, as some derivative formulas do on their own intermediate results; folding must not see such writes."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _simplify(module: fx.GraphModule, leaves: list[Tensor]) -> None:
+    """Drops what `detach` left behind, folds what does not depend on the inputs' values, shares repeated operations."""
+    from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+    for node in list(module.graph.nodes):
+        if node.target == _aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    _fold(module, leaves)
+    CSEPass()(module)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _fold(module: fx.GraphModule, leaves: list[Tensor]) -> None:
+    """Replaces every operation on constants by its value, kept as a buffer of the module."""
+    values: dict[fx.Node, Any] = {}
+    constant: set[fx.Node] = set()
+
+    class Evaluate(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            values[n] = super().run_node(n)
+            return values[n]
+
+    with torch.no_grad():
+        Evaluate(module).run(*leaves)
+    for node in list(module.graph.nodes):
+        inputs = node.all_input_nodes
+        known = node.op == "get_attr" or node.target in _SHAPE_ONLY or (bool(inputs) and all(i in constant for i in inputs))
+        if not known or node.op == "output" or not isinstance(values[node], Tensor):
+            continue
+        constant.add(node)
+    for number, node in enumerate(n for n in list(module.graph.nodes) if n in constant and n.op != "get_attr"):
+        if not any(user not in constant for user in node.users):
+            continue
+        module.register_buffer(f"_folded{number}", values[node], persistent=False)
+        with module.graph.inserting_before(node):
+            new = module.graph.get_attr(f"_folded{number}")
+        node.replace_all_uses_with(new)

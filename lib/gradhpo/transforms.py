@@ -1,0 +1,41 @@
+"""Unconstrained coordinates of a hyperparameter: `natural = forward(raw)`, `raw = inverse(natural)`, `slope = d natural / d raw`.
+
+The slope is the chain factor between a derivative in natural units and one in raw coordinates. It is used in one place only
+(`core.Values`), so that it is applied exactly once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LN10 = math.log(10.0)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One coordinate change; all three functions act elementwise. `low` and `high` bound the natural values it can express."""
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def _sigmoid_slope(raw: Tensor) -> Tensor:
+    s = torch.sigmoid(raw)
+    return s * (1 - s)
+
+
+IDENTITY = Transform("identity", lambda raw: raw, lambda x: x, torch.ones_like)
+LOG10 = Transform("log10", lambda raw: 10.0**raw, torch.log10, lambda raw: _LN10 * 10.0**raw, low=0.0)
+LOG = Transform("log", torch.exp, torch.log, torch.exp, low=0.0)
+SIGMOID = Transform("sigmoid", torch.sigmoid, torch.logit, _sigmoid_slope, low=0.0, high=1.0)
+
+TRANSFORMS = {t.name: t for t in (IDENTITY, LOG10, LOG, SIGMOID)}

@@ -1,0 +1,109 @@
+"""Re-run recorded runs drawn at random and compare: does this code on this machine still give what is recorded?"""
+
+import math
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from gradhpo import config, environment, jsonl, records
+from gradhpo.errors import GradhpoError
+from gradhpo.recorder import Chunk, compute, cut
+
+if TYPE_CHECKING:
+    from gradhpo.studies import Study
+
+TOLERANCE = 1e-6
+"""Largest relative difference of a metric that counts as the same; processors differ in the last digits."""
+
+
+class Comparison(NamedTuple):
+    """One re-run: the metric that differs most from its recorded value, relatively."""
+
+    method: str
+    seed: int
+    key: str
+    metric: str
+    recorded: float | None
+    again: float | None
+    difference: float
+
+    @property
+    def same(self) -> bool:
+        """True when no metric differs by more than `TOLERANCE`."""
+        return self.difference <= TOLERANCE
+
+    def sentence(self) -> str:
+        """Return the comparison as one line for people."""
+        values = f"recorded {_text(self.recorded)}, now {_text(self.again)}"
+        return f"{self.method} seed {self.seed} ({self.key}): {self.difference:.1e} in {self.metric} ({values})"
+
+
+def verify(
+    study: "Study", scale: str, device: str = "cpu", count: int = 1, draw: random.Random | None = None
+) -> Iterator[Comparison]:
+    """Re-run `count` recorded runs drawn at random (all of them if there are fewer) and compare their metrics.
+
+    A run is computed within its chunk, as it was recorded. Nothing is written.
+
+    Args:
+        study: from `gradhpo.studies.get`.
+        scale: one of `config.SCALES`.
+        device: "cpu", "cuda" or "cuda:N"; other devices than the recorded one need not agree to `TOLERANCE`.
+        count: how many runs.
+        draw: source of randomness, fresh at every call by default.
+
+    Raises:
+        GradhpoError: bad arguments, or nothing is recorded.
+    """
+    if count < 1:
+        raise GradhpoError(f"at least 1 run must be verified, not {count}")
+    where, chunks = environment.device(device), cut(study, config.check_scale(scale))
+    lines = _recorded(study, scale, chunks)
+    if not lines:
+        raise GradhpoError(f"no run of {study.name} is recorded at scale {scale}; run `gradhpo record` first")
+    drawn = set((draw or random.Random()).sample(sorted(lines), min(count, len(lines))))
+    for chunk in chunks:
+        if wanted := drawn.intersection(chunk.keys):
+            again = jsonl.by_key(_compute(study, scale, chunk, where))
+            yield from (_compare(lines[key], again[key]) for key in chunk.keys if key in wanted)
+
+
+def _recorded(study: "Study", scale: str, chunks: list[Chunk]) -> dict[str, jsonl.Line]:
+    current = {key for chunk in chunks for key in chunk.keys}
+    files = {records.path(study.name, scale, chunk.configs[0].method) for chunk in chunks}
+    return jsonl.by_key(line for file in files for line in jsonl.read(file) if line["key"] in current)
+
+
+def _compute(study: "Study", scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
+    """Compute a chunk with one thread, as the recorder does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return compute(study, scale, chunk, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _compare(recorded: jsonl.Line, again: jsonl.Line) -> Comparison:
+    old, new = recorded["metrics"], again["metrics"]
+    names = [*old, *(name for name in new if name not in old)]
+    worst = max(names, key=lambda name: _difference(old, new, name), default="")
+    difference = _difference(old, new, worst) if names else 0.0
+    cfg = recorded["config"]
+    return Comparison(cfg["method"], cfg["seed"], recorded["key"], worst, old.get(worst), new.get(worst), difference)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], name: str) -> float:
+    """Return |a - b| / max(|a|, |b|); a NaN (null) equals a NaN, and nothing equals an absent metric."""
+    if name not in old or name not in new:
+        return math.inf
+    a, b = old[name], new[name]
+    if a == b:
+        return 0.0
+    return math.inf if a is None or b is None else abs(a - b) / max(abs(a), abs(b))
+
+
+def _text(value: float | None) -> str:
+    return "NaN" if value is None else f"{value:.9g}"

@@ -1,0 +1,29 @@
+"""Work for the tests of `gradhpo.workers`; light, so that a spawned worker starts at once."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from gradhpo.errors import GradhpoError
+
+
+def work(job: str) -> Iterator[int]:
+    """Yield 1 and 2, then end as `job` says."""
+    yield 1
+    yield 2
+    if job == "mistake":
+        raise GradhpoError("a mistake")
+    if job == "fault":
+        raise ZeroDivisionError("a fault")
+    if job == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "endless":
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+
+
+if __name__ == "__main__":
+    from gradhpo import workers
+
+    workers.share(work, "endless", 2, lambda runs: None)

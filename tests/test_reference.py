@@ -1,0 +1,227 @@
+"""Our estimators against numbers that the published programs give on small fixed problems (float64, CPU). Relative error: max|a - b| / max|b|."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, nll_loss
+
+from gradhpo.core import Layout, batched
+from gradhpo.estimators.forward import Forward
+from gradhpo.estimators.neumann import Neumann
+from gradhpo.estimators.reverse import Reverse
+from gradhpo.hypers import Hyper, Hypers
+from gradhpo.methods import clip_r, fds, onepass, unroll_k
+from gradhpo.outer import SGD, Adam
+from gradhpo.rules import sgd
+from gradhpo.tasks.quadratic import Quadratic
+from gradhpo.tasks.uci import Table, TableRegression
+from gradhpo.train import Loop, Method
+
+FOLDER = Path(__file__).parent / "reference"
+
+
+def error(ours: torch.Tensor | np.ndarray, theirs: np.ndarray) -> float:
+    ours = np.asarray(ours)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+# --- OnePass on UCI Energy -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def energy() -> dict[str, np.ndarray]:
+    return dict(np.load(FOLDER / "onepass_uci_energy.npz"))
+
+
+@pytest.fixture(scope="module")
+def task(energy: dict[str, np.ndarray]) -> TableRegression:
+    parts = [torch.tensor(energy[f"{a}_{b}"]) for b in ("train", "val", "test") for a in "xy"]
+    return TableRegression(Table(*parts, y_std=float(energy["y_std"])))
+
+
+def onepass_hypers(raw: torch.Tensor, tuned: tuple[str, ...], layout: Layout) -> Hypers:
+    """Hyperparameters of R runs from their raw coordinates (log10 lr, log10 weight decay, logit momentum) `[R, 3]`."""
+    return Hypers(
+        [
+            Hyper("lr", 10.0 ** raw[:, 0], "log10", bounds=(1e-10, 1.0), tuned="lr" in tuned),
+            Hyper("weight_decay", 10.0 ** raw[:, 1], "log10", tuned="weight_decay" in tuned),
+            Hyper("momentum", torch.sigmoid(raw[:, 2]), "sigmoid", tuned="momentum" in tuned),
+        ],
+        layout.sizes,
+    )
+
+
+ALL = ("lr", "weight_decay", "momentum")
+ESTIMATORS = {f"ours_i{i}": Neumann(i) for i in (1, 2, 5, 10)}
+ESTIMATORS |= {f"exact_w{k}": Reverse(k, store) for k, store in ((1, "state"), (2, "graph"), (5, "state"), (10, "graph"))}
+ESTIMATORS |= {"exact_w10 forward": Forward()}
+
+
+@pytest.mark.parametrize("trace", [False, True], ids=["eager", "traced"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_onepass_hypergradients(name: str, trace: bool, energy: dict[str, np.ndarray], task: TableRegression) -> None:
+    """All eight cases at once, after ten weight steps; the raw step of an outer SGD with rate 1 is the hypergradient."""
+    init = torch.cat([torch.tensor(energy[f"hg_init_{p}"]).reshape(8, -1) for p in ("W1", "b1", "W2", "b2")], dim=1)
+    loop = Loop(task, sgd(), onepass_hypers(torch.tensor(energy["hg_hyper_raw"]), ALL, task.layout), Method(ESTIMATORS[name], SGD(1.0), every=10), trace=trace)
+    loop.hypers.clamp = lambda raw: raw  # type: ignore[method-assign]  # the whole step, not the part inside the bounds
+    run = loop.start(init)
+    before = run.raw
+    after = loop.advance(run, 10)
+    assert error(after.state.w, energy["hg_w_at_hyper_update"]) < 1e-12
+    hypergradient = before - after.raw
+    theirs = energy["hg_" + name.split()[0]]
+    for case in range(8):
+        assert error(hypergradient[case], theirs[case]) < 1e-10
+
+
+@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize(("name", "tuned"), [("Ours_LR", ("lr", "weight_decay")), ("Ours_LR_Momentum", ALL)])
+def test_onepass_first_20_updates(name: str, tuned: tuple[str, ...], case: int, energy: dict[str, np.ndarray], task: TableRegression) -> None:
+    prefix = f"traj_{name}_{case}_"
+    hypers = onepass_hypers(torch.tensor(energy[prefix + "init_raw"][None, :3]), tuned, task.layout)
+    loop = Loop(task, sgd(), hypers, onepass(), trace=True)
+    run = loop.start(torch.tensor(energy[prefix + "init_weights"][None]))
+    for update in range(21):
+        assert abs(float(task.test_mse(run.state.w)) / energy[prefix + "test_mse"][update] - 1) < 1e-9
+        for hyper, value in hypers.natural(run.raw).items():
+            assert abs(float(value) / energy[prefix + hyper][update] - 1) < 1e-9
+        run = loop.advance(run, 10)
+
+
+def test_onepass_whole_training(energy: dict[str, np.ndarray], task: TableRegression) -> None:
+    """All 4000 steps of one run: rounding differences grow, and stay far below what the book reports."""
+    prefix = "traj_Ours_LR_0_"
+    loop = Loop(task, sgd(), onepass_hypers(torch.tensor(energy[prefix + "init_raw"][None, :3]), ("lr", "weight_decay"), task.layout), onepass(), trace=True)
+    run = loop.advance(loop.start(torch.tensor(energy[prefix + "init_weights"][None])), 4000)
+    assert abs(float(task.test_mse(run.state.w)) / float(energy[prefix + "final_test_mse"]) - 1) < 1e-4
+
+
+# --- The quadratic toy -----------------------------------------------------------------------------------------------------------------
+
+CLIP = {"Unroll1": unroll_k(1), "Unroll5": unroll_k(5), "Unroll10": unroll_k(10), "Clip2": clip_r(2.0), "Clip5": clip_r(5.0)}
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_clip_quadratic(name: str) -> None:
+    z = np.load(FOLDER / "clip_quadratic.npz")
+    toy = Quadratic(*(torch.tensor(z[n])[None] for n in ("H", "theta_hat", "theta_bar")))
+    assert abs(float(toy.optimal_penalty()) - z["lambda_star"]) < 1e-12
+    assert abs(float(toy.best_val_loss()) / z["LV_star"] - 1) < 1e-12
+    loop = Loop(toy, sgd(momentum=False, weight_decay=False), Hypers([Hyper("lr", 1e-3, tuned=False), Hyper("penalty", 0.0)], [20]), CLIP[name], trace=True)
+    run, penalties = loop.start(torch.zeros(1, 20, dtype=torch.float64)), []
+    for phase, rate in ((1, 1e-3), (2, 1e-4)):
+        run = run._replace(fixed={"lr": torch.full_like(run.fixed["lr"], rate)})
+        run = loop.advance(run, 20_000, lambda r: penalties.append(float(r.raw)), watch_every=200)
+        assert error(run.state.w[0], z[f"{name}__phase{phase}_theta"]) < 1e-9
+        assert abs(float(run.raw) / z[f"{name}__phase{phase}_lambda"] - 1) < 1e-9
+        assert abs(float(toy.val_loss(run.state.w)) / z[f"{name}__phase{phase}_LV"] - 1) < 1e-9
+    assert error(np.array(penalties), z[f"{name}__lambda_every200"]) < 1e-9
+
+
+# --- FDS on a small net ----------------------------------------------------------------------------------------------------------------
+
+
+class FixedBatches:
+    """A net on the reference's stored batches: batch t mod 10 of 16 rows, mean loss of three validation batches of 20."""
+
+    stationary = False
+
+    def __init__(self, z: dict[str, np.ndarray]) -> None:
+        self.x, self.y = torch.tensor(z["X_train"]).view(10, 16, 6), torch.tensor(z["Y_train"]).view(10, 16)
+        self.val = torch.tensor(z["X_val"]), torch.tensor(z["Y_val"])
+        self.module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        self.layout = Layout.of(self.module)
+        self.loss = batched(self.module, cross_entropy)
+
+    def train_loss(self, w, lam, t):  # type: ignore[no-untyped-def]
+        return self.loss(w, self.x[t % 10], self.y[t % 10])
+
+    def val_loss(self, w, lam, t):  # type: ignore[no-untyped-def]
+        return self.loss(w, *self.val)
+
+
+@pytest.mark.parametrize("estimator", [Forward(), Reverse(50)], ids=["forward", "reverse"])
+@pytest.mark.parametrize("case", ["A_mlp_5lr_noclip", "D_mlp_7lr2mom3wd_noclip", "G_mlp_neglr_negmom"])
+def test_fds_small_net(case: str, estimator: Forward | Reverse) -> None:
+    z, numbers = dict(np.load(FOLDER / "fds_small_net.npz")), json.loads((FOLDER / "fds_small_net.json").read_text())[case]
+    task = FixedBatches(z)
+    values = {"lr": numbers["lrs"], "momentum": numbers["moms"], "weight_decay": numbers["wds"]}
+    hypers = Hypers([Hyper(n, torch.tensor(v, dtype=torch.float64)[None, None], windows=len(v)) for n, v in values.items()], task.layout.sizes, horizon=50)
+    loop = Loop(task, sgd(), hypers, fds(50, outer=SGD(1.0)) if estimator == Forward() else Method(estimator, SGD(1.0), every=50))
+    start = loop.start(torch.tensor(z["w0_mlp"])[None])
+    run = loop.advance(start, 50)
+    assert error(run.state.w[0], z[f"{case}__w_final"]) < 1e-12
+    parts = torch.split((start.raw - run.raw)[0], [len(v) for v in values.values()])
+    for short, part in zip(("lr", "mom", "wd"), parts, strict=True):
+        assert error(part, np.array(numbers[f"autograd_dLval_d{short}"])) < 1e-12
+        assert error(part, np.array(numbers[f"finitediff_dLval_d{short}"])) < 1e-6
+    if isinstance(estimator, Forward):
+        for short, z_part in zip(("lr", "mom", "wd"), torch.split(run.memory.w[0], [len(v) for v in values.values()]), strict=True):
+            assert error(z_part.mT, z[f"{case}__Z_{short}"]) < 1e-12
+
+
+# --- OHO on MNIST ----------------------------------------------------------------------------------------------------------------------
+
+
+class OhoBatches:
+    """784-32-32-10 tanh net with an l2 penalty l2/2 |w|^2 in the training loss; batch t mod 20, validation batch t mod 10."""
+
+    stationary = False
+
+    def __init__(self, z: dict[str, np.ndarray]) -> None:
+        scaled = {n: torch.tensor(z[n]).double() / 255 for n in ("X_train_uint8", "X_val_uint8")}
+        self.train = scaled["X_train_uint8"], torch.tensor(z["Y_train"])
+        self.val = scaled["X_val_uint8"], torch.tensor(z["Y_val"])
+        self.module = nn.Sequential(nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10), nn.LogSoftmax(dim=1)).double()
+        self.layout = Layout.of(self.module)
+        self.loss = batched(self.module, nll_loss)
+
+    def train_loss(self, w, lam, t):  # type: ignore[no-untyped-def]
+        penalty = 0.5 * lam["l2"][:, 0] * (w * w).sum(-1) if "l2" in lam else 0.0
+        return self.loss(w, self.train[0][t % 20], self.train[1][t % 20]) + penalty
+
+    def val_loss(self, w, lam, t):  # type: ignore[no-untyped-def]
+        return self.loss(w, self.val[0][t % 10], self.val[1][t % 10])
+
+
+@pytest.mark.parametrize("where", ["loss", "rule"])
+def test_oho_frozen_sensitivity(where: str) -> None:
+    """The exact hypergradient at every step; the penalty as a hyperparameter of the loss and as the rule's weight decay give the same."""
+    z = dict(np.load(FOLDER / "oho_mnist_mlp.npz"))
+    task, name = OhoBatches(z), "l2" if where == "loss" else "weight_decay"
+    hypers = Hypers([Hyper("lr", 0.1), Hyper(name, 1e-4)], task.layout.sizes)
+    # an outer rate of 2^-1074 freezes the hyperparameters; the hypergradients are read off the outer rule's input
+    seen: list[torch.Tensor] = []
+
+    class Frozen(SGD):
+        def update(self, raw, hypergradient, state, lam):  # type: ignore[no-untyped-def]
+            seen.append(hypergradient[0])
+            return raw, state
+
+    loop = Loop(task, sgd(momentum=False, weight_decay=where == "rule"), hypers, Method(Forward(), Frozen(0.0)))
+    run = loop.advance(loop.start(torch.cat([torch.tensor(z[f"W0_{i}"]).reshape(-1) for i in range(6)])[None]), 100)
+    assert error(torch.stack(seen)[:, 0], z["F_frozen__true_sensitivity_hg"][:, 0]) < 1e-12
+    assert error(torch.stack(seen)[:, 1], z["F_frozen__true_sensitivity_hg"][:, 1]) < 1e-12
+    assert error(run.memory.w[0, 0], z["F_frozen__true_dtheta_dlr"]) < 1e-12
+    assert error(run.memory.w[0, 1], z["F_frozen__true_dtheta_dl2"]) < 1e-12
+
+
+def test_adam_is_torch_adam() -> None:
+    """The outer Adam against torch.optim.Adam on the same gradients."""
+    raw = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    parameter = nn.Parameter(raw.clone())
+    theirs, ours = torch.optim.Adam([parameter], lr=0.05), Adam(0.05)
+    state = ours.init(raw)
+    for k in range(30):
+        g = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(k + 1))
+        raw, state = ours.update(raw, g, state, {})
+        parameter.grad = g
+        theirs.step()
+    assert torch.allclose(raw, parameter.detach(), rtol=1e-13, atol=0)
