@@ -4,6 +4,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_study import CHUNK, SEEDS, STUDY, FakeConfig
-from gradhpo import jsonl, paths, recorder, records, verification, workers
+from gradhpo import jsonl, paths, recorder, records, studies, verification, workers
 from gradhpo.errors import GradhpoError
 
 SCALE = "laptop"
@@ -246,6 +247,16 @@ def test_a_run_that_raises_stops_the_call_and_is_named(
     assert len(table()) == CHUNK
     monkeypatch.delenv("FAKE_FAIL")
     assert_resumes(undisturbed)
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_study_can_travel_to_workers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(workers, "share", lambda work, job, jobs, progress: sent.append(pickle.dumps((work, job))))
+    assert recorder.record(studies.get(name), "smoke", jobs=2).recorded == 0
+    work, job = pickle.loads(sent[0])
+    monkeypatch.setattr(recorder, "work", lambda job: iter([job]))
+    assert next(work(job)).study is studies.get(name)
 
 
 @pytest.mark.parametrize(

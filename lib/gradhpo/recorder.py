@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from gradhpo import config, environment, jsonl, paths, records, workers
+from gradhpo import config, environment, jsonl, paths, records, studies, workers
 from gradhpo.errors import GradhpoError
-
-if TYPE_CHECKING:
-    from gradhpo.studies import Study
+from gradhpo.studies import Study
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know; picklable, so a study's functions must live at the top of a module."""
+    """What a worker needs to know."""
 
-    study: "Study"
+    study: Study
     scale: str
     device: str
     deadline: float | None
@@ -70,7 +68,7 @@ class Summary:
         return f"{name} stopped ({self.reason}): {self.recorded} recorded, {self.left} of {self.total} left; {again}"
 
 
-def record(study: "Study", scale: str, device: str = "cpu", minutes: float | None = None, jobs: int = 1) -> Summary:
+def record(study: Study, scale: str, device: str = "cpu", minutes: float | None = None, jobs: int = 1) -> Summary:
     """Compute the runs of `study` that are not recorded yet and record them.
 
     Args:
@@ -104,14 +102,14 @@ def record(study: "Study", scale: str, device: str = "cpu", minutes: float | Non
 
         try:
             if before < total:
-                _in_this_process(job, progress) if jobs == 1 else workers.share(work, job, jobs, progress)
+                _in_this_process(job, progress) if jobs == 1 else _in_workers(job, jobs, progress)
         except KeyboardInterrupt:
             reason = "interrupted"
     left = total - _count(job, chunks)
     return Summary(study.name, scale, total, added, left, reason if left else "")
 
 
-def cut(study: "Study", scale: str) -> list[Chunk]:
+def cut(study: Study, scale: str) -> list[Chunk]:
     """Cut the study's runs into chunks: neighbours that agree in all but `seed`, at most `study.chunk` of them."""
     chunks: list[Chunk] = []
     for _, group in itertools.groupby(study.runs(scale), key=_but_seed):
@@ -122,7 +120,7 @@ def cut(study: "Study", scale: str) -> list[Chunk]:
     return chunks
 
 
-def compute(study: "Study", scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
+def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
     """Run one chunk and return its records, in the order of its configurations."""
     environment.commit()  # asked before the run: this is the code that computes it
     environment.reset_peak(device)
@@ -204,3 +202,17 @@ def _in_this_process(job: Job, progress: Callable[[int], Any]) -> None:
             progress(added)
     finally:
         torch.set_num_threads(threads)
+
+
+def _in_workers(job: Job, jobs: int, progress: Callable[[int], Any]) -> None:
+    """Share the job; a registered study travels by its name, any other must be picklable."""
+    name = job.study.name
+    if name in studies.names() and studies.get(name) is job.study:
+        workers.share(_work_by_name, (name, job.scale, job.device, job.deadline), jobs, progress)
+    else:
+        workers.share(work, job, jobs, progress)
+
+
+def _work_by_name(job: tuple[str, str, str, float | None]) -> Iterator[int]:
+    name, scale, device, deadline = job
+    return work(Job(studies.get(name), scale, device, deadline))

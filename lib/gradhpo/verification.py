@@ -3,16 +3,14 @@
 import math
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from gradhpo import config, environment, jsonl, records
 from gradhpo.errors import GradhpoError
 from gradhpo.recorder import Chunk, compute, cut
-
-if TYPE_CHECKING:
-    from gradhpo.studies import Study
+from gradhpo.studies import Study
 
 TOLERANCE = 1e-6
 """Largest relative difference of a metric that counts as the same; processors differ in the last digits."""
@@ -41,7 +39,7 @@ class Comparison(NamedTuple):
 
 
 def verify(
-    study: "Study", scale: str, device: str = "cpu", count: int = 1, draw: random.Random | None = None
+    study: Study, scale: str, device: str = "cpu", count: int = 1, draw: random.Random | None = None
 ) -> Iterator[Comparison]:
     """Re-run `count` recorded runs drawn at random (all of them if there are fewer) and compare their metrics.
 
@@ -70,13 +68,13 @@ def verify(
             yield from (_compare(lines[key], again[key]) for key in chunk.keys if key in wanted)
 
 
-def _recorded(study: "Study", scale: str, chunks: list[Chunk]) -> dict[str, jsonl.Line]:
+def _recorded(study: Study, scale: str, chunks: list[Chunk]) -> dict[str, jsonl.Line]:
     current = {key for chunk in chunks for key in chunk.keys}
     files = {records.path(study.name, scale, chunk.configs[0].method) for chunk in chunks}
     return jsonl.by_key(line for file in files for line in jsonl.read(file) if line["key"] in current)
 
 
-def _compute(study: "Study", scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
+def _compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
     """Compute a chunk with one thread, as the recorder does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

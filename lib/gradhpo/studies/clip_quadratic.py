@@ -62,6 +62,11 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return [Config(m, seed + r, sizes.phase_steps) for m in METHODS for r in range(sizes.repeats)]
 
 
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """One method on a batch of instances. Distances to the optimum after phase 1 and after phase 2 in both readings, and the penalty over time."""
     c = batch[0]
@@ -114,7 +119,7 @@ STUDY = Study(
     title="Table 1 of the Clip paper: five online methods on a quadratic toy",
     paper="Clip",
     config=Config,
-    runs=lambda scale: configs(SIZES[scale]),
+    runs=runs,
     run=run,
     chunk=250,
 )

@@ -72,6 +72,11 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return out
 
 
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """A batch of trainings. Metrics: initial and final log10 values, final test MSE (NaN where training diverged); the tuned ones also as series."""
     c = batch[0]
@@ -125,7 +130,7 @@ STUDY = Study(
     title="Figure 3 of the OnePass paper: trajectories over a map of final test losses",
     paper="OnePass",
     config=Config,
-    runs=lambda scale: configs(SIZES[scale]),
+    runs=runs,
     run=run,
     chunk=10,
 )
