@@ -125,10 +125,11 @@ def test_record_then_verify(run: Run, fake: None, monkeypatch: pytest.MonkeyPatc
     status, out, _ = run("record", "fake", "--scale", "smoke", "--verify", "2")
     assert status == 0
     assert [line[:5] for line in out.splitlines()] == ["ok   "] * 2
+    assert out.count(": identical\n") == 2
     monkeypatch.setenv("FAKE_SHIFT", "1")
     status, out, _ = run("record", "fake", "--scale", "smoke", "--verify", "8")
     assert status == 1
-    assert out.count("WRONG") == 6  # the two runs that are NaN stay NaN
+    assert out.count("WRONG") == out.count("loss differs by") == 6  # the two runs that are NaN stay NaN
     assert len(records.load(fake_study.STUDY, "smoke")) == 8
 
 

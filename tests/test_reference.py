@@ -1,16 +1,15 @@
-"""Our estimators against numbers that the published programs give on small fixed problems (float64, CPU). Relative error: max|a - b| / max|b|."""
+"""Our estimators against numbers that the published programs give on small fixed problems (float64, CPU). Relative
+error: max|a - b| / max|b|."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy, nll_loss
-
 from gradhpo.core import Layout, batched
 from gradhpo.estimators.forward import Forward
 from gradhpo.estimators.neumann import Neumann
@@ -22,6 +21,8 @@ from gradhpo.rules import sgd
 from gradhpo.tasks.quadratic import Quadratic
 from gradhpo.tasks.uci import Table, TableRegression
 from gradhpo.train import Loop, Method
+from torch import nn
+from torch.nn.functional import cross_entropy, nll_loss
 
 FOLDER = Path(__file__).parent / "reference"
 
@@ -32,7 +33,7 @@ def error(ours: torch.Tensor | np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-# --- OnePass on UCI Energy -------------------------------------------------------------------------------------------------------------
+# --- OnePass on UCI Energy ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def energy() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def task(energy: dict[str, np.ndarray]) -> TableRegression:
-    parts = [torch.tensor(energy[f"{a}_{b}"]) for b in ("train", "val", "test") for a in "xy"]
-    return TableRegression(Table(*parts, y_std=float(energy["y_std"])))
+    a, b, c, d, e, f = (torch.tensor(energy[f"{p}_{q}"]) for q in ("train", "val", "test") for p in "xy")
+    return TableRegression(Table(a, b, c, d, e, f, y_std=float(energy["y_std"])))
 
 
 def onepass_hypers(raw: torch.Tensor, tuned: tuple[str, ...], layout: Layout) -> Hypers:
@@ -59,17 +60,26 @@ def onepass_hypers(raw: torch.Tensor, tuned: tuple[str, ...], layout: Layout) ->
 
 
 ALL = ("lr", "weight_decay", "momentum")
-ESTIMATORS = {f"ours_i{i}": Neumann(i) for i in (1, 2, 5, 10)}
-ESTIMATORS |= {f"exact_w{k}": Reverse(k, store) for k, store in ((1, "state"), (2, "graph"), (5, "state"), (10, "graph"))}
+ESTIMATORS: dict[str, Any] = {f"ours_i{i}": Neumann(i) for i in (1, 2, 5, 10)}
+ESTIMATORS |= {
+    f"exact_w{k}": Reverse(k, store) for k, store in ((1, "state"), (2, "graph"), (5, "state"), (10, "graph"))
+}
 ESTIMATORS |= {"exact_w10 forward": Forward()}
 
 
 @pytest.mark.parametrize("trace", [False, True], ids=["eager", "traced"])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_onepass_hypergradients(name: str, trace: bool, energy: dict[str, np.ndarray], task: TableRegression) -> None:
-    """All eight cases at once, after ten weight steps; the raw step of an outer SGD with rate 1 is the hypergradient."""
+    """All eight cases at once, after ten weight steps; the raw step of an outer SGD with rate 1 is the
+    hypergradient."""
     init = torch.cat([torch.tensor(energy[f"hg_init_{p}"]).reshape(8, -1) for p in ("W1", "b1", "W2", "b2")], dim=1)
-    loop = Loop(task, sgd(), onepass_hypers(torch.tensor(energy["hg_hyper_raw"]), ALL, task.layout), Method(ESTIMATORS[name], SGD(1.0), every=10), trace=trace)
+    loop = Loop(
+        task,
+        sgd(),
+        onepass_hypers(torch.tensor(energy["hg_hyper_raw"]), ALL, task.layout),
+        Method(ESTIMATORS[name], SGD(1.0), every=10),
+        trace=trace,
+    )
     loop.hypers.clamp = lambda raw: raw  # type: ignore[method-assign]  # the whole step, not the part inside the bounds
     run = loop.start(init)
     before = run.raw
@@ -83,7 +93,9 @@ def test_onepass_hypergradients(name: str, trace: bool, energy: dict[str, np.nda
 
 @pytest.mark.parametrize("case", [0, 1])
 @pytest.mark.parametrize(("name", "tuned"), [("Ours_LR", ("lr", "weight_decay")), ("Ours_LR_Momentum", ALL)])
-def test_onepass_first_20_updates(name: str, tuned: tuple[str, ...], case: int, energy: dict[str, np.ndarray], task: TableRegression) -> None:
+def test_onepass_first_20_updates(
+    name: str, tuned: tuple[str, ...], case: int, energy: dict[str, np.ndarray], task: TableRegression
+) -> None:
     prefix = f"traj_{name}_{case}_"
     hypers = onepass_hypers(torch.tensor(energy[prefix + "init_raw"][None, :3]), tuned, task.layout)
     loop = Loop(task, sgd(), hypers, onepass(), trace=True)
@@ -98,23 +110,42 @@ def test_onepass_first_20_updates(name: str, tuned: tuple[str, ...], case: int, 
 def test_onepass_whole_training(energy: dict[str, np.ndarray], task: TableRegression) -> None:
     """All 4000 steps of one run: rounding differences grow, and stay far below what the book reports."""
     prefix = "traj_Ours_LR_0_"
-    loop = Loop(task, sgd(), onepass_hypers(torch.tensor(energy[prefix + "init_raw"][None, :3]), ("lr", "weight_decay"), task.layout), onepass(), trace=True)
+    loop = Loop(
+        task,
+        sgd(),
+        onepass_hypers(torch.tensor(energy[prefix + "init_raw"][None, :3]), ("lr", "weight_decay"), task.layout),
+        onepass(),
+        trace=True,
+    )
     run = loop.advance(loop.start(torch.tensor(energy[prefix + "init_weights"][None])), 4000)
     assert abs(float(task.test_mse(run.state.w)) / float(energy[prefix + "final_test_mse"]) - 1) < 1e-4
 
 
-# --- The quadratic toy -----------------------------------------------------------------------------------------------------------------
+# --- The quadratic toy ----------------------------------------------------------------------------------------------
 
-CLIP = {"Unroll1": unroll_k(1), "Unroll5": unroll_k(5), "Unroll10": unroll_k(10), "Clip2": clip_r(2.0), "Clip5": clip_r(5.0)}
+CLIP = {
+    "Unroll1": unroll_k(1),
+    "Unroll5": unroll_k(5),
+    "Unroll10": unroll_k(10),
+    "Clip2": clip_r(2.0),
+    "Clip5": clip_r(5.0),
+}
 
 
 @pytest.mark.parametrize("name", CLIP)
 def test_clip_quadratic(name: str) -> None:
     z = np.load(FOLDER / "clip_quadratic.npz")
-    toy = Quadratic(*(torch.tensor(z[n])[None] for n in ("H", "theta_hat", "theta_bar")))
+    h, theta_hat, theta_bar = (torch.tensor(z[n])[None] for n in ("H", "theta_hat", "theta_bar"))
+    toy = Quadratic(h, theta_hat, theta_bar)
     assert abs(float(toy.optimal_penalty()) - z["lambda_star"]) < 1e-12
     assert abs(float(toy.best_val_loss()) / z["LV_star"] - 1) < 1e-12
-    loop = Loop(toy, sgd(momentum=False, weight_decay=False), Hypers([Hyper("lr", 1e-3, tuned=False), Hyper("penalty", 0.0)], [20]), CLIP[name], trace=True)
+    loop = Loop(
+        toy,
+        sgd(momentum=False, weight_decay=False),
+        Hypers([Hyper("lr", 1e-3, tuned=False), Hyper("penalty", 0.0)], [20]),
+        CLIP[name],
+        trace=True,
+    )
     run, penalties = loop.start(torch.zeros(1, 20, dtype=torch.float64)), []
     for phase, rate in ((1, 1e-3), (2, 1e-4)):
         run = run._replace(fixed={"lr": torch.full_like(run.fixed["lr"], rate)})
@@ -125,11 +156,12 @@ def test_clip_quadratic(name: str) -> None:
     assert error(np.array(penalties), z[f"{name}__lambda_every200"]) < 1e-9
 
 
-# --- FDS on a small net ----------------------------------------------------------------------------------------------------------------
+# --- FDS on a small net ---------------------------------------------------------------------------------------------
 
 
 class FixedBatches:
-    """A net on the reference's stored batches: batch t mod 10 of 16 rows, mean loss of three validation batches of 20."""
+    """A net on the reference's stored batches: batch t mod 10 of 16 rows, mean loss of three validation batches of
+    20."""
 
     stationary = False
 
@@ -150,11 +182,23 @@ class FixedBatches:
 @pytest.mark.parametrize("estimator", [Forward(), Reverse(50)], ids=["forward", "reverse"])
 @pytest.mark.parametrize("case", ["A_mlp_5lr_noclip", "D_mlp_7lr2mom3wd_noclip", "G_mlp_neglr_negmom"])
 def test_fds_small_net(case: str, estimator: Forward | Reverse) -> None:
-    z, numbers = dict(np.load(FOLDER / "fds_small_net.npz")), json.loads((FOLDER / "fds_small_net.json").read_text())[case]
+    z, numbers = (
+        dict(np.load(FOLDER / "fds_small_net.npz")),
+        json.loads((FOLDER / "fds_small_net.json").read_text())[case],
+    )
     task = FixedBatches(z)
     values = {"lr": numbers["lrs"], "momentum": numbers["moms"], "weight_decay": numbers["wds"]}
-    hypers = Hypers([Hyper(n, torch.tensor(v, dtype=torch.float64)[None, None], windows=len(v)) for n, v in values.items()], task.layout.sizes, horizon=50)
-    loop = Loop(task, sgd(), hypers, fds(50, outer=SGD(1.0)) if estimator == Forward() else Method(estimator, SGD(1.0), every=50))
+    hypers = Hypers(
+        [Hyper(n, torch.tensor(v, dtype=torch.float64)[None, None], windows=len(v)) for n, v in values.items()],
+        task.layout.sizes,
+        horizon=50,
+    )
+    loop = Loop(
+        task,
+        sgd(),
+        hypers,
+        fds(50, outer=SGD(1.0)) if estimator == Forward() else Method(estimator, SGD(1.0), every=50),
+    )
     start = loop.start(torch.tensor(z["w0_mlp"])[None])
     run = loop.advance(start, 50)
     assert error(run.state.w[0], z[f"{case}__w_final"]) < 1e-12
@@ -163,15 +207,18 @@ def test_fds_small_net(case: str, estimator: Forward | Reverse) -> None:
         assert error(part, np.array(numbers[f"autograd_dLval_d{short}"])) < 1e-12
         assert error(part, np.array(numbers[f"finitediff_dLval_d{short}"])) < 1e-6
     if isinstance(estimator, Forward):
-        for short, z_part in zip(("lr", "mom", "wd"), torch.split(run.memory.w[0], [len(v) for v in values.values()]), strict=True):
+        for short, z_part in zip(
+            ("lr", "mom", "wd"), torch.split(run.memory.w[0], [len(v) for v in values.values()]), strict=True
+        ):
             assert error(z_part.mT, z[f"{case}__Z_{short}"]) < 1e-12
 
 
-# --- OHO on MNIST ----------------------------------------------------------------------------------------------------------------------
+# --- OHO on MNIST ---------------------------------------------------------------------------------------------------
 
 
 class OhoBatches:
-    """784-32-32-10 tanh net with an l2 penalty l2/2 |w|^2 in the training loss; batch t mod 20, validation batch t mod 10."""
+    """784-32-32-10 tanh net with an l2 penalty l2/2 |w|^2 in the training loss; batch t mod 20, validation batch t
+    mod 10."""
 
     stationary = False
 
@@ -179,7 +226,9 @@ class OhoBatches:
         scaled = {n: torch.tensor(z[n]).double() / 255 for n in ("X_train_uint8", "X_val_uint8")}
         self.train = scaled["X_train_uint8"], torch.tensor(z["Y_train"])
         self.val = scaled["X_val_uint8"], torch.tensor(z["Y_val"])
-        self.module = nn.Sequential(nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10), nn.LogSoftmax(dim=1)).double()
+        self.module = nn.Sequential(
+            nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10), nn.LogSoftmax(dim=1)
+        ).double()
         self.layout = Layout.of(self.module)
         self.loss = batched(self.module, nll_loss)
 
@@ -193,7 +242,8 @@ class OhoBatches:
 
 @pytest.mark.parametrize("where", ["loss", "rule"])
 def test_oho_frozen_sensitivity(where: str) -> None:
-    """The exact hypergradient at every step; the penalty as a hyperparameter of the loss and as the rule's weight decay give the same."""
+    """The exact hypergradient at every step; the penalty as a hyperparameter of the loss and as the rule's weight
+    decay give the same."""
     z = dict(np.load(FOLDER / "oho_mnist_mlp.npz"))
     task, name = OhoBatches(z), "l2" if where == "loss" else "weight_decay"
     hypers = Hypers([Hyper("lr", 0.1), Hyper(name, 1e-4)], task.layout.sizes)

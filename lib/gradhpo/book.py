@@ -66,9 +66,8 @@ def _refresh(name: str, scale: str, data: str, force: bool) -> Execution:
     wanted = {"scale": scale, "data": data}
     has = notebooks.declared(name)
     values = {key: value for key, value in wanted.items() if key in has}
-    print(f"{name}: ", end="", flush=True)
     done = notebooks.refresh(name, values, executed() / f"{name}.ipynb", force)
-    print(f"executed in {done.seconds:.0f} s" if done.fresh else "unchanged", flush=True)
+    print(f"{name}: " + (f"executed in {done.seconds:.0f} s" if done.fresh else "unchanged"), flush=True)
     return done
 
 

@@ -4,9 +4,12 @@
     Z_{t+1} = dPhi/dx Z_t + dPhi/draw                     `Step.push`   (forward mode, a column per hyperparameter)
     (c_t, dL/draw) = c_{t+1}' (dPhi/dx, dPhi/draw)        `Step.pull`   (reverse mode)
 
-`x_t` holds the weights `w: [R, D]` of R independent runs and the optimiser's buffers. This file is the only one that builds a graph over a
-gradient: one gradient with `create_graph=True` per step, shared by all Hessian products of that step. The gradient is taken with respect
-to the weights and the loss's own hyperparameters together; as mixed partial derivatives commute, one vector-Jacobian product with the pair
+`x_t` holds the weights `w: [R, D]` of R independent runs and the optimiser's buffers. This file is the only one that
+builds a graph over a
+gradient: one gradient with `create_graph=True` per step, shared by all Hessian products of that step. The gradient
+is taken with respect
+to the weights and the loss's own hyperparameters together; as mixed partial derivatives commute, one vector-Jacobian
+product with the pair
 (Z column, hyperparameter direction) gives `H Z + dg/dlam` at the price of `H Z` alone.
 """
 
@@ -28,7 +31,8 @@ from gradhpo.rules import Rule
 
 
 class State(NamedTuple):
-    """Training state of R runs: weights `w [R, D]` and one `[R, D]` tensor per buffer. Also used for cotangents of a state."""
+    """Training state of R runs: weights `w [R, D]` and one `[R, D]` tensor per buffer. Also used for cotangents of a
+    state."""
 
     w: Tensor
     buf: dict[str, Tensor]
@@ -44,11 +48,14 @@ class Tangent(NamedTuple):
 class Problem(Protocol):
     """What a task offers: losses of R runs at once, shape `[R]`, never averaged over runs.
 
-    `lam` holds the hyperparameters that the update rule does not read, as tensors that broadcast to `[R, D]`. A loss depends on chance only
-    through `t` (batch, dropout mask): the same `t` gives the same loss, so that a step can be recomputed. `stationary` says that the losses do not depend on `t`.
+    `lam` holds the hyperparameters that the update rule does not read, as tensors that broadcast to `[R, D]`. A loss
+    depends on chance only
+    through `t` (batch, dropout mask): the same `t` gives the same loss, so that a step can be recomputed.
+    `stationary` says that the losses do not depend on `t`.
     """
 
-    stationary: bool
+    @property
+    def stationary(self) -> bool: ...
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
 
@@ -76,7 +83,10 @@ class Layout:
     def split(self, w: Tensor) -> dict[str, Tensor]:
         """Views of `w [..., D]` as named tensors `[..., *shape]`."""
         parts = torch.split(w, self.sizes, dim=-1)
-        return {n: p.unflatten(-1, s) if s else p.squeeze(-1) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+        return {
+            n: p.unflatten(-1, s) if s else p.squeeze(-1)
+            for n, p, s in zip(self.names, parts, self.shapes, strict=True)
+        }
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
         """One vector `[D]` from a module's `named_parameters()` or an equal mapping."""
@@ -84,7 +94,8 @@ class Layout:
 
 
 def batched(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`f(w [R, D], x, y) -> [R]`: the loss of R copies of an ordinary module on one shared batch, under `vmap` when R > 1."""
+    """`f(w [R, D], x, y) -> [R]`: the loss of R copies of an ordinary module on one shared batch, under `vmap` when
+    R > 1."""
     layout = Layout.of(module)
 
     def single(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -102,9 +113,11 @@ def batched(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Call
 
 
 class Step:
-    """One training step `x -> Phi_t(x, lam)` and its first derivatives. Cost: a gradient; with `curvature` about one and a half.
+    """One training step `x -> Phi_t(x, lam)` and its first derivatives. Cost: a gradient; with `curvature` about one
+    and a half.
 
-    A Hessian product (`push`: one a column; `pull`: one) costs about two gradients; memory is one graph of the gradient until the step is dropped.
+    A Hessian product (`push`: one a column; `pull`: one) costs about two gradients; memory is one graph of the
+    gradient until the step is dropped.
     """
 
     def __init__(self, problem: Problem, rule: Rule, values: Values, state: State, t: int, *, curvature: bool) -> None:
@@ -118,7 +131,8 @@ class Step:
         self.g, self.g_lam = grads[0], dict(zip(self._tuned_loss_lam, grads[1:], strict=False))
         if any(g is None for g in grads):
             raise GradhpoError(
-                f"hyperparameters {sorted(self._tuned_loss_lam)} must be used by the training loss (the rule {rule.name} reads only {list(rule.hypers)}); "
+                f"hyperparameters {sorted(self._tuned_loss_lam)} must be used by the training loss "
+                f"(the rule {rule.name} reads only {list(rule.hypers)}); "
                 "use them there, or remove them from the tuned ones"
             )
 
@@ -133,23 +147,30 @@ class Step:
             return State(*self.rule.update(self.state.w, self.state.buf, self.g.detach(), self.values.lam))
 
     def with_curvature(self) -> Step:
-        """This step with a graph over its gradient, recomputed if it was taken without (the same batch, the same weights)."""
-        return self if self.curvature else Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
+        """This step with a graph over its gradient, recomputed if it was taken without (the same batch, the same
+        weights)."""
+        return (
+            self if self.curvature else Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
+        )
 
     def gradient_tangent(self, z: Tensor | None, lam_dot: Mapping[str, Tensor]) -> Tensor:
-        """`H z + dg/dlam lam_dot` for every column, `[R, A, D]`; `z [R, A, D]` or None for 0, `lam_dot` `[R, A, 1 or D]` per hyperparameter."""
+        """`H z + dg/dlam lam_dot` for every column, `[R, A, D]`; `z [R, A, D]` or None for 0, `lam_dot` `[R, A, 1 or
+        D]` per hyperparameter."""
         columns = len(z[0]) if z is not None else next(iter(lam_dot.values())).shape[1]
         loss_dot = {n: lam_dot[n] for n in self.g_lam}
         outputs = ((self.g,) if z is not None else ()) + tuple(self.g_lam.values())
         rows = []
         for p in range(columns):
-            seeds = ((z[:, p],) if z is not None else ()) + tuple(d[:, p].expand_as(self.g_lam[n]) for n, d in loss_dot.items())
+            seeds = ((z[:, p],) if z is not None else ()) + tuple(
+                d[:, p].expand_as(self.g_lam[n]) for n, d in loss_dot.items()
+            )
             (row,) = torch.autograd.grad(outputs, self.w, seeds, retain_graph=True)
             rows.append(row)
         return rows[0][:, None] if columns == 1 else torch.stack(rows, dim=1)
 
     def push(self, z: Tangent, active: Tensor | None = None) -> Tangent:
-        """Forward mode: `dPhi/dx Z + dPhi/draw` for the columns in `active` (all when None). Cost: one Hessian product a column."""
+        """Forward mode: `dPhi/dx Z + dPhi/draw` for the columns in `active` (all when None). Cost: one Hessian
+        product a column."""
         lam_dot = self.values.tangents(active)
         g_dot = self.gradient_tangent(z.w, lam_dot)
         with torch.no_grad(), forward_ad.dual_level():
@@ -158,18 +179,26 @@ class Step:
             def lift(x: Tensor, x_dot: Tensor) -> Tensor:
                 return dual(x[:, None] if x_dot.shape[1] == 1 else x[:, None].expand_as(x_dot).contiguous(), x_dot)
 
-            lam = {n: lift(v, lam_dot[n]) if n in lam_dot else v[:, None] for n, v in self.values.lam.items() if n in self.rule.hypers}
+            lam = {
+                n: lift(v, lam_dot[n]) if n in lam_dot else v[:, None]
+                for n, v in self.values.lam.items()
+                if n in self.rule.hypers
+            }
             buf = {n: lift(b, z.buf[n]) for n, b in self.state.buf.items()}
             w, buf = self.rule.update(lift(self.state.w, z.w), buf, lift(self.g.detach(), g_dot), lam)
             return Tangent(_tangent(w), {n: _tangent(b) for n, b in buf.items()})
 
     def pull(self, cot: State, *, to_state: bool = True) -> tuple[State, Tensor]:
-        """Reverse mode: cotangent of the state after the step -> cotangent of the state before it, and its share of `dL/draw [R, P]`.
+        """Reverse mode: cotangent of the state after the step -> cotangent of the state before it, and its share of
+        `dL/draw [R, P]`.
 
-        Cost: one Hessian product; with `to_state=False` (only the hyperparameters are asked for) none, unless the loss has tuned hyperparameters.
+        Cost: one Hessian product; with `to_state=False` (only the hyperparameters are asked for) none, unless the
+        loss has tuned hyperparameters.
         """
         outputs, leaves, lam = self._rule_graph
-        grads = torch.autograd.grad(outputs, leaves, (cot.w, *cot.buf.values()), retain_graph=True, materialize_grads=True)
+        grads = torch.autograd.grad(
+            outputs, leaves, (cot.w, *cot.buf.values()), retain_graph=True, materialize_grads=True
+        )
         c_w, c_g = grads[0], grads[1]
         c_buf = dict(zip(self.state.buf, grads[2:], strict=False))
         c_lam = dict(zip(lam, grads[2 + len(c_buf) :], strict=True))
@@ -182,7 +211,8 @@ class Step:
 
     @cached_property
     def _rule_graph(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[str]]:
-        """Graph of the rule alone: its outputs, its leaves (w, g, buffers, tuned rule hyperparameters) and the names of the last."""
+        """Graph of the rule alone: its outputs, its leaves (w, g, buffers, tuned rule hyperparameters) and the names
+        of the last."""
         tuned = [n for n in self.rule.hypers if n in self.values.hypers.tuned]
         with torch.enable_grad():
             w, g = (x.detach().requires_grad_() for x in (self.state.w, self.g))
@@ -198,7 +228,8 @@ def _tangent(x: Tensor) -> Tensor:
 
 
 def validation_gradient(problem: Problem, rule: Rule, values: Values, state: State, t: int) -> tuple[Tensor, Tensor]:
-    """`dL_V/dw [R, D]` at `state`, and the direct term `[R, P]`: the part of `dL_V/draw` at fixed weights. Cost: one gradient."""
+    """`dL_V/dw [R, D]` at `state`, and the direct term `[R, P]`: the part of `dL_V/draw` at fixed weights. Cost: one
+    gradient."""
     w = state.w.detach().requires_grad_()
     lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
     tuned = [n for n in lam if n in values.hypers.tuned]
@@ -210,10 +241,21 @@ def validation_gradient(problem: Problem, rule: Rule, values: Values, state: Sta
 def initial_state(w: Tensor, rule: Rule) -> State:
     """State of R runs at weights `w [R, D]` with zero buffers."""
     if w.dim() != 2:
-        raise GradhpoError(f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)")
+        raise GradhpoError(
+            f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)"
+        )
     return State(w.detach().clone(), {n: torch.zeros_like(w) for n in rule.buffers})
 
 
-
-
-__all__: Sequence[str] = ["Hypers", "Layout", "Problem", "State", "Step", "Tangent", "Values", "batched", "initial_state", "validation_gradient"]
+__all__: Sequence[str] = [
+    "Hypers",
+    "Layout",
+    "Problem",
+    "State",
+    "Step",
+    "Tangent",
+    "Values",
+    "batched",
+    "initial_state",
+    "validation_gradient",
+]

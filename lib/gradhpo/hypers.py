@@ -1,7 +1,9 @@
 """Hyperparameters: what is tuned, in which coordinates, how it is shared over weights and time.
 
-A hyperparameter has a name, an initial natural value, a transform, a granularity (how it is shared over the weights), a number of time windows
-and bounds. All tuned coordinates of a run form one row `raw [R, P]`, ordered by hyperparameter, then group, then window.
+A hyperparameter has a name, an initial natural value, a transform, a granularity (how it is shared over the
+weights), a number of time windows
+and bounds. All tuned coordinates of a run form one row `raw [R, P]`, ordered by hyperparameter, then group, then
+window.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ Granularity = str | tuple[int, ...]
 class Hyper:
     """Declaration of one hyperparameter.
 
-    value: initial natural value: a number, a tensor `[R]` (one a run) or any tensor that broadcasts to `[R, groups, windows]`.
+    value: initial natural value: a number, a tensor `[R]` (one a run) or any tensor that broadcasts to `[R, groups,
+    windows]`.
     transform: "identity", "log10", "log" or "sigmoid".
-    granularity: "global", "tensor" (one a parameter tensor), "weight", or a group number for each parameter tensor, such as (0, 0, 1, 1).
+    granularity: "global", "tensor" (one a parameter tensor), "weight", or a group number for each parameter tensor,
+    such as (0, 0, 1, 1).
     windows: values over time; the one in force at step t of T is floor(windows t / T) (FDS, Section 4.1).
     bounds: natural units, enforced after every outer step.
     """
@@ -56,9 +60,11 @@ class _Block:
 
 
 class Hypers:
-    """The hyperparameters of R runs on weights split into tensors of the given `sizes` (entries of each parameter tensor).
+    """The hyperparameters of R runs on weights split into tensors of the given `sizes` (entries of each parameter
+    tensor).
 
-    `horizon` is T, needed when a hyperparameter has several windows. Raises GradhpoError for a value outside its bounds or its transform's range.
+    `horizon` is T, needed when a hyperparameter has several windows. Raises GradhpoError for a value outside its
+    bounds or its transform's range.
     """
 
     def __init__(self, hypers: Sequence[Hyper], sizes: Sequence[int], horizon: int | None = None) -> None:
@@ -70,7 +76,9 @@ class Hypers:
         offset = 0
         for h in hypers:
             if h.windows > 1 and horizon is None:
-                raise GradhpoError(f"{h.name} has {h.windows} windows; say how many steps they share: Hypers(..., horizon=T)")
+                raise GradhpoError(
+                    f"{h.name} has {h.windows} windows; say how many steps they share: Hypers(..., horizon=T)"
+                )
             if h.transform not in TRANSFORMS:
                 raise unknown("transform", h.transform, list(TRANSFORMS))
             index, groups = _groups(h, sizes)
@@ -82,7 +90,8 @@ class Hypers:
         self._chosen: dict[tuple[str, int], Tensor] = {}
 
     def init(self, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Raw coordinates `[R, P]` of the tuned and natural values `[R, groups, windows]` of the fixed hyperparameters, at the start.
+        """Raw coordinates `[R, P]` of the tuned and natural values `[R, groups, windows]` of the fixed
+        hyperparameters, at the start.
 
         `like [R, D]` are the weights (number of runs, dtype and device are taken from it). Checks every value.
         """
@@ -103,27 +112,35 @@ class Hypers:
             value = value.expand(len(like), b.groups, h.windows)
         except RuntimeError:
             raise GradhpoError(
-                f"{h.name} has a value of shape {tuple(value.shape)}; expected a number, [{len(like)}] (one a run) or [{len(like)}, {b.groups}, {h.windows}]"
+                f"{h.name} has a value of shape {tuple(value.shape)}; "
+                f"expected a number, [{len(like)}] (one a run) or [{len(like)}, {b.groups}, {h.windows}]"
             ) from None
         low, high = max(h.bounds[0], b.transform.low), min(h.bounds[1], b.transform.high)
         open_low, open_high = low == b.transform.low, high == b.transform.high
-        bad = (value < low) | (value > high) | ((value == low) & (open_low & h.tuned)) | ((value == high) & (open_high & h.tuned))
+        bad = (
+            (value < low)
+            | (value > high)
+            | ((value == low) & (open_low & h.tuned))
+            | ((value == high) & (open_high & h.tuned))
+        )
         if bad.any():
             raise GradhpoError(
-                f"{h.name} = {float(value[bad][0]):g} is outside {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}; "
+                f"{h.name} = {float(value[bad][0]):g} is outside "
+                f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}; "
                 f"choose a value inside, or other bounds or another transform than {b.transform.name}"
             )
         return value
 
     @cached_property
     def _bounds(self) -> tuple[list[float], list[float]]:
-        low, high = [], []
+        low: list[float] = []
+        high: list[float] = []
         for name in self.tuned:
             b = self.blocks[name]
             ends = torch.tensor(b.hyper.bounds, dtype=torch.float64).clamp(b.transform.low, b.transform.high)
-            ends = b.transform.inverse(ends).tolist()
-            low += [ends[0]] * b.columns
-            high += [ends[1]] * b.columns
+            raw_low, raw_high = b.transform.inverse(ends).tolist()
+            low += [raw_low] * b.columns
+            high += [raw_high] * b.columns
         return low, high
 
     def clamp(self, raw: Tensor) -> Tensor:
@@ -151,13 +168,15 @@ class Hypers:
         return 0 if n == 1 else min(n - 1, n * t // (self.horizon or 1))
 
     def natural(self, raw: Tensor) -> dict[str, Tensor]:
-        """Natural values of every tuned hyperparameter, `[R, groups x windows]`: a read-out for histories and figures."""
+        """Natural values of every tuned hyperparameter, `[R, groups x windows]`: a read-out for histories and
+        figures."""
         blocks = {n: self.blocks[n] for n in self.tuned}
         return {n: b.transform.forward(raw[:, b.offset : b.offset + b.columns]) for n, b in blocks.items()}
 
 
 class Values:
-    """Hyperparameters in force at one step: `lam[name]` is `[R, 1]` (global) or `[R, D]`, natural units, without a graph."""
+    """Hyperparameters in force at one step: `lam[name]` is `[R, 1]` (global) or `[R, D]`, natural units, without a
+    graph."""
 
     def __init__(self, hypers: Hypers, raw: Tensor, fixed: Mapping[str, Tensor], t: int) -> None:
         self.hypers, self.raw, self.fixed, self.t = hypers, raw, fixed, t
@@ -193,7 +212,8 @@ class Values:
         return None if begun.all() else columns[begun].to(self.raw.device)
 
     def tangents(self, active: Tensor | None = None) -> dict[str, Tensor]:
-        """`d lam / d raw` for the given columns (all when None): `[R, A, 1 or D]` per tuned hyperparameter. The chain factor enters here."""
+        """`d lam / d raw` for the given columns (all when None): `[R, A, 1 or D]` per tuned hyperparameter. The
+        chain factor enters here."""
         if self._all_tangents is None:
             self._all_tangents = {n: self._tangent(n) for n in self.hypers.tuned}
         return self._all_tangents if active is None else {n: x[:, active] for n, x in self._all_tangents.items()}
@@ -205,7 +225,8 @@ class Values:
         return factor if b.index is None else factor[:, :, b.index]
 
     def pull(self, cot: Mapping[str, Tensor]) -> Tensor:
-        """Cotangents of `lam` (`[R, 1 or D]` per tuned name) -> `[R, P]` in raw coordinates. The chain factor enters here."""
+        """Cotangents of `lam` (`[R, 1 or D]` per tuned name) -> `[R, P]` in raw coordinates. The chain factor enters
+        here."""
         parts = [self._pulled(n, cot[n]) if n in cot else self._no_columns(n) for n in self.hypers.tuned]
         return torch.cat(parts, dim=1) if parts else self.raw
 
@@ -238,6 +259,7 @@ def _groups(h: Hyper, sizes: Sequence[int]) -> tuple[Tensor | None, int]:
         raise unknown("granularity", h.granularity, ["global", "tensor", "weight"])
     if len(labels) != len(sizes) or set(labels) != set(range(len(set(labels)))):
         raise GradhpoError(
-            f"{h.name} has the groups {labels} for {len(sizes)} parameter tensors; expected one number a tensor, counted from 0 without gaps"
+            f"{h.name} has the groups {labels} for {len(sizes)} parameter tensors; "
+            "expected one number a tensor, counted from 0 without gaps"
         )
     return torch.repeat_interleave(torch.tensor(labels), torch.tensor(list(sizes))), len(set(labels))

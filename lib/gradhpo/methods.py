@@ -1,4 +1,5 @@
-"""The methods of the five papers as choices on the same few axes: which sensitivity, which outer loss, how often, by which rule.
+"""The methods of the five papers as choices on the same few axes: which sensitivity, which outer loss, how often, by
+which rule.
 
 `METHODS` is the table; the functions above it build the ones that this version runs, as `train.Method`s.
 """
@@ -33,25 +34,30 @@ def oho(lr: float = 5e-6, reset_every: int | None = None) -> Method:
 
 
 def unroll_k(k: int, scale: float = 0.1) -> Method:
-    """UnrollK (Franceschi et al. 2017; Clip paper, Section 3.2): exact over K steps, then one outer step and a sensitivity of 0 again.
+    """UnrollK (Franceschi et al. 2017; Clip paper, Section 3.2): exact over K steps, then one outer step and a
+    sensitivity of 0 again.
 
-    scale: the outer rate is scale times the learning rate. Cost a step: one Hessian product a hyperparameter; a validation gradient every K steps.
+    scale: the outer rate is scale times the learning rate. Cost a step: one Hessian product a hyperparameter; a
+    validation gradient every K steps.
     """
     return Method(Forward(reset_every=k), SGD(scale, "lr"), every=k)
 
 
 def unroll1_gtgv(scale: float = 0.1) -> Method:
-    """Unroll1-gTgV (Luketina et al. 2016; Clip paper, Section 3.3): -<gV, dgT/dlam>, without the step size of `unroll_k(1)`. Loss hyperparameters only."""
+    """Unroll1-gTgV (Luketina et al. 2016; Clip paper, Section 3.3): -<gV, dgT/dlam>, without the step size of
+    `unroll_k(1)`. Loss hyperparameters only."""
     return Method(FirstOrder(), SGD(scale, "lr"))
 
 
 def clip_r(radius: float, scale: float = 0.1, warm_up: int = 0) -> Method:
-    """ClipR (Clip paper, Algorithm 1): the sensitivity is kept for ever, projected on a ball of this radius after every step."""
+    """ClipR (Clip paper, Algorithm 1): the sensitivity is kept for ever, projected on a ball of this radius after
+    every step."""
     return Method(Forward(radius=radius), SGD(scale, "lr"), warm_up=warm_up)
 
 
 def fds(horizon: int, outer: Outer | None = None) -> Method:
-    """FDS (Algorithm 1): exact forward mode over the whole training, one column a window (declared by `Hyper(windows=...)`), one outer step at its end.
+    """FDS (Algorithm 1): exact forward mode over the whole training, one column a window (declared by
+    `Hyper(windows=...)`), one outer step at its end.
 
     The restarts of training belong to the caller. Memory: (1 + buffers) P D, whatever the horizon.
     """
@@ -59,20 +65,24 @@ def fds(horizon: int, outer: Outer | None = None) -> Method:
 
 
 def greedy(lr: float) -> Method:
-    """Horizon 1: only the last step's effect counts (FDS, Section 3.2). The same as `unroll_k(1)` with a constant rate."""
+    """Horizon 1: only the last step's effect counts (FDS, Section 3.2). The same as `unroll_k(1)` with a constant
+    rate."""
     return Method(Forward(reset_every=1), SGD(lr))
 
 
 def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
-    """OnePass (Algorithm 1): Neumann series of the last update, Adam on the raw coordinates. What is tuned (WD+LR, WD+LR+M) is declared by `Hyper(tuned=...)`.
+    """OnePass (Algorithm 1): Neumann series of the last update, Adam on the raw coordinates. What is tuned (WD+LR,
+    WD+LR+M) is declared by `Hyper(tuned=...)`.
 
-    Cost: every `every` steps a gradient with its graph, look_back - 1 Hessian products and a validation gradient; memory one graph, independent of P.
+    Cost: every `every` steps a gradient with its graph, look_back - 1 Hessian products and a validation gradient;
+    memory one graph, independent of P.
     """
     return Method(Neumann(look_back), Adam(lr), every=every)
 
 
 def diff_through_opt(horizon: int = 5, every: int = 10, lr: float = 0.05) -> Method:
-    """Diff-through-Opt (Domke 2012; OnePass, Section 4): as `onepass`, with the exact derivative through the last `horizon` steps."""
+    """Diff-through-Opt (Domke 2012; OnePass, Section 4): as `onepass`, with the exact derivative through the last
+    `horizon` steps."""
     return Method(Reverse(horizon, store="graph" if horizon <= 20 else "state"), Adam(lr), every=every)
 
 
@@ -94,22 +104,182 @@ class Row:
 
 _VAL, _HVP = "validation", "1 Hessian product a hyperparameter a step"
 METHODS = (
-    Row("oho", "OHO (global, layerwise, k groups)", "OHO", "exact forward mode; optional reset every K", _VAL, "1", "SGD, tiny rate", _HVP, "P D", oho),
-    Row("unroll1_gtgv", "Unroll1-gTgV", "Clip", "-dgT/dlam, no step size", _VAL, "1", "SGD", "1 mixed derivative a step", "P D", unroll1_gtgv),
-    Row("unroll_k", "UnrollK", "Clip", "exact forward, 0 again after every K steps", _VAL, "K", "SGD, c x lr", _HVP, "P D", unroll_k),
-    Row("clip_r", "ClipR", "Clip", "exact forward, projected on a ball at every step", _VAL, "1, after a warm-up", "SGD, c x lr", _HVP, "P D", clip_r),
-    Row("fds", "FDS", "FDS", "exact forward, a column per window of W steps", "validation at the end", "T (restarts)", "SGD or sign rule with halving", _HVP, "2 P D", fds),
-    Row("per_step", "per-step, non-greedy", "FDS", "reverse mode over stored states, N = T", "validation at T", "T", "SGD", "1 gradient, 1 Hessian product a step", "2 D T", diff_through_opt),
+    Row(
+        "oho",
+        "OHO (global, layerwise, k groups)",
+        "OHO",
+        "exact forward mode; optional reset every K",
+        _VAL,
+        "1",
+        "SGD, tiny rate",
+        _HVP,
+        "P D",
+        oho,
+    ),
+    Row(
+        "unroll1_gtgv",
+        "Unroll1-gTgV",
+        "Clip",
+        "-dgT/dlam, no step size",
+        _VAL,
+        "1",
+        "SGD",
+        "1 mixed derivative a step",
+        "P D",
+        unroll1_gtgv,
+    ),
+    Row(
+        "unroll_k",
+        "UnrollK",
+        "Clip",
+        "exact forward, 0 again after every K steps",
+        _VAL,
+        "K",
+        "SGD, c x lr",
+        _HVP,
+        "P D",
+        unroll_k,
+    ),
+    Row(
+        "clip_r",
+        "ClipR",
+        "Clip",
+        "exact forward, projected on a ball at every step",
+        _VAL,
+        "1, after a warm-up",
+        "SGD, c x lr",
+        _HVP,
+        "P D",
+        clip_r,
+    ),
+    Row(
+        "fds",
+        "FDS",
+        "FDS",
+        "exact forward, a column per window of W steps",
+        "validation at the end",
+        "T (restarts)",
+        "SGD or sign rule with halving",
+        _HVP,
+        "2 P D",
+        fds,
+    ),
+    Row(
+        "per_step",
+        "per-step, non-greedy",
+        "FDS",
+        "reverse mode over stored states, N = T",
+        "validation at T",
+        "T",
+        "SGD",
+        "1 gradient, 1 Hessian product a step",
+        "2 D T",
+        diff_through_opt,
+    ),
     Row("greedy", "greedy, H = 1", "FDS", "one step", _VAL, "1", "SGD", _HVP, "P D", greedy),
-    Row("hd", "HD / Baydin", "FDS, OnePass", "previous step only", "next training loss", "1", "SGD", "1 dot product a step", "D"),
-    Row("onepass", "OnePass WD+LR, WD+LR+M", "OnePass", "Neumann series of the last update, look-back i", _VAL, "T = 10", "Adam 0.05", "i - 1 Hessian products an update", "1 graph", onepass),
-    Row("onepass_hdlr", "OnePass WD+HDLR+M", "OnePass", "the same, a learning rate per weight", _VAL, "T = 10", "Adam 0.05", "i - 1 Hessian products an update", "1 graph + 3 D", onepass),
-    Row("lorraine", "Lorraine", "OnePass", "the same, loss hyperparameters only", _VAL, "T", "Adam", "i Hessian products an update", "1 graph"),
-    Row("diff_through_opt", "Diff-through-Opt", "OnePass", "reverse mode through the last h steps", _VAL, "T or restart", "Adam", "h Hessian products an update", "h graphs or 2 D h", diff_through_opt),
-    Row("metaoptimize", "MetaOptimize full / 2x2 / L-approximation", "MetaOptimize", "forward with discount gamma, meta dynamics Y, Q", "discounted future training loss", "1", "SGD, Adam, Lion", _HVP, "P D and more"),
-    Row("metaoptimize_hf", "MetaOptimize, Hessian-free", "MetaOptimize", "closed-form trace h, no curvature", "training loss", "1", "Lion, Adam, SGD", "1 dot product a step", "D"),
-    Row("idbd", "IDBD", "MetaOptimize", "L-approximation, per weight, linear model", "training loss", "1", "SGD", "elementwise", "D"),
-    Row("fixed", "Random, random x LR, 3-batched, grid, BO, Hyperband, BOHB, ASHA, PBT", "all", "none", _VAL, "n/a", "search", "plain training", "0", fixed),
+    Row(
+        "hd",
+        "HD / Baydin",
+        "FDS, OnePass",
+        "previous step only",
+        "next training loss",
+        "1",
+        "SGD",
+        "1 dot product a step",
+        "D",
+    ),
+    Row(
+        "onepass",
+        "OnePass WD+LR, WD+LR+M",
+        "OnePass",
+        "Neumann series of the last update, look-back i",
+        _VAL,
+        "T = 10",
+        "Adam 0.05",
+        "i - 1 Hessian products an update",
+        "1 graph",
+        onepass,
+    ),
+    Row(
+        "onepass_hdlr",
+        "OnePass WD+HDLR+M",
+        "OnePass",
+        "the same, a learning rate per weight",
+        _VAL,
+        "T = 10",
+        "Adam 0.05",
+        "i - 1 Hessian products an update",
+        "1 graph + 3 D",
+        onepass,
+    ),
+    Row(
+        "lorraine",
+        "Lorraine",
+        "OnePass",
+        "the same, loss hyperparameters only",
+        _VAL,
+        "T",
+        "Adam",
+        "i Hessian products an update",
+        "1 graph",
+    ),
+    Row(
+        "diff_through_opt",
+        "Diff-through-Opt",
+        "OnePass",
+        "reverse mode through the last h steps",
+        _VAL,
+        "T or restart",
+        "Adam",
+        "h Hessian products an update",
+        "h graphs or 2 D h",
+        diff_through_opt,
+    ),
+    Row(
+        "metaoptimize",
+        "MetaOptimize full / 2x2 / L-approximation",
+        "MetaOptimize",
+        "forward with discount gamma, meta dynamics Y, Q",
+        "discounted future training loss",
+        "1",
+        "SGD, Adam, Lion",
+        _HVP,
+        "P D and more",
+    ),
+    Row(
+        "metaoptimize_hf",
+        "MetaOptimize, Hessian-free",
+        "MetaOptimize",
+        "closed-form trace h, no curvature",
+        "training loss",
+        "1",
+        "Lion, Adam, SGD",
+        "1 dot product a step",
+        "D",
+    ),
+    Row(
+        "idbd",
+        "IDBD",
+        "MetaOptimize",
+        "L-approximation, per weight, linear model",
+        "training loss",
+        "1",
+        "SGD",
+        "elementwise",
+        "D",
+    ),
+    Row(
+        "fixed",
+        "Random, random x LR, 3-batched, grid, BO, Hyperband, BOHB, ASHA, PBT",
+        "all",
+        "none",
+        _VAL,
+        "n/a",
+        "search",
+        "plain training",
+        "0",
+        fixed,
+    ),
 )
 
 
@@ -123,6 +293,17 @@ def get(name: str) -> Row:
 
 def table() -> pd.DataFrame:
     """The method table as text columns; `runs here` says whether this version builds the method."""
-    columns = {"method": "title", "paper": "paper", "sensitivity": "sensitivity", "outer loss": "outer_loss", "outer step every": "every", "outer rule": "rule"}
-    rows = [{k: getattr(r, v) for k, v in columns.items()} | {"cost": r.cost, "memory": r.memory, "runs here": "yes" if r.make else "not yet"} for r in METHODS]
+    columns = {
+        "method": "title",
+        "paper": "paper",
+        "sensitivity": "sensitivity",
+        "outer loss": "outer_loss",
+        "outer step every": "every",
+        "outer rule": "rule",
+    }
+    rows = [
+        {k: getattr(r, v) for k, v in columns.items()}
+        | {"cost": r.cost, "memory": r.memory, "runs here": "yes" if r.make else "not yet"}
+        for r in METHODS
+    ]
     return pd.DataFrame(rows)

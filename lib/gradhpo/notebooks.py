@@ -176,7 +176,7 @@ def _execute(source: Path, values: Mapping[str, Any], out: Path) -> None:
     out.unlink(missing_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it does not know `X | None` and warns of such parameters
     settings = {"kernel_name": "python3", "language": "python", "progress_bar": False, "cwd": source.parent}
-    quiet = ["--log-level=ERROR"]  # of the kernel, which else warns at every start that it talks to us over TCP
+    quiet = ["--log-level=CRITICAL"]  # the kernel else says at every start that it talks to us over TCP
     try:
         papermill.execute_notebook(source, out, parameters=dict(values), extra_arguments=quiet, **settings)
     except papermill.PapermillExecutionError as error:

@@ -1,4 +1,5 @@
-"""Outer rules: how a hypergradient moves the raw coordinates. Every run `[R, P]` keeps its own state; a NaN stays in its run."""
+"""Outer rules: how a hypergradient moves the raw coordinates. Every run `[R, P]` keeps its own state; a NaN stays in
+its run."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ class Outer(Protocol):
 
     def init(self, raw: Tensor) -> Any: ...
 
-    def update(self, raw: Tensor, hypergradient: Tensor, state: Any, lam: Mapping[str, Tensor]) -> tuple[Tensor, Any]: ...
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: Any, lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Any]: ...
 
 
 def _check(lr: float) -> None:
@@ -27,7 +30,8 @@ def _check(lr: float) -> None:
 
 @dataclass(frozen=True)
 class SGD:
-    """raw <- raw - lr hypergradient; with `times`, the rate is lr times the hyperparameter of that name (ClipR: c times the learning rate). No state."""
+    """raw <- raw - lr hypergradient; with `times`, the rate is lr times the hyperparameter of that name (ClipR: c
+    times the learning rate). No state."""
 
     lr: float
     times: str | None = None
@@ -38,7 +42,9 @@ class SGD:
     def init(self, raw: Tensor) -> tuple[()]:
         return ()
 
-    def update(self, raw: Tensor, hypergradient: Tensor, state: tuple[()], lam: Mapping[str, Tensor]) -> tuple[Tensor, tuple[()]]:
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: tuple[()], lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, tuple[()]]:
         rate = self.lr if self.times is None else self.lr * lam[self.times]
         return raw - rate * hypergradient, state
 
@@ -48,12 +54,13 @@ class AdamState(NamedTuple):
 
     mean: Tensor
     square: Tensor
-    count: Tensor
+    updates: Tensor
 
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015) with bias correction, as in `torch.optim.Adam`; OnePass uses lr 0.05 and the defaults. State: 2 P a run."""
+    """Adam (Kingma & Ba 2015) with bias correction, as in `torch.optim.Adam`; OnePass uses lr 0.05 and the defaults.
+    State: 2 P a run."""
 
     lr: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -65,9 +72,11 @@ class Adam:
     def init(self, raw: Tensor) -> AdamState:
         return AdamState(torch.zeros_like(raw), torch.zeros_like(raw), raw.new_zeros(()))
 
-    def update(self, raw: Tensor, hypergradient: Tensor, state: AdamState, lam: Mapping[str, Tensor]) -> tuple[Tensor, AdamState]:
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: AdamState, lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, AdamState]:
         b1, b2 = self.betas
-        count = state.count + 1
+        count = state.updates + 1
         mean = b1 * state.mean + (1 - b1) * hypergradient
         square = b2 * state.square + (1 - b2) * hypergradient**2
         step = (mean / (1 - b1**count)) / ((square / (1 - b2**count)).sqrt() + self.eps)

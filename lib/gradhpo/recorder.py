@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gradhpo import config, environment, jsonl, paths, records, studies, workers
+from gradhpo import config, environment, jsonl, paths, records, workers
 from gradhpo.errors import GradhpoError
 from gradhpo.studies import Study
 
@@ -34,7 +34,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know."""
+    """What a worker needs to know; picklable, so a study's functions must live at the top of a module."""
 
     study: Study
     scale: str
@@ -102,7 +102,7 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
         try:
             if before < total:
-                _in_this_process(job, progress) if jobs == 1 else _in_workers(job, jobs, progress)
+                _in_this_process(job, progress) if jobs == 1 else workers.share(work, job, jobs, progress)
         except KeyboardInterrupt:
             reason = "interrupted"
     left = total - _count(job, chunks)
@@ -202,17 +202,3 @@ def _in_this_process(job: Job, progress: Callable[[int], Any]) -> None:
             progress(added)
     finally:
         torch.set_num_threads(threads)
-
-
-def _in_workers(job: Job, jobs: int, progress: Callable[[int], Any]) -> None:
-    """Share the job; a registered study travels by its name, any other must be picklable."""
-    name = job.study.name
-    if name in studies.names() and studies.get(name) is job.study:
-        workers.share(_work_by_name, (name, job.scale, job.device, job.deadline), jobs, progress)
-    else:
-        workers.share(work, job, jobs, progress)
-
-
-def _work_by_name(job: tuple[str, str, str, float | None]) -> Iterator[int]:
-    name, scale, device, deadline = job
-    return work(Job(studies.get(name), scale, device, deadline))

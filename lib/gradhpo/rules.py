@@ -1,6 +1,7 @@
 """Update rules: one optimiser step as a pure function of weights, buffers, gradient and hyperparameters.
 
-A rule is written once. Estimators get its tangent and its adjoint by automatic differentiation of `update` alone; the loss enters
+A rule is written once. Estimators get its tangent and its adjoint by automatic differentiation of `update` alone;
+the loss enters
 only through the gradient `g`, so the curvature of the loss is never part of a rule.
 """
 
@@ -19,7 +20,8 @@ Update = Callable[[Tensor, Buffers, Tensor, Mapping[str, Tensor]], tuple[Tensor,
 class Rule:
     """An elementwise optimiser step `(w, buffers, g, lam) -> (w, buffers)` on tensors that broadcast to `[R, D]`.
 
-    `hypers` are the hyperparameters it reads from `lam`; `buffers` the state it keeps beside the weights (zero at the start).
+    `hypers` are the hyperparameters it reads from `lam`; `buffers` the state it keeps beside the weights (zero at
+    the start).
     """
 
     name: str
@@ -29,10 +31,12 @@ class Rule:
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
-    """Stochastic gradient descent as in `torch.optim.SGD` (dampening 0), hyperparameters `lr`, `momentum`, `weight_decay`.
+    """Stochastic gradient descent as in `torch.optim.SGD` (dampening 0), hyperparameters `lr`, `momentum`,
+    `weight_decay`.
 
     v <- momentum v + g + weight_decay w;  w <- w - lr v   (Nesterov: w <- w - lr (g + weight_decay w + momentum v)).
-    Source: FDS, Section 3.3; OnePass, Section 2.4. With `momentum=False` there is no buffer, with `weight_decay=False` no decay term.
+    Source: FDS, Section 3.3; OnePass, Section 2.4. With `momentum=False` there is no buffer, with
+    `weight_decay=False` no decay term.
     """
 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:

@@ -1,8 +1,11 @@
 """A pure function of tensors, recorded once as a straight list of tensor operations and replayed.
 
-Training small models is bound by the bookkeeping around each operation, and differentiating a training step multiplies it: a step of the quadratic toy spends
-most of its time in the autograd engine. `make_fx` runs the function once, gradients and Hessian products included, and notes every tensor operation; what is
-replayed afterwards is those operations alone. Parts that do not depend on the inputs' values are computed at recording time and repeated parts are shared, so
+Training small models is bound by the bookkeeping around each operation, and differentiating a training step
+multiplies it: a step of the quadratic toy spends
+most of its time in the autograd engine. `make_fx` runs the function once, gradients and Hessian products included,
+and notes every tensor operation; what is
+replayed afterwards is those operations alone. Parts that do not depend on the inputs' values are computed at
+recording time and repeated parts are shared, so
 the arithmetic on the inputs stays the same, operation by operation.
 """
 
@@ -18,13 +21,21 @@ from torch.func import functionalize
 from torch.utils import _pytree as pytree
 
 _aten = torch.ops.aten
-_SHAPE_ONLY = {_aten.ones_like.default, _aten.zeros_like.default, _aten.arange.default, _aten.ones.default, _aten.zeros.default}
+_SHAPE_ONLY = {
+    _aten.ones_like.default,
+    _aten.zeros_like.default,
+    _aten.arange.default,
+    _aten.ones.default,
+    _aten.zeros.default,
+}
 
 
 def record(f: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
-    """`f` for arguments of the shapes, types and nesting of `example`; its results are tensors nested in tuples and dicts.
+    """`f` for arguments of the shapes, types and nesting of `example`; its results are tensors nested in tuples and
+    dicts.
 
-    `f` must not draw random numbers, write into its arguments or branch on tensor values. The result takes and returns tensors without a graph.
+    `f` must not draw random numbers, write into its arguments or branch on tensor values. The result takes and
+    returns tensors without a graph.
     Cost: one slow run of `f` (about 2 ms an operation); then 20 to 40 % of `f`'s own time on small problems.
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # imports for seconds
@@ -53,7 +64,8 @@ def record(f: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any
 
 
 def _writes(node: fx.Node) -> bool:
-    """Whether an operation writes in place, as some derivative formulas do on their own intermediate results; folding must not see such writes."""
+    """Whether an operation writes in place, as some derivative formulas do on their own intermediate results;
+    folding must not see such writes."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -85,7 +97,9 @@ def _fold(module: fx.GraphModule, leaves: list[Tensor]) -> None:
         Evaluate(module).run(*leaves)
     for node in list(module.graph.nodes):
         inputs = node.all_input_nodes
-        known = node.op == "get_attr" or node.target in _SHAPE_ONLY or (bool(inputs) and all(i in constant for i in inputs))
+        known = (
+            node.op == "get_attr" or node.target in _SHAPE_ONLY or (bool(inputs) and all(i in constant for i in inputs))
+        )
         if not known or node.op == "output" or not isinstance(values[node], Tensor):
             continue
         constant.add(node)

@@ -1,6 +1,7 @@
 """The one-pass loop: weights and hyperparameters learn together, the hyperparameters after every `every` steps.
 
-`Loop` runs the same few lines in two ways. Eagerly; or, with `trace=True` and a problem whose losses do not depend on the step number, as a straight list of
+`Loop` runs the same few lines in two ways. Eagerly; or, with `trace=True` and a problem whose losses do not depend
+on the step number, as a straight list of
 tensor operations recorded once and replayed (`tracing`), without the autograd engine's overhead.
 """
 
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gradhpo.core import Problem, State, Step, initial_state, validation_gradient
@@ -22,12 +22,18 @@ from gradhpo.outer import Outer
 from gradhpo.rules import Rule
 from gradhpo.tracing import record
 
+_TRACED_STEPS = (
+    10  # steps recorded as one list of operations: enough to make a call's overhead small, few enough to record fast
+)
+
 
 @dataclass(frozen=True)
 class Method:
-    """A hypergradient method: an estimator, an outer rule and a cadence. `estimator=None` keeps the hyperparameters as they are.
+    """A hypergradient method: an estimator, an outer rule and a cadence. `estimator=None` keeps the hyperparameters
+    as they are.
 
-    every: training steps between two outer updates. warm_up: steps before the first one (the estimator already observes them).
+    every: training steps between two outer updates. warm_up: steps before the first one (the estimator already
+    observes them).
     """
 
     estimator: Estimator | None = None
@@ -45,7 +51,8 @@ class Method:
 class Run(NamedTuple):
     """Everything that continues, as tensors.
 
-    t: steps taken; state: weights and buffers; raw `[R, P]`: tuned hyperparameters; fixed: natural values of the others; memory: the estimator's; outer: the outer rule's.
+    t: steps taken; state: weights and buffers; raw `[R, P]`: tuned hyperparameters; fixed: natural values of the
+    others; memory: the estimator's; outer: the outer rule's.
     """
 
     t: int
@@ -61,7 +68,8 @@ Watch = Callable[[Run], None]
 
 @dataclass
 class Loop:
-    """Trains R runs on `problem` by `rule` while `method` moves `hypers`. Use `start`, then `advance` as often as wanted."""
+    """Trains R runs on `problem` by `rule` while `method` moves `hypers`. Use `start`, then `advance` as often as
+    wanted."""
 
     problem: Problem
     rule: Rule
@@ -69,14 +77,20 @@ class Loop:
     method: Method
     trace: bool = False
     _recent: deque[Step] = field(init=False)
-    _traced: dict[tuple[int, int, bool], Callable[..., Any]] = field(init=False, default_factory=dict)
+    _traced: dict[tuple[int, int, int, bool], Callable[..., Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
         if missing:
-            raise GradhpoError(f"the rule {self.rule.name} reads {list(self.rule.hypers)}, and {missing} are not given; declare them as Hyper(name, value)")
+            raise GradhpoError(
+                f"the rule {self.rule.name} reads {list(self.rule.hypers)}, "
+                f"and {missing} are not given; declare them as Hyper(name, value)"
+            )
         if self.trace and (self.hypers.windowed or not self.problem.stationary):
-            raise GradhpoError("trace=True needs losses and hyperparameters that do not depend on the step number; use trace=False for this problem")
+            raise GradhpoError(
+                "trace=True needs losses and hyperparameters that do not depend on the step number; "
+                "use trace=False for this problem"
+            )
         self._recent = deque(maxlen=self.method.estimator.keep if self.method.estimator else 0)
 
     def start(self, w: Tensor) -> Run:
@@ -94,25 +108,30 @@ class Loop:
         while run.t < end:
             goal = min(end, run.t + stride)
             while run.t < goal:
-                run = self._block(run, self._block_length(goal - run.t))
+                run = self._block(run, self._block_length(run.t, goal - run.t))
             if watch is not None:
                 watch(run)
         return run
 
-    def _block_length(self, left: int) -> int:
-        """Steps to take at once: all that is left eagerly; traced, whole update intervals of about ten steps."""
-        if not self.trace:
+    def _block_length(self, t: int, left: int) -> int:
+        """Steps to take at once from step `t`: all that is left eagerly; traced, ten or so, cut so that few
+        different blocks occur."""
+        every = self.method.every
+        to_update = every - t % every
+        left = min(left, self.method.warm_up - t) if t < self.method.warm_up else left
+        if not self.trace or left < to_update:
             return left
-        unit = self.method.every * max(1, 10 // self.method.every)
-        return unit if left >= unit else left
+        if every <= 2 * _TRACED_STEPS:
+            unit = every * max(1, _TRACED_STEPS // every)
+            return unit if left >= unit and to_update == every else to_update
+        keep = self.method.estimator.keep if self.method.estimator else 0
+        return _TRACED_STEPS if to_update - _TRACED_STEPS > max(keep, 1) else to_update
 
     def _block(self, run: Run, n: int) -> Run:
-        if not self.trace:
+        if not self.trace or n > max(4 * _TRACED_STEPS, self.method.every):
             return self._steps(run, n)
-        period = max(self.method.every, getattr(self.method.estimator, "reset_every", None) or 1)
-        if n % self.method.every and self.method.estimator is not None:
-            return self._steps(run, n)
-        key = (n, run.t % period, run.t >= self.method.warm_up)
+        reset = getattr(self.method.estimator, "reset_every", None) or 1
+        key = (n, -(run.t + n) % self.method.every, run.t % reset, run.t >= self.method.warm_up)
         if key not in self._traced:
             self._traced[key] = record(lambda *parts: tuple(self._steps(Run(run.t, *parts), n)[1:]), tuple(run[1:]))
         return Run(run.t + n, *self._traced[key](*run[1:]))
@@ -125,7 +144,14 @@ class Loop:
             ahead = -(run.t + 1) % m.every
             if self.hypers.windowed:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
-            step = Step(self.problem, self.rule, values, run.state, run.t, curvature=m.estimator is not None and m.estimator.curvature(ahead))
+            step = Step(
+                self.problem,
+                self.rule,
+                values,
+                run.state,
+                run.t,
+                curvature=m.estimator is not None and m.estimator.curvature(ahead),
+            )
             memory = m.estimator.observe(run.memory, step) if m.estimator else ()
             self._recent.append(step)
             run = run._replace(t=run.t + 1, state=step.next, memory=memory)

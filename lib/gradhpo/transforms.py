@@ -1,6 +1,8 @@
-"""Unconstrained coordinates of a hyperparameter: `natural = forward(raw)`, `raw = inverse(natural)`, `slope = d natural / d raw`.
+"""Unconstrained coordinates of a hyperparameter: `natural = forward(raw)`, `raw = inverse(natural)`, `slope = d
+natural / d raw`.
 
-The slope is the chain factor between a derivative in natural units and one in raw coordinates. It is used in one place only
+The slope is the chain factor between a derivative in natural units and one in raw coordinates. It is used in one
+place only
 (`core.Values`), so that it is applied exactly once.
 """
 
@@ -18,7 +20,8 @@ _LN10 = math.log(10.0)
 
 @dataclass(frozen=True)
 class Transform:
-    """One coordinate change; all three functions act elementwise. `low` and `high` bound the natural values it can express."""
+    """One coordinate change; all three functions act elementwise. `low` and `high` bound the natural values it can
+    express."""
 
     name: str
     forward: Callable[[Tensor], Tensor]

@@ -34,8 +34,11 @@ class Comparison(NamedTuple):
 
     def sentence(self) -> str:
         """Return the comparison as one line for people."""
+        run = f"{self.method} seed {self.seed} ({self.key})"
+        if self.difference == 0:
+            return f"{run}: identical"
         values = f"recorded {_text(self.recorded)}, now {_text(self.again)}"
-        return f"{self.method} seed {self.seed} ({self.key}): {self.difference:.1e} in {self.metric} ({values})"
+        return f"{run}: {self.metric} differs by {self.difference:.1e} ({values})"
 
 
 def verify(

@@ -1,4 +1,5 @@
-"""Hypergradient estimators: `forward` (sensitivities carried along), `neumann` (the last step repeated), `reverse` (stored states).
+"""Hypergradient estimators: `forward` (sensitivities carried along), `neumann` (the last step repeated), `reverse`
+(stored states).
 
 Each is a frozen dataclass with the same four members, so that a training loop need not know which one it runs.
 """
@@ -14,7 +15,8 @@ from gradhpo.core import State, Step, Values
 
 
 class Estimator(Protocol):
-    """What a training loop asks of an estimator. `memory` is a tuple of tensors (or nested tuples of them), all an estimator keeps between steps."""
+    """What a training loop asks of an estimator. `memory` is a tuple of tensors (or nested tuples of them), all an
+    estimator keeps between steps."""
 
     @property
     def keep(self) -> int:
@@ -34,5 +36,6 @@ class Estimator(Protocol):
         ...
 
     def hypergradient(self, memory: Any, recent: Sequence[Step], gv: Tensor) -> Tensor:
-        """`gv' Z`, `[R, P]` in raw coordinates, without the direct term; `gv [R, D]` is the validation gradient after the last step."""
+        """`gv' Z`, `[R, P]` in raw coordinates, without the direct term; `gv [R, D]` is the validation gradient
+        after the last step."""
         ...

@@ -24,10 +24,14 @@ from gradhpo.errors import GradhpoError
 class Forward:
     """Z_{t+1} = dPhi/dx Z_t + dPhi/draw, optionally set to 0 before every K-th step or projected on a ball.
 
-    reset_every: K; steps 0, K, 2K, ... start from Z = 0, so that an outer update after every K steps sees K steps. None: never (exact).
-    radius: each column is scaled by r / max(|dw/draw|, r) after every step; a number, or a tensor `[R]` with a radius a run. The norm covers dw/draw only;
-        the buffers' rows are scaled with it, so that a clip changes the length of a hypergradient, not its direction. None: no projection.
-    With `reset_every=1` it is the greedy method (horizon 1); as the radius grows or K reaches the horizon it becomes the exact one.
+    reset_every: K; steps 0, K, 2K, ... start from Z = 0, so that an outer update after every K steps sees K steps.
+    None: never (exact).
+    radius: each column is scaled by r / max(|dw/draw|, r) after every step; a number, or a tensor `[R]` with a
+    radius a run. The norm covers dw/draw only;
+        the buffers' rows are scaled with it, so that a clip changes the length of a hypergradient, not its
+        direction. None: no projection.
+    With `reset_every=1` it is the greedy method (horizon 1); as the radius grows or K reaches the horizon it becomes
+    the exact one.
     """
 
     reset_every: int | None = None
@@ -36,7 +40,9 @@ class Forward:
 
     def __post_init__(self) -> None:
         if self.reset_every is not None and self.reset_every < 1:
-            raise GradhpoError(f"reset_every is {self.reset_every}; expected a number of steps >= 1, or None for no reset")
+            raise GradhpoError(
+                f"reset_every is {self.reset_every}; expected a number of steps >= 1, or None for no reset"
+            )
         if self.radius is not None and not (torch.as_tensor(self.radius) > 0).all():
             raise GradhpoError(f"radius is {self.radius}; expected a length > 0, or None for no projection")
 
@@ -56,7 +62,8 @@ class Forward:
             new = step.push(memory)
         else:
             part = step.push(Tangent(memory.w[:, active], {n: b[:, active] for n, b in memory.buf.items()}), active)
-            new = Tangent(*(_put(old, active, now) for old, now in ((memory.w, part.w), (memory.buf, part.buf))))
+            buf = {n: b.index_copy(1, active, part.buf[n]) for n, b in memory.buf.items()}
+            new = Tangent(memory.w.index_copy(1, active, part.w), buf)
         return new if self.radius is None else self._project(new)
 
     def _project(self, z: Tangent) -> Tangent:
@@ -71,10 +78,13 @@ class Forward:
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """Z = -dg/draw: the first-order method without step size, for hyperparameters of the training loss (Clip paper, eq. 8 without eta).
+    """Z = -dg/draw: the first-order method without step size, for hyperparameters of the training loss (Clip paper,
+    eq. 8 without eta).
 
-    The hypergradient -<gV, dg/draw> ignores the step size and all earlier steps; `Forward(reset_every=1)` is the same times the learning rate.
-    Cost: one mixed derivative a column (the price of a gradient); memory P D. Raises GradhpoError for hyperparameters of the update rule.
+    The hypergradient -<gV, dg/draw> ignores the step size and all earlier steps; `Forward(reset_every=1)` is the
+    same times the learning rate.
+    Cost: one mixed derivative a column (the price of a gradient); memory P D. Raises GradhpoError for
+    hyperparameters of the update rule.
     """
 
     keep: int = 0
@@ -89,16 +99,10 @@ class FirstOrder:
         of_rule = [n for n in step.values.hypers.tuned if n in step.rule.hypers]
         if of_rule:
             raise GradhpoError(
-                f"the first-order method tunes hyperparameters of the training loss only, and {of_rule} belong to the rule {step.rule.name}; use Forward(reset_every=1)"
+                f"the first-order method tunes hyperparameters of the training loss only, and "
+                f"{of_rule} belong to the rule {step.rule.name}; use Forward(reset_every=1)"
             )
         return -step.gradient_tangent(None, step.values.tangents()) if step.curvature else memory
 
     def hypergradient(self, memory: Tensor, recent: Sequence[Step], gv: Tensor) -> Tensor:
         return torch.einsum("rpd,rd->rp", memory, gv)
-
-
-def _put(old: Tensor | dict[str, Tensor], active: Tensor, new: Tensor | dict[str, Tensor]):  # type: ignore[no-untyped-def]
-    """`old` with the columns `active` replaced by `new`, for a tensor or a dict of tensors."""
-    if isinstance(old, dict):
-        return {n: _put(b, active, new[n]) for n, b in old.items()}  # type: ignore[index]
-    return old.index_copy(1, active, new)

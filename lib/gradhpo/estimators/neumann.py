@@ -14,11 +14,14 @@ from gradhpo.errors import GradhpoError
 
 @dataclass(frozen=True)
 class Neumann:
-    """sum_{j < i} gv' (dPhi/dw)^j dPhi/draw with all derivatives at the last step, buffers constant (OnePass, eq. 6, i terms).
+    """sum_{j < i} gv' (dPhi/dw)^j dPhi/draw with all derivatives at the last step, buffers constant (OnePass, eq. 6,
+    i terms).
 
-    It is `Reverse(horizon=i)` with every step replaced by the last one and no path through the buffers: exact for i = 1, and at a fixed point of training
+    It is `Reverse(horizon=i)` with every step replaced by the last one and no path through the buffers: exact for i
+    = 1, and at a fixed point of training
     without momentum; otherwise an approximation whose error grows with i as the weights move.
-    Cost at an update: one gradient with its graph and i - 1 Hessian products (i when the loss has tuned hyperparameters); memory: one graph.
+    Cost at an update: one gradient with its graph and i - 1 Hessian products (i when the loss has tuned
+    hyperparameters); memory: one graph.
     """
 
     look_back: int = 5

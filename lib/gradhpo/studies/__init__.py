@@ -1,7 +1,9 @@
 """Studies: which runs make which figure or table, at which scale.
 
-A study is data: a configuration type, a function from a scale to the list of runs, and a function that computes one batch of them. `gradhpo.recorder`
-computes and keeps them; notebooks compute small ones live with `run_now` and load the recorded ones with `gradhpo.records.load`.
+A study is data: a configuration type, a function from a scale to the list of runs, and a function that computes one
+batch of them. `gradhpo.recorder`
+computes and keeps them; notebooks compute small ones live with `run_now` and load the recorded ones with
+`gradhpo.records.load`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _MODULES = ("clip_quadratic", "onepass_uci_trajectories")
 class Study:
     """One study. `config` is a frozen dataclass with at least the fields `method`, `seed` and `version`.
 
-    runs: scale -> configurations in a fixed order. run: configurations that agree in all but `seed`, computed as one batch on a device.
+    runs: scale -> configurations in a fixed order. run: configurations that agree in all but `seed`, computed as one
+    batch on a device.
     chunk: most runs in a batch.
     """
 
@@ -59,9 +62,11 @@ def get(name: str) -> Study:
 
 
 def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "cpu") -> pd.DataFrame:
-    """Compute runs without recording them: a frame with the columns that `records.load` gives (configuration, metrics, series, wall_s).
+    """Compute runs without recording them: a frame with the columns that `records.load` gives (configuration,
+    metrics, series, wall_s).
 
-    Runs that agree in all but their seed are computed in batches of at most `study.chunk`, each on one thread; `jobs` processes share the batches.
+    Runs that agree in all but their seed are computed in batches of at most `study.chunk`, each on one thread;
+    `jobs` processes share the batches.
     """
     batches = []
     for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != "seed"}):
@@ -75,7 +80,10 @@ def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "
             done = list(tqdm(pool.map(_compute, work), total=len(work), disable=None, desc=study.name, unit="batch"))
     rows = []
     for batch, results in zip(batches, done):
-        rows += [asdict(c) | r.metrics | r.series | {"wall_s": r.wall_s, "dataset": r.dataset} for c, r in zip(batch, results)]
+        rows += [
+            asdict(c) | r.metrics | r.series | {"wall_s": r.wall_s, "dataset": r.dataset}
+            for c, r in zip(batch, results)
+        ]
     return pd.DataFrame(rows).fillna({}).infer_objects() if rows else pd.DataFrame()
 
 

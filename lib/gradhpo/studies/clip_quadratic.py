@@ -1,6 +1,7 @@
 """Table 1 of the Clip paper: five online methods on the quadratic toy, the learning rate cut to a tenth half way.
 
-Phase 1: `phase_steps` training steps at rate `lr1`. Phase 2 at rate `lr2`, read in two ways: "steps", `phase_steps` training steps, and "updates", as many
+Phase 1: `phase_steps` training steps at rate `lr1`. Phase 2 at rate `lr2`, read in two ways: "steps", `phase_steps`
+training steps, and "updates", as many
 hyperparameter updates, which for UnrollK are K times as many training steps. One training serves both readings.
 """
 
@@ -68,12 +69,13 @@ def runs(scale: str) -> list[Config]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """One method on a batch of instances. Distances to the optimum after phase 1 and after phase 2 in both readings, and the penalty over time."""
+    """One method on a batch of instances. Distances to the optimum after phase 1 and after phase 2 in both readings,
+    and the penalty over time."""
     c = batch[0]
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
     drawn = sample([b.seed for b in batch], c.dim, c.spread, c.scale)
-    toy = Quadratic(*(x.to(device) for x in (drawn.h, drawn.theta_hat, drawn.theta_bar)))
+    toy = Quadratic(drawn.h.to(device), drawn.theta_hat.to(device), drawn.theta_bar.to(device))
     return _Phases(toy, METHODS[c.method], c).results()
 
 
@@ -101,7 +103,8 @@ class _Phases:
         columns |= {"optimal_penalty": best, "sensitivity_norm": self.toy.sensitivity(best).norm(dim=1)}
         curves, wall = torch.stack(self.penalties, dim=1), (time.perf_counter() - started) / len(best)
         return [
-            Result({n: float(v[k]) for n, v in columns.items()}, {"penalty": curves[k].tolist()}, wall, "quadratic toy") for k in range(len(best))
+            Result({n: float(v[k]) for n, v in columns.items()}, {"penalty": curves[k].tolist()}, wall, "quadratic toy")
+            for k in range(len(best))
         ]
 
     def _watch(self, run: Run) -> None:

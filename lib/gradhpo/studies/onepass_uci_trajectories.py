@@ -1,6 +1,8 @@
-"""Figure 3 of the OnePass paper: final test loss over (learning rate, weight decay), with trajectories of OnePass WD+LR drawn over it.
+"""Figure 3 of the OnePass paper: final test loss over (learning rate, weight decay), with trajectories of OnePass
+WD+LR drawn over it.
 
-`Random` trains with fixed hyperparameters on training + validation rows; `WD+LR` moves both while it trains on the training rows. Momentum is fixed.
+`Random` trains with fixed hyperparameters on training + validation rows; `WD+LR` moves both while it trains on the
+training rows. Momentum is fixed.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Sizes:
 SIZES = {
     "smoke": Sizes(("diabetes",), 40, 6, 200),
     "laptop": Sizes(("energy",), 100, 10, 4000),
-    "paper": Sizes(("energy", "concrete"), 500, 20, 4000),
+    "paper": Sizes(("energy", "yacht"), 500, 20, 4000),
 }
 _LARGEST_LR = 1.0  # OnePass keeps learning rates in [1e-10, 1]; its trajectories start there too
 _TUNED_SEEDS = 100_000  # trajectories start from other draws than the heat map's runs
@@ -68,7 +70,10 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     out = []
     for name in sizes.datasets:
         out += [Config(RANDOM, seed + k, name, sizes.steps) for k in range(sizes.random)]
-        out += [Config(TUNED, seed + _TUNED_SEEDS + k, name, sizes.steps, lr_high=math.log10(_LARGEST_LR)) for k in range(sizes.tuned)]
+        out += [
+            Config(TUNED, seed + _TUNED_SEEDS + k, name, sizes.steps, lr_high=math.log10(_LARGEST_LR))
+            for k in range(sizes.tuned)
+        ]
     return out
 
 
@@ -78,7 +83,8 @@ def runs(scale: str) -> list[Config]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of trainings. Metrics: initial and final log10 values, final test MSE (NaN where training diverged); the tuned ones also as series."""
+    """A batch of trainings. Metrics: initial and final log10 values, final test MSE (NaN where training diverged);
+    the tuned ones also as series."""
     c = batch[0]
     if c.method not in (RANDOM, TUNED):
         raise unknown("method", c.method, (RANDOM, TUNED))

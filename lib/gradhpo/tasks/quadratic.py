@@ -1,6 +1,7 @@
 """The quadratic toy of the Clip paper (Section 4.1), with closed forms for everything its Table 1 measures.
 
-    L_T(theta, lam) = 1/2 (theta - theta_hat)' H (theta - theta_hat) + lam/2 theta' H theta,   L_V(theta) = 1/2 (theta - theta_bar)' H (theta - theta_bar)
+    L_T(theta, lam) = 1/2 (theta - theta_hat)' H (theta - theta_hat) + lam/2 theta' H theta,   L_V(theta) = 1/2
+    (theta - theta_bar)' H (theta - theta_bar)
 
 with diagonal H. The penalty weight lam is a hyperparameter of the loss, called `penalty`.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ class Quadratic:
     h: Tensor
     theta_hat: Tensor
     theta_bar: Tensor
-    stationary: bool = True
+    stationary: ClassVar[bool] = True
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int = 0) -> Tensor:
         d = w - self.theta_hat
@@ -40,7 +42,8 @@ class Quadratic:
         return -self.theta_hat / (1 + lam[:, None]) ** 2
 
     def optimal_penalty(self) -> Tensor:
-        """lam* = theta_hat' H (theta_hat - theta_bar) / (theta_hat' H theta_bar), `[R]`, the minimum of L_V(theta*(lam)).
+        """lam* = theta_hat' H (theta_hat - theta_bar) / (theta_hat' H theta_bar), `[R]`, the minimum of
+        L_V(theta*(lam)).
 
         The paper's own formula is garbled in the text we have; this one follows from dL_V/dlam = 0.
         """
@@ -52,16 +55,23 @@ class Quadratic:
         return self.val_loss(self.minimiser(self.optimal_penalty()))
 
 
-def sample(seeds: list[int], dim: int = 20, spread: float = 0.55, scale: float = 100.0, low: float = 0.2, high: float = 0.4) -> Quadratic:
-    """One instance a seed: H ~ U(0, scale), theta_bar ~ N(0, I), theta_hat = theta_bar + spread N(0, I), drawn until lam* lies in [low, high].
+def sample(
+    seeds: list[int], dim: int = 20, spread: float = 0.55, scale: float = 100.0, low: float = 0.2, high: float = 0.4
+) -> Quadratic:
+    """One instance a seed: H ~ U(0, scale), theta_bar ~ N(0, I), theta_hat = theta_bar + spread N(0, I), drawn until
+    lam* lies in [low, high].
 
-    The paper says only that lam* lies in [0.2, 0.4]; this sampling is the closest to its Table 1 that we found. An instance depends on its seed alone.
+    The paper says only that lam* lies in [0.2, 0.4]; this sampling is the closest to its Table 1 that we found. An
+    instance depends on its seed alone.
     """
     drawn = [_sample_one(s, dim, spread, scale, low, high) for s in seeds]
-    return Quadratic(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+    h, theta_hat, theta_bar = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    return Quadratic(h, theta_hat, theta_bar)
 
 
-def _sample_one(seed: int, dim: int, spread: float, scale: float, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+def _sample_one(
+    seed: int, dim: int, spread: float, scale: float, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     while True:
         h = scale * torch.rand(dim, generator=rng, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""Regression on small tables (the eight UCI sets of Gal & Ghahramani) with a one-hidden-layer ReLU net, full batch (OnePass, Section 4.1)."""
+"""Regression on small tables (the eight UCI sets of Gal & Ghahramani) with a one-hidden-layer ReLU net, full batch
+(OnePass, Section 4.1)."""
 
 from __future__ import annotations
 
@@ -36,9 +37,11 @@ class Table:
 
 
 def load(name: str, split: int = 0, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Table:
-    """A set by name (`gradhpo data` lists them), standardised by mean and unbiased standard deviation of training + validation rows.
+    """A set by name (`gradhpo data` lists them), standardised by mean and unbiased standard deviation of training +
+    validation rows.
 
-    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(0.8 N) rows train and the rest validate.
+    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(0.8 N) rows train and the
+    rest validate.
     """
     raw = datasets.regression(name, split)
     train_val, test = np.asarray(raw.train_index), np.asarray(raw.test_index)
@@ -50,29 +53,38 @@ def load(name: str, split: int = 0, dtype: torch.dtype = torch.float64, device: 
 
     columns = raw.y.reshape(len(raw.x), -1)
     x, y = scaled(raw.x), scaled(columns)
-    parts = (x, train_val[:n_train]), (y, train_val[:n_train]), (x, train_val[n_train:]), (y, train_val[n_train:]), (x, test), (y, test)
-    tensors = [torch.as_tensor(values[rows], dtype=dtype, device=device) for values, rows in parts]
-    return Table(*tensors, y_std=float(columns[train_val].std(ddof=1)), name=name, sha256=raw.sha256)
+    parts = (
+        (x, train_val[:n_train]),
+        (y, train_val[:n_train]),
+        (x, train_val[n_train:]),
+        (y, train_val[n_train:]),
+        (x, test),
+        (y, test),
+    )
+    a, b, c, d, e, f = (torch.as_tensor(values[rows], dtype=dtype, device=device) for values, rows in parts)
+    return Table(a, b, c, d, e, f, y_std=float(columns[train_val].std(ddof=1)), name=name, sha256=raw.sha256)
 
 
 class TableRegression:
-    """Mean squared error of R nets on one table; full batch, so the losses do not depend on `t`. Net: F - hidden - 1, ReLU, torch's default initialisation."""
+    """Mean squared error of R nets on one table; full batch, so the losses do not depend on `t`. Net: F - hidden -
+    1, ReLU, torch's default initialisation."""
 
     stationary = True
 
     def __init__(self, table: Table, hidden: int = 50) -> None:
-        self.table = table
-        self.module = mlp([table.x_train.shape[1], hidden, 1]).to(table.x_train)
+        self.table, self._sizes = table, [table.x_train.shape[1], hidden, 1]
+        self.module = mlp(self._sizes).to(table.x_train)
         self.layout = Layout.of(self.module)
         self._loss = batched(self.module, mse_loss)
 
     def init(self, seeds: Sequence[int]) -> Tensor:
-        """Initial weights `[R, D]`, one row a seed; drawn on the CPU in float32 and then cast, so that they are the same on every device and in every dtype."""
+        """Initial weights `[R, D]`, one row a seed; drawn on the CPU in float32 and then cast, so that they are the
+        same on every device and in every dtype."""
         rows = []
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                net = mlp([self.table.x_train.shape[1], self.module[0].out_features, 1])
+                net = mlp(self._sizes)
             rows.append(self.layout.flatten(dict(net.named_parameters())))
         return torch.stack(rows).to(self.table.x_train)
 

@@ -1,0 +1,67 @@
+"""One look for every figure: size, grid, and one colour, dash and marker for each method throughout the book.
+
+Colours are the colour-blind safe palette of seaborn; dashes and markers tell methods apart in grey.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gradhpo.errors import unknown
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1))]
+_MARKERS = "osD^vPX*<>"
+# method -> (colour, dash, marker) by position; a method keeps its place for ever
+_METHODS = (
+    "Random",
+    "Unroll1",
+    "Unroll5",
+    "Unroll10",
+    "Clip2",
+    "Clip5",
+    "WD+LR",
+    "WD+LR+M",
+    "WD+HDLR+M",
+    "Diff-through-Opt",
+    "Forward",
+    "Reverse",
+    "Neumann",
+)
+METHODS = {
+    name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}
+    for k, name in enumerate(_METHODS)
+}
+
+
+def method_style(name: str) -> dict[str, Any]:
+    """Colour, dash and marker of a method, as keywords for `Axes.plot`."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def use_style() -> None:
+    """Set the book's look for all figures of this process."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.5, 4.2),
+            "figure.dpi": 110,
+            "axes.titlesize": "medium",
+            "legend.frameon": True,
+            "lines.linewidth": 1.8,
+        }
+    )
+
+
+def panels(count: int, width: float = 4.2, height: float = 3.8, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """A row of `count` axes with the space between them arranged."""
+    fig, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False, **kwargs)
+    return fig, list(axes[0])
