@@ -5,9 +5,9 @@ Screenshots of every page in both themes are left in `_build/screenshots`.
 
 import functools
 import http.server
-import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,28 @@ def test_mathematics_is_typeset(visit: Visit) -> None:
 
 
 def test_page_with_mathematics_loads_in_two_seconds(visit: Visit, browser: Any) -> None:
-    if visit.page.locator("mjx-container").count():
-        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # other programs take their share of the time
-        assert _best_time(visit, browser) / busy < 2000
+    if not visit.page.locator("mjx-container").count():
+        return
+    best = _best_time(visit, browser)
+    if best >= 2000 and (others := _taken_by_others()) > 0.25:
+        pytest.skip(f"took {best:.0f} ms while other programs took {others:.0%} of the processors: cannot judge")
+    assert best < 2000
+
+
+def _taken_by_others() -> float:
+    """Share of all processors in use over half a second in which our browser rests (Linux; elsewhere 0)."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return 0.0
+
+    def ticks() -> tuple[int, int]:
+        counts = [int(each) for each in stat.read_text().splitlines()[0].split()[1:9]]
+        return counts[3] + counts[4], sum(counts)  # idle and waiting for a disk; all
+
+    idle, total = ticks()
+    time.sleep(0.5)
+    later_idle, later_total = ticks()
+    return 1 - (later_idle - idle) / max(1, later_total - total)
 
 
 def _best_time(visit: Visit, browser: Any) -> float:

@@ -110,7 +110,7 @@ def test_neumann_becomes_exact_at_a_fixed_point_of_training() -> None:
     case = usual()
     problem, rule, hypers, w = case
     loop = Loop(problem, rule, hypers, methods.fixed(), trace=True)
-    settled = loop.advance(loop.start(w), 30_000).state.w
+    settled = loop.advance(loop.start(w), 20_000).state.w
     exact = hypergradient(problem, rule, hypers, settled, Forward(), 4000, trace=True)
     errors = [
         relative(hypergradient(problem, rule, hypers, settled, Neumann(i), 10), exact) for i in (5, 50, 500, 4000)

@@ -77,7 +77,7 @@ class Loop:
     method: Method
     trace: bool = False
     _recent: deque[Step] = field(init=False)
-    _traced: dict[tuple[int, int, int, bool], Callable[..., Any]] = field(init=False, default_factory=dict)
+    _traced: dict[tuple[int, bool, int, bool], Callable[..., Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
@@ -131,7 +131,7 @@ class Loop:
         if not self.trace or n > max(4 * _TRACED_STEPS, self.method.every):
             return self._steps(run, n)
         reset = getattr(self.method.estimator, "reset_every", None) or 1
-        key = (n, -(run.t + n) % self.method.every, run.t % reset, run.t >= self.method.warm_up)
+        key = (n, (run.t + n) % self.method.every == 0, run.t % reset, run.t >= self.method.warm_up)
         if key not in self._traced:
             self._traced[key] = record(lambda *parts: tuple(self._steps(Run(run.t, *parts), n)[1:]), tuple(run[1:]))
         return Run(run.t + n, *self._traced[key](*run[1:]))
