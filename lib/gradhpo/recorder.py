@@ -6,7 +6,6 @@ chunk by a lock that the kernel drops when the process dies, in whatever way.
 """
 
 import fcntl
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,13 +110,10 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
 def cut(study: Study, scale: str) -> list[Chunk]:
     """Cut the study's runs into chunks: neighbours that agree in all but `seed`, at most `study.chunk` of them."""
-    chunks: list[Chunk] = []
-    for _, group in itertools.groupby(study.runs(scale), key=_but_seed):
-        configs = list(group)
-        for start in range(0, len(configs), study.chunk):
-            part = configs[start : start + study.chunk]
-            chunks.append(Chunk(len(chunks), part, [config.key(study.name, cfg) for cfg in part]))
-    return chunks
+    from gradhpo import studies
+
+    parts = studies.batches(study, study.runs(scale))
+    return [Chunk(k, part, [config.key(study.name, cfg) for cfg in part]) for k, part in enumerate(parts)]
 
 
 def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
@@ -150,10 +146,6 @@ def work(job: Job) -> Iterator[int]:
             added = jsonl.append(_file(job, chunk), compute(job.study, job.scale, chunk, device))
             slowest = max(slowest, time.monotonic() - start)
             yield added
-
-
-def _but_seed(cfg: Any) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict(cfg).items() if name != "seed"}
 
 
 def _file(job: Job, chunk: Chunk) -> Path:

@@ -43,3 +43,12 @@ def verdict(checks: Mapping[str, bool | None]) -> str:
     if not known:
         return "not run"
     return "reproduced" if all(known) else "partly" if any(known) else "not"
+
+
+def bound(difference: float) -> str:
+    """A difference as the tightest of a few round bounds, such as "< 1e-12": rounding errors are not the same on all
+    processors, this is."""
+    for limit in ("1e-12", "1e-10", "1e-8", "1e-6", "1e-4", "1e-2"):
+        if difference < float(limit):
+            return f"< {limit}"
+    return f"{difference:.2g}"

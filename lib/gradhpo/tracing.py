@@ -38,8 +38,6 @@ def record(f: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any
     returns tensors without a graph.
     Cost: one slow run of `f` (about 2 ms an operation); then 20 to 40 % of `f`'s own time on small problems.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # imports for seconds
-
     leaves, spec = pytree.tree_flatten(example)
     result_spec: list[Any] = []
 
@@ -50,6 +48,8 @@ def record(f: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from torch.fx.experimental.proxy_tensor import make_fx  # takes seconds, and warns of torch's own deprecations
+
         leaves = [x.clone() for x in leaves]  # an argument given twice must stay two arguments
         module = make_fx(flat)(*leaves)
         if any(_writes(node) for node in module.graph.nodes):

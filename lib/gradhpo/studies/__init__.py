@@ -14,17 +14,19 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from gradhpo.config import SCALES
+from gradhpo.config import SCALES, replace
 from gradhpo.errors import unknown
 from gradhpo.records import Result
 
-__all__ = ["SCALES", "Study", "get", "names", "run_now"]
+__all__ = ["SCALES", "Study", "batches", "get", "names", "run_now", "sizes_with"]
+
+S = TypeVar("S")
 
 _MODULES = ("clip_quadratic", "onepass_uci_trajectories")
 
@@ -68,23 +70,31 @@ def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "
     Runs that agree in all but their seed are computed in batches of at most `study.chunk`, each on one thread;
     `jobs` processes share the batches.
     """
-    batches = []
-    for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != "seed"}):
-        together = list(group)
-        batches += [together[i : i + study.chunk] for i in range(0, len(together), study.chunk)]
-    work = [(study.name, batch, device) for batch in batches]
+    work = [(study.name, batch, device) for batch in batches(study, configs)]
+    bar = {"total": len(work), "disable": None, "desc": study.name, "unit": "batch"}
     if jobs == 1 or len(work) == 1:
-        done = [_compute(w) for w in tqdm(work, disable=None, desc=study.name, unit="batch")]
+        done = [_compute(w) for w in tqdm(work, **bar)]
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            done = list(tqdm(pool.map(_compute, work), total=len(work), disable=None, desc=study.name, unit="batch"))
-    rows = []
-    for batch, results in zip(batches, done):
-        rows += [
-            asdict(c) | r.metrics | r.series | {"wall_s": r.wall_s, "dataset": r.dataset}
-            for c, r in zip(batch, results)
-        ]
-    return pd.DataFrame(rows).fillna({}).infer_objects() if rows else pd.DataFrame()
+            done = list(tqdm(pool.map(_compute, work), **bar))
+    pairs = [pair for (_, batch, _), results in zip(work, done) for pair in zip(batch, results)]
+    return pd.DataFrame(
+        [{"dataset": r.dataset} | asdict(c) | r.metrics | r.series | {"wall_s": r.wall_s} for c, r in pairs]
+    )
+
+
+def batches(study: Study, configs: Sequence[Any]) -> list[list[Any]]:
+    """Neighbours that agree in all but their seed, at most `study.chunk` together."""
+    out = []
+    for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != "seed"}):
+        together = list(group)
+        out += [together[i : i + study.chunk] for i in range(0, len(together), study.chunk)]
+    return out
+
+
+def sizes_with(sizes: S, **given: Any) -> S:
+    """A scale's sizes with those replaced that are given, that is, not None."""
+    return replace(sizes, **{n: v for n, v in given.items() if v is not None})
 
 
 def _compute(work: tuple[str, Sequence[Any], str]) -> list[Result]:

@@ -11,14 +11,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from gradhpo import methods
 from gradhpo.errors import unknown
 from gradhpo.hypers import Hyper, Hypers
+from gradhpo.paths import published_root
 from gradhpo.records import Result
 from gradhpo.rules import sgd
+from gradhpo.stats import mean_error, plus_minus
 from gradhpo.studies import Study
 from gradhpo.tasks.quadratic import Quadratic, sample
 from gradhpo.train import Loop, Method, Run
@@ -126,3 +129,58 @@ STUDY = Study(
     run=run,
     chunk=250,
 )
+
+
+# --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+COLUMNS = {
+    "excess_1": ("validation_loss_increase", 1),
+    "distance_1": ("lambda_distance", 1),
+    "excess_2_steps": ("validation_loss_increase", 2),
+    "distance_2_steps": ("lambda_distance", 2),
+    "excess_2_updates": ("validation_loss_increase", 2),
+    "distance_2_updates": ("lambda_distance", 2),
+}
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard error over the instances: a row a method, a column for each distance of `COLUMNS`."""
+    digits = {c: 2 if c.startswith("excess") else 3 for c in COLUMNS}
+    groups = frame.groupby("method", sort=False)
+    return pd.DataFrame(
+        {c: {m: plus_minus(*mean_error(g[c])[:2], digits[c]) for m, g in groups} for c in COLUMNS}
+    ).rename_axis("method")
+
+
+def published() -> pd.DataFrame:
+    """Table 1 as printed, with its phase-2 columns under both readings."""
+    rows = pd.read_csv(published_root() / "clip_table1.csv").set_index(["method", "metric", "phase"])["value"]
+    return pd.DataFrame({c: {m: rows[(m, *where)] for m in METHODS} for c, where in COLUMNS.items()}).rename_axis(
+        "method"
+    )
+
+
+def tables_of(frame: pd.DataFrame, repeats: int = 50) -> pd.DataFrame:
+    """Means of consecutive groups of `repeats` instances: as many independent tables, columns `table`, `method` and
+    `COLUMNS`."""
+    number = frame.groupby("method").cumcount() // repeats
+    return frame.assign(table=number).groupby(["table", "method"], sort=False)[list(COLUMNS)].mean().reset_index()
+
+
+def checks(frame: pd.DataFrame) -> dict[str, bool]:
+    """The claims of Section 4.1 on the means over all instances."""
+    mean = frame.groupby("method", sort=False)[list(COLUMNS)].mean()
+    first, later, unrolled = mean["excess_1"], mean["excess_2_steps"], ["Unroll5", "Unroll10"]
+    return {
+        "longer unrolls are better, Clip2 better still, Clip5 best": bool(
+            first.loc[list(METHODS)].is_monotonic_decreasing
+        ),
+        "Unroll5 and Unroll10 get worse in phase 2, read as steps": bool((later > first)[unrolled].all()),
+        "Unroll5 and Unroll10 get worse in phase 2, read as updates": bool(
+            (mean["excess_2_updates"] > first)[unrolled].all()
+        ),
+        "Clip2 and Clip5 stay where they are in phase 2": bool(
+            ((later - first).abs()[["Clip2", "Clip5"]] < 0.01).all()
+        ),
+        "Clip5 ends at the optimum (0.00 %, 0.000)": bool(mean.loc["Clip5"].max() < 0.005),
+    }
