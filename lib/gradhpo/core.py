@@ -15,6 +15,7 @@ product with the pair
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,9 @@ from torch.func import functional_call, vmap
 from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hypers, Values
 from gradhpo.rules import Rule
+
+# torch's own first use of a dual number compiles its derivative formulas with the deprecated torch.jit, and says so
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 
 class State(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -19,8 +20,10 @@ def bootstrap_error(values: ArrayLike, statistic: Statistic = np.nanmean, sets: 
     x = np.asarray(values, dtype=float)
     if len(x) < 2:
         return float("nan")
-    rng = np.random.default_rng(seed)
-    return float(np.nanstd(statistic(x[rng.integers(len(x), size=(sets, len(x)))], axis=1), ddof=1))
+    drawn = x[np.random.default_rng(seed).integers(len(x), size=(sets, len(x)))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of resamples with nothing but NaN
+        return float(np.nanstd(statistic(drawn, axis=1), ddof=1))
 
 
 def mean_error(values: ArrayLike) -> tuple[float, float, int, int]:

@@ -22,9 +22,9 @@ from gradhpo.outer import Outer
 from gradhpo.rules import Rule
 from gradhpo.tracing import record
 
-_TRACED_STEPS = (
-    10  # steps recorded as one list of operations: enough to make a call's overhead small, few enough to record fast
-)
+# A recorded block holds few steps, so that it is recorded fast, and enough of them to make a call's overhead small;
+# an update interval of up to `_WHOLE` steps is recorded whole.
+_TRACED_STEPS, _WHOLE = 4, 20
 
 
 @dataclass(frozen=True)
@@ -114,21 +114,21 @@ class Loop:
         return run
 
     def _block_length(self, t: int, left: int) -> int:
-        """Steps to take at once from step `t`: all that is left eagerly; traced, ten or so, cut so that few
+        """Steps to take at once from step `t`: all that is left eagerly; traced, a few, cut so that few
         different blocks occur."""
         every = self.method.every
         to_update = every - t % every
         left = min(left, self.method.warm_up - t) if t < self.method.warm_up else left
         if not self.trace or left < to_update:
             return left
-        if every <= 2 * _TRACED_STEPS:
+        if every <= _WHOLE:
             unit = every * max(1, _TRACED_STEPS // every)
             return unit if left >= unit and to_update == every else to_update
         keep = self.method.estimator.keep if self.method.estimator else 0
         return _TRACED_STEPS if to_update - _TRACED_STEPS > max(keep, 1) else to_update
 
     def _block(self, run: Run, n: int) -> Run:
-        if not self.trace or n > max(4 * _TRACED_STEPS, self.method.every):
+        if not self.trace or n > _WHOLE:
             return self._steps(run, n)
         reset = getattr(self.method.estimator, "reset_every", None) or 1
         key = (n, (run.t + n) % self.method.every == 0, run.t % reset, run.t >= self.method.warm_up)
