@@ -152,6 +152,14 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     ).rename_axis("method")
 
 
+def headed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same table with heads in two lines, for display: when, and which distance."""
+    when = {"1": "phase 1", "2_steps": "phase 2 as steps", "2_updates": "phase 2 as updates"}
+    parts = [c.split("_", 1) for c in frame.columns]
+    heads = [(when[w], "loss +%" if kind == "excess" else "|λ - λ*|") for kind, w in parts]
+    return frame.set_axis(pd.MultiIndex.from_tuples(heads), axis=1)
+
+
 def published() -> pd.DataFrame:
     """Table 1 as printed, with its phase-2 columns under both readings."""
     rows = pd.read_csv(published_root() / "clip_table1.csv").set_index(["method", "metric", "phase"])["value"]
