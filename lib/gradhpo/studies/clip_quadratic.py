@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
-from gradhpo import methods
+from gradhpo import methods, plots
 from gradhpo.errors import unknown
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.paths import published_root
@@ -192,3 +193,42 @@ def checks(frame: pd.DataFrame) -> dict[str, bool]:
         ),
         "Clip5 ends at the optimum (0.00 %, 0.000)": bool(mean.loc["Clip5"].max() < 0.005),
     }
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def draw_creep(axes: Sequence[Axes], creep: pd.DataFrame, fixed_point: float) -> None:
+    """Figure 1 of the paper's appendix: the weight (left) and its derivative (right) over the training steps."""
+    line = plots.method_style("Forward") | {"marker": ""}
+    axes[0].plot(creep.index, creep["theta"], **line)
+    axes[0].set(xlabel="training step", ylabel=r"$\theta_t$", title="the weight stands still", ylim=(0, None))
+    axes[1].plot(creep.index, creep["y"], **line, label=r"$y_t$")
+    axes[1].axhline(fixed_point, color="black", linestyle=":", label=r"$y^*$")
+    axes[1].set(xlabel="training step", ylabel=r"$y_t = d\theta_t/d\lambda$", title="its derivative does not")
+    axes[1].legend()
+
+
+def draw_paths(ax: Axes, frame: pd.DataFrame, phase_steps: int) -> None:
+    """Mean distance of the penalty to each instance's optimum, a curve a method; phase 2 read as steps."""
+    for method, runs in frame.groupby("method", sort=False):
+        distance = pd.DataFrame(runs["penalty"].tolist()).sub(runs["optimal_penalty"].to_numpy(), axis=0).abs()
+        mean = distance.mean()
+        step = (mean.index + 1) * 2 * phase_steps / len(mean)
+        ax.plot(step, mean, **plots.method_style(str(method)), markevery=4, label=method)
+    ax.axvline(phase_steps, color="black", linewidth=0.8)
+    ax.set(xlabel="training step", ylabel=r"mean of $|\lambda_t - \lambda^*|$", ylim=(0, None))
+    ax.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.14), frameon=False)
+
+
+def draw_tables(axes: Sequence[Axes], tables: pd.DataFrame) -> None:
+    """Excess validation loss: a dot for each table of 50 instances, a cross for the paper's Table 1."""
+    titles = {"excess_1": "phase 1", "excess_2_steps": "phase 2, as steps", "excess_2_updates": "phase 2, as updates"}
+    for ax, (column, title) in zip(axes, titles.items()):
+        for k, method in enumerate(METHODS):
+            dots = tables.loc[tables["method"] == method, column]
+            ax.plot([k] * len(dots), dots, **plots.method_style(method) | {"linestyle": "", "alpha": 0.5})
+            ax.plot(k, published().loc[method, column], "kx", markersize=9, markeredgewidth=2)
+        ax.set_xticks(range(len(METHODS)), list(METHODS), rotation=45)
+        ax.set_title(title)
+    axes[0].set_ylabel("excess validation loss (%)")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from torch import Tensor
@@ -237,3 +238,17 @@ def checks(frame: pd.DataFrame, height: Map) -> dict[str, bool]:
             moved["test_mse"].median() < random.median()
         ),
     }
+
+
+def draw(ax: Axes, frame: pd.DataFrame) -> None:
+    """Figure 3: the map, and every trajectory from its start (circle) to its end (star; none when it diverged)."""
+    lr, decay, loss = grid(surface(frame))
+    image = ax.pcolormesh(lr, decay, loss, cmap="viridis", shading="auto", rasterized=True)
+    for _, way in frame[frame["method"] == TUNED].iterrows():
+        ax.plot(*np.array([way["path_lr"], way["path_decay"]], dtype=float), color="white", linewidth=1.0)
+        ax.plot(way["log10_lr"], way["log10_decay"], "wo", markeredgecolor="black", markersize=5)
+        ax.plot(way["log10_lr_end"], way["log10_decay_end"], "w*", markeredgecolor="black", markersize=11)
+    ax.set(
+        xlabel=r"$\log_{10}$ learning rate", ylabel=r"$\log_{10}$ weight decay", xlim=lr[[0, -1]], ylim=decay[[0, -1]]
+    )
+    ax.figure.colorbar(image, ax=ax, label=r"$\log_{10}$ final test MSE")
