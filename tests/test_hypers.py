@@ -75,7 +75,7 @@ BAD = {
     r"ReLU has no parameters": lambda: Layout.of(torch.nn.ReLU()),
     r"reset_every is 0": lambda: Forward(reset_every=0),
     r"radius is -1": lambda: Forward(radius=-1.0),
-    r"look_back is 0": lambda: Neumann(0),
+    r"look_back is -1": lambda: Neumann(-1),
     r"horizon is 0": lambda: Reverse(0),
     r"store is 'disk'": lambda: Reverse(3, "disk"),
     r"outer learning rate is -1": lambda: SGD(-1.0),

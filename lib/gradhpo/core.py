@@ -15,6 +15,7 @@ product with the pair
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,18 +36,25 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 
 
 class State(NamedTuple):
-    """Training state of R runs: weights `w [R, D]` and one `[R, D]` tensor per buffer. Also used for cotangents of a
-    state."""
+    """Training state of R runs: weights `w [R, D]` and per buffer one tensor `[R, D]` (`[R, 1]` for a counter). Also
+    used for cotangents of a state."""
 
     w: Tensor
     buf: dict[str, Tensor]
 
 
 class Tangent(NamedTuple):
-    """Sensitivity `d state / d raw`: `w [R, P, D]` and `[R, P, D]` per buffer, a row per tuned coordinate."""
+    """Sensitivity `d state / d raw`: `w [R, P, D]` and `[R, P, D or 1]` per buffer, a row per tuned coordinate."""
 
     w: Tensor
     buf: dict[str, Tensor]
+
+    @classmethod
+    def zero(cls, state: State, columns: int) -> Tangent:
+        def rows(x: Tensor) -> Tensor:
+            return x.new_zeros(len(x), columns, x.shape[1])
+
+        return cls(rows(state.w), {n: rows(b) for n, b in state.buf.items()})
 
 
 class Problem(Protocol):
@@ -130,19 +138,36 @@ class Step:
         self.w = state.w.detach().requires_grad_()
         self.loss_lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
         loss = problem.train_loss(self.w, self.loss_lam, t)
-        inputs = (self.w, *self._tuned_loss_lam.values()) if curvature else (self.w,)
+        inputs = (self.w, *self._smooth.values()) if curvature else (self.w,)
         grads = torch.autograd.grad(loss, inputs, torch.ones_like(loss), create_graph=curvature, allow_unused=True)
-        self.g, self.g_lam = grads[0], dict(zip(self._tuned_loss_lam, grads[1:], strict=False))
+        self.g, self.g_lam = grads[0], dict(zip(self._smooth, grads[1:], strict=False))
         if any(g is None for g in grads):
             raise GradhpoError(
-                f"hyperparameters {sorted(self._tuned_loss_lam)} must be used by the training loss "
+                f"hyperparameters {sorted(self._smooth)} must be used by the training loss "
                 f"(the rule {rule.name} reads only {list(rule.hypers)}); "
                 "use them there, or remove them from the tuned ones"
             )
 
     @cached_property
-    def _tuned_loss_lam(self) -> dict[str, Tensor]:
-        return {n: v for n, v in self.loss_lam.items() if n in self.values.hypers.tuned}
+    def _smooth(self) -> dict[str, Tensor]:
+        """Tuned hyperparameters of the loss that autograd differentiates."""
+        return {n: v for n, v in self.loss_lam.items() if n in self.values.hypers.smooth}
+
+    def gradient_at(self, w: Tensor, lam: Mapping[str, Tensor]) -> Tensor:
+        """The gradient `[R, D]` of this step's loss at other weights and loss hyperparameters, without a graph."""
+        w = w.detach().requires_grad_()
+        loss = self.problem.train_loss(w, {**self.loss_lam, **lam}, self.t)
+        return torch.autograd.grad(loss, w, torch.ones_like(loss))[0]
+
+    @cached_property
+    def coupled(self) -> dict[str, Tensor]:
+        """dg/dlam `[R, D]` of the loss hyperparameters declared with a `difference`: central differences with the same
+        random numbers on both sides (Clip paper, Section 3.5.2, eq. 10). Cost: two gradients each."""
+        slopes = {}
+        for name, (low, high) in self.values.neighbours().items():
+            rise = self.gradient_at(self.state.w, {name: high}) - self.gradient_at(self.state.w, {name: low})
+            slopes[name] = rise / (high - low)
+        return slopes
 
     @cached_property
     def next(self) -> State:
@@ -157,6 +182,14 @@ class Step:
             self if self.curvature else Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
         )
 
+    def with_values(self, values: Values) -> Step:
+        """This step with other hyperparameters of the rule, sharing its gradient."""
+        other = copy.copy(self)
+        other.values = values
+        other.__dict__.pop("next", None)
+        other.__dict__.pop("_rule_graph", None)
+        return other
+
     def gradient_tangent(self, z: Tensor | None, lam_dot: Mapping[str, Tensor]) -> Tensor:
         """`H z + dg/dlam lam_dot` for every column, `[R, A, D]`; `z [R, A, D]` or None for 0, `lam_dot` `[R, A, 1 or
         D]` per hyperparameter."""
@@ -168,15 +201,14 @@ class Step:
             seeds = ((z[:, p],) if z is not None else ()) + tuple(
                 d[:, p].expand_as(self.g_lam[n]) for n, d in loss_dot.items()
             )
-            (row,) = torch.autograd.grad(outputs, self.w, seeds, retain_graph=True)
-            rows.append(row)
-        return rows[0][:, None] if columns == 1 else torch.stack(rows, dim=1)
+            row = torch.autograd.grad(outputs, self.w, seeds, retain_graph=True)[0] if outputs else None
+            rows.append(torch.zeros_like(self.w) if row is None else row)
+        smooth = rows[0][:, None] if columns == 1 else torch.stack(rows, dim=1)
+        return smooth + sum(lam_dot[n] * slope[:, None] for n, slope in self.coupled.items())
 
-    def push(self, z: Tangent, active: Tensor | None = None) -> Tangent:
-        """Forward mode: `dPhi/dx Z + dPhi/draw` for the columns in `active` (all when None). Cost: one Hessian
-        product a column."""
-        lam_dot = self.values.tangents(active)
-        g_dot = self.gradient_tangent(z.w, lam_dot)
+    def push(self, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
+        """Forward mode: `dPhi/dx Z + dPhi/dlam lam_dot`, given the tangent `g_dot [R, A, D]` of the gradient
+        (`gradient_tangent`). Cost: elementwise."""
         with torch.no_grad(), forward_ad.dual_level():
             dual = forward_ad.make_dual
 
@@ -206,11 +238,12 @@ class Step:
         c_w, c_g = grads[0], grads[1]
         c_buf = dict(zip(self.state.buf, grads[2:], strict=False))
         c_lam = dict(zip(lam, grads[2 + len(c_buf) :], strict=True))
-        wanted = ((self.w,) if to_state else ()) + tuple(self._tuned_loss_lam.values())
+        c_lam |= {n: (c_g * slope).sum(-1, keepdim=True) for n, slope in self.coupled.items()}
+        wanted = ((self.w,) if to_state else ()) + tuple(self._smooth.values())
         if wanted:
             through_g = torch.autograd.grad(self.g, wanted, c_g, retain_graph=True, materialize_grads=True)
             c_w = c_w + through_g[0] if to_state else c_w
-            c_lam.update(zip(self._tuned_loss_lam, through_g[to_state:], strict=True))
+            c_lam.update(zip(self._smooth, through_g[to_state:], strict=True))
         return State(c_w, c_buf), self.values.pull(c_lam)
 
     @cached_property
@@ -248,7 +281,13 @@ def initial_state(w: Tensor, rule: Rule) -> State:
         raise GradhpoError(
             f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)"
         )
-    return State(w.detach().clone(), {n: torch.zeros_like(w) for n in rule.buffers})
+    buf = {n: torch.zeros_like(w) for n in rule.buffers} | {n: w.new_zeros(len(w), 1) for n in rule.counters}
+    return State(w.detach().clone(), buf)
+
+
+def cotangent(gv: Tensor, state: State) -> State:
+    """The validation gradient `gv [R, D]` as the cotangent of a whole state: the loss does not read the buffers."""
+    return State(gv, {n: torch.zeros_like(b) for n, b in state.buf.items()})
 
 
 __all__: Sequence[str] = [
@@ -260,6 +299,7 @@ __all__: Sequence[str] = [
     "Tangent",
     "Values",
     "batched",
+    "cotangent",
     "initial_state",
     "validation_gradient",
 ]

@@ -33,6 +33,8 @@ class Hyper:
     such as (0, 0, 1, 1).
     windows: values over time; the one in force at step t of T is floor(windows t / T) (FDS, Section 4.1).
     bounds: natural units, enforced after every outer step.
+    difference: for a hyperparameter in which the training loss is a step function, such as the keep probability of
+        dropout: the half-width, in natural units, of the central difference taken in place of dg/dlam (0: autograd).
     """
 
     name: str
@@ -42,6 +44,16 @@ class Hyper:
     windows: int = 1
     bounds: tuple[float, float] = (-math.inf, math.inf)
     tuned: bool = True
+    difference: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.difference >= 0:
+            raise GradhpoError(f"{self.name} has difference = {self.difference}; expected a half-width >= 0")
+        if self.difference and self.granularity != "global":
+            raise GradhpoError(
+                f"{self.name} is differentiated by differences and has granularity {self.granularity!r}; expected "
+                "'global': a value per layer is a hyperparameter of its own, with its own name"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ class Hypers:
             offset += self.blocks[h.name].columns if h.tuned else 0
         self.columns = offset
         self.tuned = tuple(n for n, b in self.blocks.items() if b.hyper.tuned)
+        self.smooth = tuple(n for n in self.tuned if not self.blocks[n].hyper.difference)
         self.windowed = any(b.hyper.windows > 1 for b in self.blocks.values())
         self._chosen: dict[tuple[str, int], Tensor] = {}
 
@@ -233,16 +246,38 @@ class Values:
     def _no_columns(self, name: str) -> Tensor:
         return self.raw.new_zeros(len(self.raw), self.hypers.blocks[name].columns)
 
+    def slope(self, name: str) -> Tensor:
+        """`d lam / d raw` of one hyperparameter where it is in force, `[R, 1 or D]`."""
+        b = self.hypers.blocks[name]
+        factor = b.transform.slope(self._coordinates(name))
+        return factor if b.index is None else factor[:, b.index]
+
+    def grouped(self, name: str, c: Tensor) -> Tensor:
+        """`c [R, D]`, a share a weight, summed over the groups of a hyperparameter: `[R, groups]`."""
+        b = self.hypers.blocks[name]
+        if b.index is None:
+            return c.sum(1, keepdim=True) if c.shape[1] > 1 else c
+        return c.new_zeros(len(c), b.groups).index_add(1, b.index, c) if b.groups < c.shape[1] else c
+
     def _pulled(self, name: str, c: Tensor) -> Tensor:
         """The columns of one hyperparameter `[R, groups x windows]`: zero but for the window in force."""
         b = self.hypers.blocks[name]
-        if b.index is not None and b.groups < c.shape[1]:
-            c = c.new_zeros(len(c), b.groups).index_add(1, b.index, c)
-        c = c * b.transform.slope(self._coordinates(name))
+        c = self.grouped(name, c) * b.transform.slope(self._coordinates(name))
         if b.hyper.windows == 1:
             return c
         here = torch.arange(b.hyper.windows, device=c.device) == self.hypers.window(name, self.t)
         return (c[:, :, None] * here.to(c)).flatten(1)
+
+    def neighbours(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per hyperparameter differentiated by differences, its value less and plus the half-width, inside the
+        transform's range."""
+        out = {}
+        for name in self.hypers.tuned:
+            b = self.hypers.blocks[name]
+            if d := b.hyper.difference:
+                low, high = b.transform.low, b.transform.high
+                out[name] = ((self.lam[name] - d).clamp(min=low), (self.lam[name] + d).clamp(max=high))
+        return out
 
 
 def _groups(h: Hyper, sizes: Sequence[int]) -> tuple[Tensor | None, int]:

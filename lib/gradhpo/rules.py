@@ -20,14 +20,15 @@ Update = Callable[[Tensor, Buffers, Tensor, Mapping[str, Tensor]], tuple[Tensor,
 class Rule:
     """An elementwise optimiser step `(w, buffers, g, lam) -> (w, buffers)` on tensors that broadcast to `[R, D]`.
 
-    `hypers` are the hyperparameters it reads from `lam`; `buffers` the state it keeps beside the weights (zero at
-    the start).
+    `hypers` are the hyperparameters it reads from `lam`; `buffers` the state `[R, D]` it keeps beside the weights and
+    `counters` what it keeps once a run, `[R, 1]` (all zero at the start).
     """
 
     name: str
     hypers: tuple[str, ...]
     buffers: tuple[str, ...]
     update: Update
+    counters: tuple[str, ...] = ()
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:

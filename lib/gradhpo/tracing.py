@@ -27,6 +27,7 @@ _SHAPE_ONLY = {
     _aten.arange.default,
     _aten.ones.default,
     _aten.zeros.default,
+    _aten.full_like.default,
 }
 
 
@@ -70,23 +71,23 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _simplify(module: fx.GraphModule, leaves: list[Tensor]) -> None:
-    """Drops what `detach` left behind, folds what does not depend on the inputs' values, shares repeated operations."""
+    """Drops operations that change nothing, folds what does not depend on the inputs' values, shares repeated parts."""
     from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
+    values = _evaluate(module, leaves)
     for node in list(module.graph.nodes):
-        if node.target == _aten.alias.default:
+        if _changes_nothing(node, values):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-    _fold(module, leaves)
-    CSEPass()(module)
+    _fold(module, values)
+    _share_constants(module)
+    module.graph = CSEPass()(module).graph_module.graph
     module.graph.eliminate_dead_code()
     module.recompile()
 
 
-def _fold(module: fx.GraphModule, leaves: list[Tensor]) -> None:
-    """Replaces every operation on constants by its value, kept as a buffer of the module."""
+def _evaluate(module: fx.GraphModule, leaves: list[Tensor]) -> dict[fx.Node, Any]:
     values: dict[fx.Node, Any] = {}
-    constant: set[fx.Node] = set()
 
     class Evaluate(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -95,6 +96,27 @@ def _fold(module: fx.GraphModule, leaves: list[Tensor]) -> None:
 
     with torch.no_grad():
         Evaluate(module).run(*leaves)
+    return values
+
+
+def _changes_nothing(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    """An alias, an expansion to the shape that is there, a copy in the layout that is there."""
+    if node.target == _aten.alias.default:
+        return True
+    if node.target not in (_aten.expand.default, _aten._to_copy.default):
+        return False
+    before, after = values[node.args[0]], values[node]  # type: ignore[index]
+    return (before.shape, before.stride(), before.dtype, before.device) == (
+        after.shape,
+        after.stride(),
+        after.dtype,
+        after.device,
+    )
+
+
+def _fold(module: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
+    """Replaces every operation on constants by its value, kept as a buffer of the module."""
+    constant: set[fx.Node] = set()
     for node in list(module.graph.nodes):
         inputs = node.all_input_nodes
         known = (
@@ -110,3 +132,22 @@ def _fold(module: fx.GraphModule, leaves: list[Tensor]) -> None:
         with module.graph.inserting_before(node):
             new = module.graph.get_attr(f"_folded{number}")
         node.replace_all_uses_with(new)
+
+
+def _share_constants(module: fx.GraphModule) -> None:
+    """One node for equal constants, at the top of the graph."""
+    module.graph.eliminate_dead_code()
+    first: list[tuple[Tensor, fx.Node]] = []
+    top = next(n for n in module.graph.nodes if n.op != "placeholder")
+    for node in [n for n in module.graph.nodes if n.op == "get_attr"]:
+        value = getattr(module, node.target)
+        for known, representative in first:
+            same = (known.dtype, known.device, known.stride()) == (value.dtype, value.device, value.stride())
+            if same and torch.equal(known, value):
+                node.replace_all_uses_with(representative)
+                module.graph.erase_node(node)
+                break
+        else:
+            if node is not top:
+                top.prepend(node)
+            first.append((value, node))

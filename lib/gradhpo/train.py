@@ -8,14 +8,14 @@ tensor operations recorded once and replayed (`tracing`), without the autograd e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from gradhpo.core import Problem, State, Step, initial_state, validation_gradient
-from gradhpo.errors import GradhpoError
+from gradhpo.errors import GradhpoError, unknown
 from gradhpo.estimators import Estimator
 from gradhpo.hypers import Hypers, Values
 from gradhpo.outer import Outer
@@ -34,25 +34,46 @@ class Method:
 
     every: training steps between two outer updates. warm_up: steps before the first one (the estimator already
     observes them).
+    outer_loss: "validation", at the weights after a step; or "training", the loss of a step's own batch at the weights
+        before it, for methods without a validation set (HD, MetaOptimize). Its gradient is there already: no cost.
+    immediate: with the training loss, update the hyperparameters before the step whose gradient was used is taken
+        (HD, IDBD) instead of after it (MetaOptimize, Algorithm 1).
     """
 
     estimator: Estimator | None = None
     outer: Outer | None = None
     every: int = 1
     warm_up: int = 0
+    outer_loss: str = "validation"
+    immediate: bool = False
 
     def __post_init__(self) -> None:
+        if self.outer_loss not in ("validation", "training"):
+            raise unknown("outer loss", self.outer_loss, ["validation", "training"])
+        if self.outer_loss == "training" and self.keep:
+            raise GradhpoError(
+                f"{type(self.estimator).__name__} differentiates through stored steps and needs "
+                "outer_loss='validation'; for the training loss use an estimator that carries its sensitivity along"
+            )
+        if self.immediate and self.outer_loss != "training":
+            raise GradhpoError("immediate=True needs outer_loss='training': validation follows the step")
         if self.every < 1 or self.warm_up < 0:
             raise GradhpoError(f"every = {self.every}, warm_up = {self.warm_up}; expected every >= 1 and warm_up >= 0")
         if (self.estimator is None) != (self.outer is None):
             raise GradhpoError("a method needs an estimator and an outer rule, or neither (fixed hyperparameters)")
+
+    @property
+    def keep(self) -> int:
+        """Steps since the last outer update that the estimator wants to see."""
+        return self.estimator.keep if self.estimator else 0
 
 
 class Run(NamedTuple):
     """Everything that continues, as tensors.
 
     t: steps taken; state: weights and buffers; raw `[R, P]`: tuned hyperparameters; fixed: natural values of the
-    others; memory: the estimator's; outer: the outer rule's.
+    others; memory: the estimator's; outer: the outer rule's; past: states before the last steps since the latest outer
+    update, as many as the estimator looks back on.
     """
 
     t: int
@@ -61,6 +82,7 @@ class Run(NamedTuple):
     fixed: dict[str, Tensor]
     memory: Any
     outer: Any
+    past: tuple[State, ...] = ()
 
 
 Watch = Callable[[Run], None]
@@ -76,8 +98,7 @@ class Loop:
     hypers: Hypers
     method: Method
     trace: bool = False
-    _recent: deque[Step] = field(init=False)
-    _traced: dict[tuple[int, bool, int, bool], Callable[..., Any]] = field(init=False, default_factory=dict)
+    _traced: dict[tuple[int, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
@@ -91,13 +112,17 @@ class Loop:
                 "trace=True needs losses and hyperparameters that do not depend on the step number; "
                 "use trace=False for this problem"
             )
-        self._recent = deque(maxlen=self.method.estimator.keep if self.method.estimator else 0)
+        of_loss = [n for n in self.hypers.tuned if n not in self.rule.hypers]
+        if self.method.outer_loss == "training" and of_loss:
+            raise GradhpoError(
+                f"{of_loss} change the training loss itself, which outer_loss='training' would minimise over them; "
+                "tune them on the validation loss"
+            )
 
     def start(self, w: Tensor) -> Run:
         """A run from weights `w [R, D]` and the hyperparameters' initial values."""
         state = initial_state(w, self.rule)
         raw, fixed = self.hypers.init(state.w)
-        self._recent.clear()
         m = self.method
         memory = m.estimator.init(state, self.hypers.at(raw, fixed)) if m.estimator else ()
         return Run(0, state, raw, fixed, memory, m.outer.init(raw) if m.outer else ())
@@ -124,14 +149,14 @@ class Loop:
         if every <= _WHOLE:
             unit = every * max(1, _TRACED_STEPS // every)
             return unit if left >= unit and to_update == every else to_update
-        keep = self.method.estimator.keep if self.method.estimator else 0
-        return _TRACED_STEPS if to_update - _TRACED_STEPS > max(keep, 1) else to_update
+        return _TRACED_STEPS if to_update - _TRACED_STEPS > max(self.method.keep, 1) else to_update
 
     def _block(self, run: Run, n: int) -> Run:
         if not self.trace or n > _WHOLE:
             return self._steps(run, n)
         reset = getattr(self.method.estimator, "reset_every", None) or 1
-        key = (n, (run.t + n) % self.method.every == 0, run.t % reset, run.t >= self.method.warm_up)
+        updates = (run.t + n) % self.method.every == 0
+        key = (n, updates, run.t % reset, run.t >= self.method.warm_up, len(run.past))
         if key not in self._traced:
             self._traced[key] = record(lambda *parts: tuple(self._steps(Run(run.t, *parts), n)[1:]), tuple(run[1:]))
         return Run(run.t + n, *self._traced[key](*run[1:]))
@@ -140,32 +165,53 @@ class Loop:
         """The loop itself."""
         m, end = self.method, run.t + n
         values = self.hypers.at(run.raw, run.fixed, run.t)
+        past, recent = run.past, deque[Step](maxlen=m.keep)
         while run.t < end:
             ahead = -(run.t + 1) % m.every
+            due = ahead == 0 and m.estimator is not None and run.t + 1 > m.warm_up
             if self.hypers.windowed:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
-            step = Step(
-                self.problem,
-                self.rule,
-                values,
-                run.state,
-                run.t,
-                curvature=m.estimator is not None and m.estimator.curvature(ahead),
-            )
+            curvature = m.estimator is not None and m.estimator.curvature(ahead)
+            step = Step(self.problem, self.rule, values, run.state, run.t, curvature=curvature)
+            seen = run.memory
+            if due and m.immediate:
+                run = self._update(run, values, seen, (), step.g.detach())
+                values = self.hypers.at(run.raw, run.fixed, run.t)
+                step = step.with_values(values)
             memory = m.estimator.observe(run.memory, step) if m.estimator else ()
-            self._recent.append(step)
+            recent.append(step)
             run = run._replace(t=run.t + 1, state=step.next, memory=memory)
+            if due and m.outer_loss == "training" and not m.immediate:
+                run = self._update(run, values, seen, (), step.g.detach())
+            elif due and m.outer_loss == "validation":
+                run = self._update(run, values, memory, self._kept(run, past, recent))
             if ahead == 0:
-                if m.estimator is not None and run.t > m.warm_up:
-                    run = self._update(run, values)
-                    values = self.hypers.at(run.raw, run.fixed, run.t)
-                self._recent.clear()
-        return run
+                past = ()
+                recent.clear()
+            if due:
+                values = self.hypers.at(run.raw, run.fixed, run.t)
+        states = (*past, *(s.state for s in recent))
+        return run._replace(past=states[-m.keep :] if m.keep else ())
 
-    def _update(self, run: Run, values: Values) -> Run:
-        """One outer update, at the state after the last step; `values` are the hyperparameters of that step."""
+    def _kept(self, run: Run, past: Sequence[State], recent: Sequence[Step]) -> list[Step]:
+        """The steps the estimator looks back on; those of an earlier call are taken again from their stored states."""
+        missing = min(self.method.keep - len(recent), len(past))
+        first = run.t - len(recent) - missing
+        before = [
+            Step(self.problem, self.rule, self.hypers.at(run.raw, run.fixed, first + k), state, first + k, curvature=True)
+            for k, state in enumerate(past[len(past) - missing :])
+        ]
+        return [*before, *recent]
+
+    def _update(
+        self, run: Run, values: Values, memory: Any, recent: Sequence[Step], outer_gradient: Tensor | None = None
+    ) -> Run:
+        """One outer update; `values` are the hyperparameters of the last step. Without an outer gradient it is that of
+        the validation loss at the run's weights."""
         assert self.method.estimator is not None and self.method.outer is not None
-        gv, direct = validation_gradient(self.problem, self.rule, values, run.state, run.t - 1)
-        hypergradient = self.method.estimator.hypergradient(run.memory, self._recent, gv) + direct
+        direct: Tensor | float = 0.0
+        if outer_gradient is None:
+            outer_gradient, direct = validation_gradient(self.problem, self.rule, values, run.state, run.t - 1)
+        hypergradient = self.method.estimator.hypergradient(memory, recent, outer_gradient, values) + direct
         raw, outer = self.method.outer.update(run.raw, hypergradient, run.outer, values.lam)
         return run._replace(raw=self.hypers.clamp(raw).detach(), outer=outer)

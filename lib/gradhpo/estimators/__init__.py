@@ -35,7 +35,7 @@ class Estimator(Protocol):
         """Memory after a training step."""
         ...
 
-    def hypergradient(self, memory: Any, recent: Sequence[Step], gv: Tensor) -> Tensor:
-        """`gv' Z`, `[R, P]` in raw coordinates, without the direct term; `gv [R, D]` is the validation gradient
-        after the last step."""
+    def hypergradient(self, memory: Any, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        """`gv' Z`, `[R, P]` in raw coordinates, without the direct term; `gv [R, D]` is the gradient of the outer loss
+        and `values` the hyperparameters in force."""
         ...

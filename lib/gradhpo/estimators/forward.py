@@ -3,6 +3,8 @@
     Forward()                    exact (OHO, Section 4; FDS, eq. 3 and 4, with windows declared by the hyperparameter)
     Forward(reset_every=K)       UnrollK (Franceschi et al. 2017; Clip paper, Section 3.2)
     Forward(radius=R)            ClipR (Clip paper, eq. 9 and Algorithm 1)
+    Forward(product=0.01)        OHO with differences of gradients for Hessian products (OHO, Section 4)
+    Split()                      one sensitivity for all groups, as the program published with OHO does
     FirstOrder()                 Unroll1-gTgV (Luketina et al. 2016; Clip paper, Section 3.3)
 
 Cost a step: one gradient with its graph and one Hessian product for each column in use. Memory: (1 + buffers) P D.
@@ -10,7 +12,7 @@ Cost a step: one gradient with its graph and one Hessian product for each column
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +32,17 @@ class Forward:
     radius a run. The norm covers dw/draw only;
         the buffers' rows are scaled with it, so that a clip changes the length of a hypergradient, not its
         direction. None: no projection.
+    product_limit: c; the entries of H Z + dg/draw are clamped to [-c, c] before they enter Z (FDS, Appendix C: 10).
+    product: None for exact Hessian products; a number e for differences of two gradients at w +- (e/|z|) z, without
+        any graph: wrong by more than 100 % where the net has ReLU kinks between the two points.
     With `reset_every=1` it is the greedy method (horizon 1); as the radius grows or K reaches the horizon it becomes
     the exact one.
     """
 
     reset_every: int | None = None
     radius: float | Tensor | None = None
+    product_limit: float | None = None
+    product: float | None = None
     keep: int = 0
 
     def __post_init__(self) -> None:
@@ -45,26 +52,38 @@ class Forward:
             )
         if self.radius is not None and not (torch.as_tensor(self.radius) > 0).all():
             raise GradhpoError(f"radius is {self.radius}; expected a length > 0, or None for no projection")
+        for name in ("product_limit", "product"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise GradhpoError(f"{name} is {value}; expected a number > 0, or None")
 
     def init(self, state: State, values: Values) -> Tangent:
-        runs, weights = state.w.shape
-        zero = state.w.new_zeros(runs, values.hypers.columns, weights)
-        return Tangent(zero, {n: zero.clone() for n in state.buf})
+        return Tangent.zero(state, values.hypers.columns)
 
     def curvature(self, ahead: int) -> bool:
-        return True
+        return self.product is None
 
     def observe(self, memory: Tangent, step: Step) -> Tangent:
-        if self.reset_every and step.t % self.reset_every == 0:
-            memory = Tangent(torch.zeros_like(memory.w), {n: torch.zeros_like(b) for n, b in memory.buf.items()})
         active = step.values.active()
+        lam_dot = step.values.tangents(active)
         if active is None:
-            new = step.push(memory)
+            return self._advanced(memory, step, lam_dot)
+        part = Tangent(memory.w[:, active], {n: b[:, active] for n, b in memory.buf.items()})
+        part = self._advanced(part, step, lam_dot)
+        buf = {n: b.index_copy(1, active, part.buf[n]) for n, b in memory.buf.items()}
+        return Tangent(memory.w.index_copy(1, active, part.w), buf)
+
+    def _advanced(self, z: Tangent, step: Step, lam_dot: Mapping[str, Tensor]) -> Tangent:
+        if self.reset_every and step.t % self.reset_every == 0:
+            z = Tangent(torch.zeros_like(z.w), {n: torch.zeros_like(b) for n, b in z.buf.items()})
+        if self.product is None:
+            g_dot = step.gradient_tangent(z.w, lam_dot)
         else:
-            part = step.push(Tangent(memory.w[:, active], {n: b[:, active] for n, b in memory.buf.items()}), active)
-            buf = {n: b.index_copy(1, active, part.buf[n]) for n, b in memory.buf.items()}
-            new = Tangent(memory.w.index_copy(1, active, part.w), buf)
-        return new if self.radius is None else self._project(new)
+            g_dot = difference_product(step, z.w, lam_dot, self.product)
+        if self.product_limit is not None:
+            g_dot = g_dot.clamp(-self.product_limit, self.product_limit)
+        z = step.push(z, lam_dot, g_dot)
+        return z if self.radius is None else self._project(z)
 
     def _project(self, z: Tangent) -> Tangent:
         norm = z.w.norm(dim=-1, keepdim=True)
@@ -72,8 +91,56 @@ class Forward:
         scale = r / torch.maximum(norm, r)
         return Tangent(z.w * scale, {n: b * scale for n, b in z.buf.items()})
 
-    def hypergradient(self, memory: Tangent, recent: Sequence[Step], gv: Tensor) -> Tensor:
-        return torch.einsum("rpd,rd->rp", memory.w, gv)
+    def hypergradient(self, memory: Tangent, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        return torch.bmm(memory.w, gv[:, :, None])[..., 0]
+
+
+def difference_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor], width: float) -> Tensor:
+    """`H z + dg/dlam lam_dot`, `[R, A, D]`, by (g(w + e z, lam + e lam_dot) - g(w - e z, lam - e lam_dot)) / 2e with
+    e = width / |z| (width where z = 0). Cost: two gradients a column, no graph; the error is of order e^2 for smooth
+    losses, and the rounding error of g divided by e."""
+    rows = []
+    for p in range(z.shape[1]):
+        norm = z[:, p].norm(dim=-1, keepdim=True)
+        e = width / torch.where(norm > 0, norm, 1.0)
+        ends = [
+            step.gradient_at(
+                step.state.w + sign * e * z[:, p],
+                {n: v.detach() + sign * e * lam_dot[n][:, p] for n, v in step.loss_lam.items() if n in lam_dot},
+            )
+            for sign in (1, -1)
+        ]
+        rows.append((ends[0] - ends[1]) / (2 * e))
+    return torch.stack(rows, dim=1)
+
+
+@dataclass(frozen=True)
+class Split(Forward):
+    """One sensitivity for each hyperparameter, all its groups moved together; the share of a group in the
+    hypergradient is that of its own weights, sum over the group of gV Z.
+
+    This is what the program published with OHO does for "layerwise" hyperparameters. It differs from `Forward()`,
+    the recursion for each group, in that the effect of a layer's hyperparameter on other layers is credited to those;
+    for one group they agree. Cost and memory are those of a global hyperparameter, whatever the number of groups.
+    """
+
+    def init(self, state: State, values: Values) -> Tangent:
+        if values.hypers.windowed:
+            raise GradhpoError("split sensitivities have no time windows; use Forward() or hyperparameters with windows=1")
+        return Tangent.zero(state, len(values.hypers.tuned))
+
+    def observe(self, memory: Tangent, step: Step) -> Tangent:
+        tuned = step.values.hypers.tuned
+        lam_dot = {}
+        for row, name in enumerate(tuned):
+            slope = step.values.slope(name)
+            lam_dot[name] = slope.new_zeros(len(slope), len(tuned), slope.shape[1])
+            lam_dot[name][:, row] = slope
+        return self._advanced(memory, step, lam_dot)
+
+    def hypergradient(self, memory: Tangent, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        shares = [values.grouped(n, memory.w[:, k] * gv) for k, n in enumerate(values.hypers.tuned)]
+        return torch.cat(shares, dim=1)
 
 
 @dataclass(frozen=True)
@@ -104,5 +171,5 @@ class FirstOrder:
             )
         return -step.gradient_tangent(None, step.values.tangents()) if step.curvature else memory
 
-    def hypergradient(self, memory: Tensor, recent: Sequence[Step], gv: Tensor) -> Tensor:
-        return torch.einsum("rpd,rd->rp", memory, gv)
+    def hypergradient(self, memory: Tensor, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        return torch.bmm(memory, gv[:, :, None])[..., 0]

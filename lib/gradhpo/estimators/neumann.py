@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradhpo.core import State, Step, Values
+from gradhpo.core import State, Step, Values, cotangent
 from gradhpo.errors import GradhpoError
 
 
@@ -28,22 +28,24 @@ class Neumann:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        if self.look_back < 1:
-            raise GradhpoError(f"look_back is {self.look_back}; expected a number of terms >= 1")
+        if self.look_back < 0:
+            raise GradhpoError(f"look_back is {self.look_back}; expected a number of terms >= 0")
 
     def init(self, state: State, values: Values) -> tuple[()]:
         return ()
 
     def curvature(self, ahead: int) -> bool:
-        return ahead == 0
+        return ahead == 0 and self.look_back > 0
 
     def observe(self, memory: tuple[()], step: Step) -> tuple[()]:
         return memory
 
-    def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor) -> Tensor:
+    def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        if self.look_back == 0:
+            return torch.zeros_like(values.raw)
         step = recent[-1].with_curvature()
-        constant = {n: torch.zeros_like(gv) for n in step.state.buf}
-        v, total = gv, torch.zeros_like(step.values.raw)
+        constant = cotangent(gv, step.state).buf
+        v, total = gv, torch.zeros_like(values.raw)
         for j in range(self.look_back):
             before, share = step.pull(State(v, constant), to_state=j < self.look_back - 1)
             v, total = before.w, total + share

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradhpo.core import State, Step, Values
+from gradhpo.core import State, Step, Values, cotangent
 from gradhpo.errors import GradhpoError
 
 
@@ -50,9 +50,9 @@ class Reverse:
     def observe(self, memory: tuple[()], step: Step) -> tuple[()]:
         return memory
 
-    def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor) -> Tensor:
-        cot = State(gv, {n: torch.zeros_like(gv) for n in recent[-1].state.buf})
-        total = torch.zeros_like(recent[-1].values.raw)
+    def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        cot = cotangent(gv, recent[-1].state)
+        total = torch.zeros_like(values.raw)
         steps = list(recent)[-self.horizon :]
         for k, step in enumerate(reversed(steps)):
             cot, share = step.with_curvature().pull(cot, to_state=k < len(steps) - 1)
