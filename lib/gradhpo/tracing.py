@@ -81,7 +81,9 @@ def _simplify(module: fx.GraphModule, leaves: list[Tensor]) -> None:
             module.graph.erase_node(node)
     _fold(module, values)
     _share_constants(module)
-    module.graph = CSEPass()(module).graph_module.graph
+    shared = CSEPass()(module)
+    assert shared is not None
+    module.graph = shared.graph_module.graph
     module.graph.eliminate_dead_code()
     module.recompile()
 

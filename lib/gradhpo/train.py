@@ -197,10 +197,10 @@ class Loop:
         """The steps the estimator looks back on; those of an earlier call are taken again from their stored states."""
         missing = min(self.method.keep - len(recent), len(past))
         first = run.t - len(recent) - missing
-        before = [
-            Step(self.problem, self.rule, self.hypers.at(run.raw, run.fixed, first + k), state, first + k, curvature=True)
-            for k, state in enumerate(past[len(past) - missing :])
-        ]
+        before = []
+        for t, state in enumerate(past[len(past) - missing :], start=first):
+            values = self.hypers.at(run.raw, run.fixed, t)
+            before.append(Step(self.problem, self.rule, values, state, t, curvature=True))
         return [*before, *recent]
 
     def _update(

@@ -126,7 +126,7 @@ class Split(Forward):
 
     def init(self, state: State, values: Values) -> Tangent:
         if values.hypers.windowed:
-            raise GradhpoError("split sensitivities have no time windows; use Forward() or hyperparameters with windows=1")
+            raise GradhpoError("split sensitivities have no time windows; use Forward(), or windows=1 throughout")
         return Tangent.zero(state, len(values.hypers.tuned))
 
     def observe(self, memory: Tangent, step: Step) -> Tangent:

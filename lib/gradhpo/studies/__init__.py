@@ -37,7 +37,7 @@ class Study:
 
     runs: scale -> configurations in a fixed order. run: configurations that agree in all but `seed`, computed as one
     batch on a device.
-    chunk: most runs in a batch.
+    chunk: most runs in a batch. cost: how long a run takes compared with others, where they differ much.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Study:
     runs: Callable[[str], list[Any]]
     run: Callable[[Sequence[Any], torch.device], list[Result]]
     chunk: int
+    cost: Callable[[Any], float] = lambda config: 1.0
 
 
 def names() -> list[str]:
@@ -68,9 +69,10 @@ def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "
     metrics, series, wall_s).
 
     Runs that agree in all but their seed are computed in batches of at most `study.chunk`, each on one thread;
-    `jobs` processes share the batches.
+    `jobs` processes share the batches, the costliest first.
     """
     work = [(study.name, batch, device) for batch in batches(study, configs)]
+    work.sort(key=lambda w: -len(w[1]) * study.cost(w[1][0]))
     bar = {"total": len(work), "disable": None, "desc": study.name, "unit": "batch"}
     if jobs == 1 or len(work) == 1:
         done = [_compute(w) for w in tqdm(work, **bar)]
@@ -78,9 +80,8 @@ def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             done = list(tqdm(pool.map(_compute, work), **bar))
     pairs = [pair for (_, batch, _), results in zip(work, done) for pair in zip(batch, results)]
-    return pd.DataFrame(
-        [{"dataset": r.dataset} | asdict(c) | r.metrics | r.series | {"wall_s": r.wall_s} for c, r in pairs]
-    )
+    rows = {c: {"dataset": r.dataset} | asdict(c) | r.metrics | r.series | {"wall_s": r.wall_s} for c, r in pairs}
+    return pd.DataFrame([rows[c] for c in configs])
 
 
 def batches(study: Study, configs: Sequence[Any]) -> list[list[Any]]:
