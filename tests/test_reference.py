@@ -15,8 +15,9 @@ from gradhpo.estimators.forward import Forward
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.hypers import Hyper, Hypers
-from gradhpo.methods import clip_r, fds, onepass, unroll_k
+from gradhpo.methods import clip_r, diff_through_opt, fds, lorraine, onepass, unroll_k
 from gradhpo.outer import SGD, Adam
+from gradhpo.published import OhoProgram
 from gradhpo.rules import sgd
 from gradhpo.tasks.quadratic import Quadratic
 from gradhpo.tasks.uci import Table, TableRegression
@@ -103,6 +104,67 @@ def test_onepass_first_20_updates(
     for update in range(21):
         assert abs(float(task.test_mse(run.state.w)) / energy[prefix + "test_mse"][update] - 1) < 1e-9
         for hyper, value in hypers.natural(run.raw).items():
+            assert abs(float(value) / energy[prefix + hyper][update] - 1) < 1e-9
+        run = loop.advance(run, 10)
+
+
+def test_onepass_learning_rate_per_weight(energy: dict[str, np.ndarray], task: TableRegression) -> None:
+    """OnePass WD+HDLR+M: 501 learning rates, a weight decay and a momentum."""
+    raw = torch.tensor(energy["hg_hyper_raw"])
+    ours = first_hypergradient(energy, task, Neumann(5), per_weight(raw, task.layout))
+    for case in range(8):
+        assert error(ours[case], energy["hg_hdlr_i5"][case]) < 1e-10
+
+
+def test_lorraine_hypergradient(energy: dict[str, np.ndarray], task: TableRegression) -> None:
+    """Weight decay alone. Relative to the largest of the eight: the smallest, at weight decay 1e-7, carry the
+    reference's own rounding."""
+    hypers = onepass_hypers(torch.tensor(energy["hg_hyper_raw"]), ("weight_decay",), task.layout)
+    assert error(first_hypergradient(energy, task, Neumann(5), hypers), energy["hg_lorraine_i5"]) < 1e-10
+
+
+def first_hypergradient(energy: dict[str, np.ndarray], task: TableRegression, estimator: Any, hypers: Hypers) -> Any:
+    init = torch.cat([torch.tensor(energy[f"hg_init_{p}"]).reshape(8, -1) for p in ("W1", "b1", "W2", "b2")], dim=1)
+    loop = Loop(task, sgd(), hypers, Method(estimator, SGD(1.0), every=10))
+    loop.hypers.clamp = lambda raw: raw  # type: ignore[method-assign]
+    run = loop.start(init)
+    return run.raw - loop.advance(run, 10).raw
+
+
+def per_weight(raw: torch.Tensor, layout: Layout) -> Hypers:
+    """As `onepass_hypers`, all tuned, with a learning rate for each weight."""
+    return Hypers(
+        [
+            Hyper("lr", 10.0 ** raw[:, 0], "log10", "weight", bounds=(1e-10, 1.0)),
+            Hyper("weight_decay", 10.0 ** raw[:, 1], "log10"),
+            Hyper("momentum", torch.sigmoid(raw[:, 2]), "sigmoid"),
+        ],
+        layout.sizes,
+    )
+
+
+@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize("name", ["Ours_HDLR_Momentum", "Lorraine", "DiffThroughOpt"])
+def test_other_methods_first_20_updates(
+    name: str, case: int, energy: dict[str, np.ndarray], task: TableRegression
+) -> None:
+    prefix = f"traj_{name}_{case}_"
+    raw = torch.tensor(energy[prefix + "init_raw"][None, :3])
+    hypers, method = {
+        "Ours_HDLR_Momentum": (per_weight(raw, task.layout), onepass()),
+        "Lorraine": (onepass_hypers(raw, ("weight_decay",), task.layout), lorraine()),
+        "DiffThroughOpt": (onepass_hypers(raw, ALL, task.layout), diff_through_opt(5)),
+    }[name]
+    loop = Loop(task, sgd(), hypers, method, trace=True)
+    run = loop.start(torch.tensor(energy[prefix + "init_weights"][None]))
+    for update in range(21):
+        assert abs(float(task.test_mse(run.state.w)) / energy[prefix + "test_mse"][update] - 1) < 1e-9
+        natural = hypers.natural(run.raw)
+        if name == "Ours_HDLR_Momentum":
+            rates = natural.pop("lr")[0]
+            spread = torch.stack([rates.min(), rates.mean(), rates.max()])
+            assert error(spread, energy[prefix + "lr_min_mean_max"][update]) < 1e-9
+        for hyper, value in natural.items():
             assert abs(float(value) / energy[prefix + hyper][update] - 1) < 1e-9
         run = loop.advance(run, 10)
 
@@ -261,6 +323,22 @@ def test_oho_frozen_sensitivity(where: str) -> None:
     assert error(torch.stack(seen)[:, 1], z["F_frozen__true_sensitivity_hg"][:, 1]) < 1e-12
     assert error(run.memory.w[0, 0], z["F_frozen__true_dtheta_dlr"]) < 1e-12
     assert error(run.memory.w[0, 1], z["F_frozen__true_dtheta_dl2"]) < 1e-12
+
+
+@pytest.mark.parametrize("run", ["B_lr.05_l2_1e-4_mlr1e-3", "F_frozen_lr.1_l2_1e-4_mlr0"])
+def test_oho_as_its_program_runs_it(run: str) -> None:
+    """The published program's recursion with an exact Hessian product, all 100 steps."""
+    z, prefix = dict(np.load(FOLDER / "oho_mnist_mlp.npz")), f"{run}__exactHVP_float64__"
+    lr, rate = (0.05, 1e-3) if run.startswith("B") else (0.1, 0.0)
+    program = OhoProgram(OhoBatches(z), lr, 1e-4, rate)
+    w, seen = torch.cat([torch.tensor(z[f"W0_{i}"]).reshape(-1) for i in range(6)])[None], []
+    for t in range(100):
+        w, *hypergradients = program.step(w, t)
+        seen.append([program.lr, program.l2, *hypergradients])
+    for column, name in zip(np.array(seen).T, ("lr", "l2", "hg_lr", "hg_l2"), strict=True):
+        assert error(column, z[prefix + name]) < 1e-12
+    for ours, name in ((w, "w_final"), (program.to_lr, "dFdlr_final"), (program.to_l2, "dFdl2_final")):
+        assert error(ours[0], z[prefix + name]) < 1e-12
 
 
 def test_adam_is_torch_adam() -> None:

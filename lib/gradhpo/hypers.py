@@ -298,3 +298,15 @@ def _groups(h: Hyper, sizes: Sequence[int]) -> tuple[Tensor | None, int]:
             "expected one number a tensor, counted from 0 without gaps"
         )
     return torch.repeat_interleave(torch.tensor(labels), torch.tensor(list(sizes))), len(set(labels))
+
+
+def neighbours(layers: Sequence[str], groups: int) -> tuple[int, ...]:
+    """A granularity of `groups` groups of neighbouring layers (OHO, Section 6.2), as equal as they can be.
+
+    `layers` are the names of the parameter tensors (`Layout.names`); tensors of one module, such as "2.weight" and
+    "2.bias", are one layer. `groups` from 1 to the number of layers.
+    """
+    owners = list(dict.fromkeys(n.rpartition(".")[0] for n in layers))
+    if not 1 <= groups <= len(owners):
+        raise GradhpoError(f"{groups} groups were asked of {len(owners)} layers; expected 1 to {len(owners)}")
+    return tuple(owners.index(n.rpartition(".")[0]) * groups // len(owners) for n in layers)

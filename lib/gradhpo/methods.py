@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gradhpo.errors import unknown
-from gradhpo.estimators.forward import FirstOrder, Forward
+from gradhpo.estimators.forward import FirstOrder, Forward, Split
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.outer import SGD, Adam, Outer
@@ -24,13 +24,22 @@ def fixed() -> Method:
     return Method()
 
 
-def oho(lr: float = 5e-6, reset_every: int | None = None) -> Method:
+def oho(
+    lr: float = 5e-6, reset_every: int | None = None, layerwise: str = "exact", product: float | None = None
+) -> Method:
     """Exact forward mode, an SGD step on the hyperparameters after every training step (OHO, Section 4, eq. 6 and 9).
 
+    Global, per layer or k groups of neighbouring layers is declared by `Hyper(granularity=...)`, see
+    `hypers.neighbours`. layerwise: "exact", the recursion for each group, or "split", one sensitivity whose product
+    with the validation gradient is shared out by group, as the published program does. product: the relative width of
+    differences of gradients in place of exact Hessian products (the program: 0.01).
     Cost: a gradient with its graph, a Hessian product a hyperparameter and a validation gradient; memory P D more.
     ClipR differs by the projection of the sensitivity and by a rate that follows the learning rate.
     """
-    return Method(Forward(reset_every=reset_every), SGD(lr))
+    if layerwise not in ("exact", "split"):
+        raise unknown("layerwise form", layerwise, ["exact", "split"])
+    estimator = Forward if layerwise == "exact" else Split
+    return Method(estimator(reset_every=reset_every, product=product), SGD(lr))
 
 
 def unroll_k(k: int, scale: float = 0.1) -> Method:
@@ -55,13 +64,15 @@ def clip_r(radius: float, scale: float = 0.1, warm_up: int = 0) -> Method:
     return Method(Forward(radius=radius), SGD(scale, "lr"), warm_up=warm_up)
 
 
-def fds(horizon: int, outer: Outer | None = None) -> Method:
+def fds(horizon: int, outer: Outer | None = None, product_limit: float | None = None) -> Method:
     """FDS (Algorithm 1): exact forward mode over the whole training, one column a window (declared by
     `Hyper(windows=...)`), one outer step at its end.
 
+    product_limit clamps the entries of the Hessian products (paper: 10). Algorithm 1 divides the hypergradient by the
+    window's length W and steps by SGD: give `SGD(rate / W)`; Algorithm 2 is `outer.SignHalving`.
     The restarts of training belong to the caller. Memory: (1 + buffers) P D, whatever the horizon.
     """
-    return Method(Forward(), outer or SGD(0.1), every=horizon)
+    return Method(Forward(product_limit=product_limit), outer or SGD(0.1), every=horizon)
 
 
 def greedy(lr: float) -> Method:
@@ -78,6 +89,21 @@ def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
     memory one graph, independent of P.
     """
     return Method(Neumann(look_back), Adam(lr), every=every)
+
+
+def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
+    """Lorraine et al. (2020) as OnePass compares it (Section 4.1): `onepass` with the weight decay tuned alone; declare
+    the other hyperparameters with `Hyper(tuned=False)`. Cost and memory as `onepass`."""
+    return onepass(look_back, every, lr)
+
+
+def per_step(horizon: int, lr: float) -> Method:
+    """Non-greedy, unshared (FDS, Figures 2 and 3): a value of each hyperparameter for every step, declared by
+    `Hyper(windows=horizon)`, exact by reverse mode over stored states, one SGD step at the end of training.
+
+    Cost: one more gradient and a Hessian product a step; memory (1 + buffers) D a step. `fds` gives the same numbers
+    at a cost that grows with the number of windows and a memory that does not grow with the horizon."""
+    return Method(Reverse(horizon), SGD(lr), every=horizon)
 
 
 def diff_through_opt(horizon: int = 5, every: int = 10, lr: float = 0.05) -> Method:
@@ -174,7 +200,7 @@ METHODS = (
         "SGD",
         "1 gradient, 1 Hessian product a step",
         "2 D T",
-        diff_through_opt,
+        per_step,
     ),
     Row("greedy", "greedy, H = 1", "FDS", "one step", _VAL, "1", "SGD", _HVP, "P D", greedy),
     Row(
@@ -222,6 +248,7 @@ METHODS = (
         "Adam",
         "i Hessian products an update",
         "1 graph",
+        lorraine,
     ),
     Row(
         "diff_through_opt",
