@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from gradhpo.core import Layout, batched
+from gradhpo.modules import Layout, batched
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from gradhpo import methods
-from gradhpo.core import Layout, initial_state
+from gradhpo.core import initial_state
 from gradhpo.errors import GradhpoError
 from gradhpo.estimators.forward import Forward
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.hypers import Hyper, Hypers
+from gradhpo.modules import Layout
 from gradhpo.outer import SGD, Adam
 from gradhpo.rules import sgd
 from gradhpo.train import Loop, Method

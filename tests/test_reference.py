@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gradhpo.core import Layout, batched
 from gradhpo.estimators.forward import Forward
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.methods import clip_r, diff_through_opt, fds, lorraine, onepass, unroll_k
+from gradhpo.modules import Layout, batched
 from gradhpo.outer import SGD, Adam
 from gradhpo.published import OhoProgram
 from gradhpo.rules import sgd

@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 
 from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hypers, Values
@@ -72,56 +70,6 @@ class Problem(Protocol):
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
 
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each parameter tensor of a module lies in the flat weight vector of D entries."""
-
-    names: tuple[str, ...]
-    shapes: tuple[torch.Size, ...]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Layout:
-        named = [(n, p.shape) for n, p in module.named_parameters()]
-        if not named:
-            raise GradhpoError(f"the module {type(module).__name__} has no parameters to train; expected at least one")
-        return cls(tuple(n for n, _ in named), tuple(s for _, s in named))
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        return [s.numel() for s in self.shapes]
-
-    def split(self, w: Tensor) -> dict[str, Tensor]:
-        """Views of `w [..., D]` as named tensors `[..., *shape]`."""
-        parts = torch.split(w, self.sizes, dim=-1)
-        return {
-            n: p.unflatten(-1, s) if s else p.squeeze(-1)
-            for n, p, s in zip(self.names, parts, self.shapes, strict=True)
-        }
-
-    def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        """One vector `[D]` from a module's `named_parameters()` or an equal mapping."""
-        return torch.cat([named[n].detach().reshape(-1) for n in self.names])
-
-
-def batched(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`f(w [R, D], x, y) -> [R]`: the loss of R copies of an ordinary module on one shared batch, under `vmap` when
-    R > 1."""
-    layout = Layout.of(module)
-
-    def single(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(module, params, (x,)), y)
-
-    many = vmap(single, in_dims=(0, None, None), randomness="different")
-
-    def run(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        params = layout.split(w)
-        if len(w) > 1:
-            return many(params, x, y)
-        return single({n: p[0] for n, p in params.items()}, x, y)[None]
-
-    return run
 
 
 class Step:
@@ -292,13 +240,11 @@ def cotangent(gv: Tensor, state: State) -> State:
 
 __all__: Sequence[str] = [
     "Hypers",
-    "Layout",
     "Problem",
     "State",
     "Step",
     "Tangent",
     "Values",
-    "batched",
     "cotangent",
     "initial_state",
     "validation_gradient",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from gradhpo import data as datasets
-from gradhpo.core import Layout, batched
+from gradhpo.modules import Layout, batched
 from gradhpo.nets import mlp
 
 

@@ -1,0 +1,292 @@
+"""From an ordinary single-run `torch.nn.Module` to losses of R runs on flat weights `w [R, D]`.
+
+`batched(module, loss)` gives what a `core.Problem` needs from the user's module, which stays unchanged and runs under
+`torch.func.vmap` when R > 1. What is not a weight is handled so that every derivative stays exact and a step can be
+recomputed:
+
+    buffers            each call works on copies, a set a run, so a loss leaves the module's own as they are
+    batch norm         mode "train": the batch's statistics, differentiated; mode "eval": running statistics, constants,
+                       one set a run, estimated outside of any derivative by `batch_statistics`
+    dropout            a mask is a function of (seed of the run, t): see `draws`
+    hyperparameters    those that the forward pass or the loss reads are handed over by name, a value a run
+
+Every layer must have a second derivative. cuDNN's LSTM and GRU have none (on the CPU the same `nn.LSTM` has one, so a
+test there does not show it): use `nets.LSTM`. Of `scaled_dot_product_attention` only the math backend has one, flash
+and memory-efficient attention do not: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from gradhpo.draws import Draws
+from gradhpo.errors import GradhpoError, unknown
+from gradhpo.nets import Dropout
+
+Named = Mapping[str, Tensor]
+_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter tensor of a module lies in the flat weight vector of D entries."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layout:
+        named = [(n, p.shape) for n, p in module.named_parameters()]
+        if not named:
+            raise GradhpoError(f"the module {type(module).__name__} has no parameters to train; expected at least one")
+        return cls(tuple(n for n, _ in named), tuple(s for _, s in named))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        return [s.numel() for s in self.shapes]
+
+    def split(self, w: Tensor) -> dict[str, Tensor]:
+        """Views of `w [..., D]` as named tensors `[..., *shape]`."""
+        parts = torch.split(w, self.sizes, dim=-1)
+        return {
+            n: p.unflatten(-1, s) if s else p.squeeze(-1)
+            for n, p, s in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+    def flatten(self, named: Named) -> Tensor:
+        """One vector `[D]` from a module's `named_parameters()` or an equal mapping."""
+        return torch.cat([named[n].detach().reshape(-1) for n in self.names])
+
+
+class Batched:
+    """`f(w [R, D], x, y) -> [R]`, the loss of R copies of a module; made by `batched`."""
+
+    def __init__(self, module: nn.Module, loss: Callable[..., Tensor], shared_batch: bool = True) -> None:
+        self.module, self.loss, self.shared_batch = module, loss, shared_batch
+        self.layout = Layout.of(module)
+        self._parts = list(module.modules())
+
+    def __call__(
+        self,
+        w: Tensor,
+        x: Tensor,
+        y: Tensor,
+        *,
+        mode: str = "train",
+        buffers: Named | None = None,
+        net_lam: Named | None = None,
+        loss_lam: Named | None = None,
+        seeds: Sequence[int] | None = None,
+        t: int = 0,
+    ) -> Tensor:
+        """Losses `[R]` at weights `w [R, D]` on inputs x and targets y.
+
+        mode: "train" or "eval", as `module.train()` and `module.eval()`; the module's own flags are left as they are.
+        buffers: values `[R, *shape]` that replace the module's own, by name (running statistics of the runs).
+        net_lam, loss_lam: keyword arguments of the module's forward and of the loss, `[R]` or `[R, 1]` (each run sees
+            a tensor without dimensions) or `[R, ...]`.
+        seeds, t: whole numbers >= 0, one seed a run, and the step; needed where the module draws random numbers in
+            mode "train".
+        Raises GradhpoError for an unknown mode or buffer, a wrong shape, missing seeds, and a module that works for
+        one run but not under `vmap`. Cost: R forward passes; memory: one set of buffers a run beside the graph.
+        """
+        if mode not in ("train", "eval"):
+            raise unknown("mode", mode, ["train", "eval"])
+        draws = self._draws(w, net_lam, seeds, t) if mode == "train" else None
+        own = self.buffers(w, buffers)
+        with _flags(self._parts, mode == "train"), _momentum(_averaging(self._parts), 0.0):
+            return self.evaluate(w, x, y, own, _per_run(w, net_lam), _per_run(w, loss_lam), draws)
+
+    def buffers(self, w: Tensor, given: Named | None = None) -> dict[str, Tensor]:
+        """Copies `[R, *shape]` of the module's buffers on the device of `w`, floating ones in its type, or of those
+        that are given."""
+        own = dict(self.module.named_buffers())
+        for name, b in (given or {}).items():
+            if name not in own:
+                raise unknown(f"buffer of {type(self.module).__name__}", name, own)
+            if b.shape != (len(w), *own[name].shape):
+                raise GradhpoError(
+                    f"buffer {name} has shape {list(b.shape)}; expected {[len(w), *own[name].shape]}: one set a run"
+                )
+        wide = {n: self._wide(b, w) for n, b in own.items() if n not in (given or {})}
+        return {n: b.detach().clone() for n, b in {**wide, **(given or {})}.items()}
+
+    @staticmethod
+    def _wide(b: Tensor, w: Tensor) -> Tensor:
+        return b.to(w.device, w.dtype if b.is_floating_point() else None).expand(len(w), *b.shape)
+
+    def evaluate(
+        self, w: Tensor, x: Tensor, y: Tensor | None, own: Named, net_lam: Named, loss_lam: Named, draws: Draws | None
+    ) -> Tensor:
+        """The call itself, with the module's flags as they are; what the forward pass writes to buffers lands in
+        `own`."""
+        data = None if self.shared_batch else 0
+        mapped = (self.layout.split(w), own, torch.arange(len(w), device=w.device), x, y, net_lam, loss_lam)
+        dims = (0, 0, 0, data, None if y is None else data, 0, 0)
+        single = partial(self._single, draws)
+        alone = partial(single, *(a if d is None else _row(a, 0) for a, d in zip(mapped, dims, strict=True)))
+        with draws.elsewhere(w.device) if draws else nullcontext():
+            if len(w) == 1:
+                return self._checked(alone()[None], w)
+            try:
+                many = vmap(single, in_dims=dims, randomness="different" if draws else "error")
+                return self._checked(many(*mapped), w)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                alone()  # a fault of the module's own shows itself here, in its own words
+                raise self._not_mapped(error) from error
+
+    def _single(
+        self,
+        draws: Draws | None,
+        params: Named,
+        own: Named,
+        run: Tensor,
+        x: Tensor,
+        y: Tensor | None,
+        net_lam: Named,
+        loss_lam: Named,
+    ) -> Tensor:
+        """The loss of one run: what `vmap` maps over the runs."""
+        with draws.inside(run) if draws else nullcontext():
+            output = functional_call(self.module, {**params, **own}, (x,), dict(net_lam))
+        return self.loss(output, y, **loss_lam)
+
+    def _checked(self, losses: Tensor, w: Tensor) -> Tensor:
+        if losses.shape != (len(w),):
+            raise GradhpoError(
+                f"the loss of a run has shape {list(losses.shape[1:])}; expected one number: reduce it over the batch"
+            )
+        return losses
+
+    def _draws(self, w: Tensor, net_lam: Named | None, seeds: Sequence[int] | None, t: int) -> Draws | None:
+        if seeds is None:
+            names = {type(m).__name__ for m in self._parts if _draws_numbers(m, bool(net_lam))}
+            if names:
+                raise self._no_seeds(", ".join(sorted(names)))
+            return None
+        if len(seeds) != len(w):
+            raise GradhpoError(f"{len(seeds)} seeds for {len(w)} runs; give one whole number a run")
+        return Draws(seeds, t)
+
+    def _no_seeds(self, what: str) -> GradhpoError:
+        return GradhpoError(
+            f"{type(self.module).__name__} draws random numbers ({what}); hand over seeds=[...], one whole number "
+            "a run, and t, so that a step can be computed again"
+        )
+
+    def _not_mapped(self, error: RuntimeError) -> GradhpoError:
+        if "random" in str(error):
+            return self._no_seeds("a random call in its forward pass")
+        reason = str(error).strip().split("\n")[0][:200]
+        return GradhpoError(
+            f"{type(self.module).__name__} works for one run but not for several side by side "
+            f"(torch.func.vmap: {reason}); avoid .item(), branches on values and writes into shared tensors, "
+            "or train one run at a time"
+        )
+
+
+def batched(module: nn.Module, loss: Callable[..., Tensor], *, shared_batch: bool = True) -> Batched:
+    """`f(w [R, D], x, y) -> [R]`: the loss of R copies of an ordinary module, under `vmap` when R > 1.
+
+    loss(output, y, **loss_lam) gives one number for one run. shared_batch: all runs see the same x and y; with False
+    x and y have a leading dimension R. Options of a call: see `Batched.__call__`. Raises GradhpoError for a module
+    without parameters. It differs from `torch.func.stack_module_state` + `vmap` in that the weights are one flat
+    tensor, buffers are never written back, and random numbers depend on (seed, t) alone.
+    """
+    return Batched(module, loss, shared_batch)
+
+
+@torch.no_grad()
+def batch_statistics(
+    module: nn.Module,
+    w: Tensor,
+    batches: Iterable[Tensor],
+    start: Named | None = None,
+    *,
+    net_lam: Named | None = None,
+    seeds: Sequence[int] | None = None,
+    shared_batch: bool = True,
+) -> dict[str, Tensor]:
+    """Buffers `[R, *shape]` of R runs after forward passes over `batches` in mode "train", weights `w [R, D]` fixed.
+
+    start None: running statistics from nothing, the plain mean over the batches of their means and unbiased variances
+    (as `torch.optim.swa_utils.update_bn`, which handles one run and writes into the module). start given, such as
+    the result of an earlier call: they go on with the momentum of each layer, as in training; hand over one batch
+    after each step. Outside of any derivative: hand the result to `batched(...)(..., mode="eval", buffers=...)`, where
+    it is a constant. Number k of the batches draws its dropout masks from (seed, k).
+    Raises GradhpoError as `Batched.__call__` does, and when there is no batch. Cost: a forward pass a batch and run.
+    """
+    runs = Batched(module, _nothing, shared_batch)
+    own, seen = runs.buffers(w, start), 0
+    with _flags(runs._parts, True):
+        for seen, x in enumerate(batches, start=1):
+            layers = [m for m in runs._parts if _has_statistics(m)] if start is None else []
+            with _momentum(layers, 1 / seen):
+                runs.evaluate(w, x, None, own, _per_run(w, net_lam), {}, runs._draws(w, net_lam, seeds, seen - 1))
+    if not seen:
+        raise GradhpoError("batches holds no batch; give at least one to estimate running statistics from")
+    return own
+
+
+def _draws_numbers(m: nn.Module, keep_given: bool) -> bool:
+    return (isinstance(m, _RANDOM) and m.p > 0) or (isinstance(m, Dropout) and keep_given)
+
+
+def _nothing(output: object, target: None) -> Tensor:
+    return torch.zeros(())
+
+
+def _row(x: Tensor | Named | None, r: int) -> Tensor | dict[str, Tensor]:
+    """Row r of a tensor or of every tensor in a mapping, as views: writes reach the original."""
+    return x[r] if isinstance(x, Tensor) else {n: v[r] for n, v in (x or {}).items()}
+
+
+def _per_run(w: Tensor, lam: Named | None) -> dict[str, Tensor]:
+    for name, v in (lam or {}).items():
+        if v.dim() == 0 or len(v) != len(w):
+            raise GradhpoError(f"{name} has shape {list(v.shape)}; expected [{len(w)}, ...]: a value for each run")
+    return {n: v.reshape(len(w)) if v.numel() == len(w) else v for n, v in (lam or {}).items()}
+
+
+@contextmanager
+def _flags(parts: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    """The parts of a module in training or evaluation mode, and afterwards as each was."""
+    wrong = [m for m in parts if m.training != training]
+    for m in wrong:
+        m.training = training
+    try:
+        yield
+    finally:
+        for m in wrong:
+            m.training = not training
+
+
+def _has_statistics(m: nn.Module) -> bool:
+    return isinstance(getattr(m, "running_mean", None), Tensor) and hasattr(m, "momentum")
+
+
+def _averaging(parts: Sequence[nn.Module]) -> list[nn.Module]:
+    """Layers with `momentum=None`: they read their step counter as a Python number, which `vmap` forbids."""
+    return [m for m in parts if _has_statistics(m) and m.momentum is None]
+
+
+@contextmanager
+def _momentum(layers: Sequence[nn.Module], value: float) -> Iterator[None]:
+    """Layers with another momentum of their running statistics, for a while."""
+    before = [m.momentum for m in layers]
+    for m in layers:
+        m.momentum = value  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for m, momentum in zip(layers, before, strict=True):
+            m.momentum = momentum
