@@ -1,5 +1,5 @@
 """Hypergradient estimators: `forward` (sensitivities carried along), `neumann` (the last step repeated), `reverse`
-(stored states).
+(stored states), `trace` (one vector without Hessian products).
 
 Each is a frozen dataclass with the same four members, so that a training loop need not know which one it runs.
 """
