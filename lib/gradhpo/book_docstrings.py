@@ -122,9 +122,15 @@ def _parameters(obj: Any) -> list[str]:
 
 def _targets(module: str) -> dict[str, str]:
     """What a module has imported from the rest of the library: name in the module -> full name."""
-    known = vars(sys.modules[module]).items() if module in sys.modules else ()
-    whole = {name: (getattr(each, "__module__", None), getattr(each, "__qualname__", name)) for name, each in known}
-    return {n: f"{m}.{q}" for n, (m, q) in whole.items() if str(m).startswith("gradhpo.") and m != module}
+    known = vars(sys.modules[module]) if module in sys.modules else {}
+    full_names = {name: _full_name(each) for name, each in known.items()}
+    return {n: full for n, full in full_names.items() if full.startswith("gradhpo.") and full != f"{module}.{n}"}
+
+
+def _full_name(each: Any) -> str:
+    if inspect.ismodule(each):
+        return each.__name__
+    return f"{each.__module__}.{each.__qualname__}" if inspect.isclass(each) or inspect.isfunction(each) else ""
 
 
 def _process_signature(
