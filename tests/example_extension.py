@@ -1,6 +1,7 @@
-"""A rule, an outer rule, an estimator and a task of one's own, and a training that uses all four.
+"""A rule, an outer rule, an estimator, a task, and a training with all four.
 
-The book's page `extend` shows the parts of this file between the markers; `test_extension` proves every one of them.
+The book's page `extend` shows them (lines are short to fit it); every one is
+proved in `test_extension`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import NamedTuple
 import torch
 from gradhpo.core import Layout, State, Step, Tangent, batched
 from gradhpo.errors import GradhpoError
-from gradhpo.estimators.forward import Forward
 from gradhpo.hypers import Hyper, Hypers, Values
 from gradhpo.rules import Buffers, Rule
 from gradhpo.train import Loop, Method, Run
@@ -21,24 +21,27 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 
-# [rule]
 def heavy_ball() -> Rule:
     """Polyak's heavy ball: v <- momentum v - lr g;  w <- w + v.
 
-    As `sgd(weight_decay=False)` while the learning rate is constant; when it changes, the past steps in the buffer
-    keep the rate that they were taken with.
+    As `sgd(weight_decay=False)` while the learning rate is constant; when it
+    changes, past steps in the buffer keep the rate they were taken with.
     """
 
-    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
+    def update(
+        w: Tensor,
+        buf: Buffers,
+        g: Tensor,
+        lam: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Buffers]:
         v = lam["momentum"] * buf["v"] - lam["lr"] * g
         return w + v, {"v": v}
 
-    return Rule("heavy_ball", hypers=("lr", "momentum"), buffers=("v",), update=update)
+    return Rule("heavy_ball", ("lr", "momentum"), ("v",), update)
 
 
-# [outer]
 class RpropState(NamedTuple):
-    """The sign of the last hypergradient that counted and the step size, both `[R, P]`."""
+    """Sign of the last hypergradient that counted, step size: `[R, P]`."""
 
     sign: Tensor
     step: Tensor
@@ -46,8 +49,11 @@ class RpropState(NamedTuple):
 
 @dataclass(frozen=True)
 class Rprop:
-    """Rprop (Riedmiller & Braun 1993), as in `torch.optim.Rprop`: a step size for every coordinate, which grows while
-    the sign of the hypergradient stays and shrinks, without a step, when it turns."""
+    """Rprop (Riedmiller & Braun 1993), as in `torch.optim.Rprop`.
+
+    Every coordinate has a step size of its own, which grows while the sign of
+    the hypergradient stays and shrinks, without a step, when it turns.
+    """
 
     first: float = 0.05
     grow: float = 1.2
@@ -55,24 +61,31 @@ class Rprop:
     largest: float = 0.2
 
     def init(self, raw: Tensor) -> RpropState:
-        return RpropState(torch.zeros_like(raw), torch.full_like(raw, self.first))
+        step = torch.full_like(raw, self.first)
+        return RpropState(torch.zeros_like(raw), step)
 
     def update(
-        self, raw: Tensor, hypergradient: Tensor, state: RpropState, lam: Mapping[str, Tensor]
+        self,
+        raw: Tensor,
+        hypergradient: Tensor,
+        state: RpropState,
+        lam: Mapping[str, Tensor],
     ) -> tuple[Tensor, RpropState]:
         sign = hypergradient.sign()
         turned, stayed = sign * state.sign < 0, sign * state.sign > 0
-        step = state.step * torch.where(turned, self.shrink, torch.where(stayed, self.grow, 1.0))
-        sign, step = torch.where(turned, 0.0, sign), step.clamp(max=self.largest)
+        step = torch.where(stayed, self.grow * state.step, state.step)
+        step = torch.where(turned, self.shrink * state.step, step)
+        step = step.clamp(max=self.largest)
+        sign = torch.where(turned, 0.0, sign)
         return raw - step * sign, RpropState(sign, step)
 
 
-# [estimator]
 @dataclass(frozen=True)
 class Forgetful:
-    """Forward mode that forgets: Z_{t+1} = gamma dPhi/dx Z_t + dPhi/draw, so that a step k steps ago counts gamma^k.
+    """Forward mode that forgets: Z_{t+1} = gamma dPhi/dx Z_t + dPhi/draw.
 
-    Equal to `Forward()` at gamma = 1. Cost and memory are those of `Forward`.
+    A step k steps ago counts gamma^k; `Forward()` is the case gamma = 1.
+    Cost and memory are those of `Forward`.
     """
 
     gamma: float = 0.99
@@ -80,62 +93,86 @@ class Forgetful:
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
-            raise GradhpoError(f"gamma is {self.gamma}; expected a factor above 0 and at most 1")
+            raise GradhpoError(f"gamma is {self.gamma}; expected it in (0, 1]")
 
     def init(self, state: State, values: Values) -> Tangent:
-        return Forward().init(state, values)
+        return Tangent.zero(state, values.hypers.columns)
 
     def curvature(self, ahead: int) -> bool:
         return True
 
     def observe(self, memory: Tangent, step: Step) -> Tangent:
-        return step.push(Tangent(self.gamma * memory.w, {n: self.gamma * b for n, b in memory.buf.items()}))
+        buf = {name: self.gamma * b for name, b in memory.buf.items()}
+        faded = Tangent(self.gamma * memory.w, buf)
+        lam_dot = step.values.tangents()
+        g_dot = step.gradient_tangent(faded.w, lam_dot)
+        return step.push(faded, lam_dot, g_dot)
 
-    def hypergradient(self, memory: Tangent, recent: Sequence[Step], gv: Tensor) -> Tensor:
+    def hypergradient(
+        self,
+        memory: Tangent,
+        recent: Sequence[Step],
+        gv: Tensor,
+        values: Values,
+    ) -> Tensor:
         return torch.einsum("rpd,rd->rp", memory.w, gv)
 
 
-# [task]
 class Digits:
-    """Handwritten digits (scikit-learn's 8 x 8 pictures) in mini-batches, for any module from 64 inputs to 10 logits.
+    """Handwritten digits (scikit-learn's 8 x 8 pictures) in mini-batches.
 
-    Has the loss hyperparameter `l2`, which the validation loss leaves out.
+    For any module from 64 inputs to 10 logits. `l2` is a hyperparameter of the
+    training loss.
     """
 
     stationary = False
 
     def __init__(self, module: nn.Module, batch: int = 64) -> None:
-        x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
-        self.train, self.val = (x[:1200] / 16, y[:1200]), (x[1200:] / 16, y[1200:])
+        x, y = map(torch.as_tensor, load_digits(return_X_y=True))
+        self.train = x[:1200] / 16, y[:1200]
+        self.val = x[1200:] / 16, y[1200:]
         self.module, self.batch = module.double(), batch
-        self.layout, self._loss = Layout.of(module), batched(module, cross_entropy)
+        self.layout = Layout.of(module)
+        self._loss = batched(module, cross_entropy)
 
     def init(self, runs: int) -> Tensor:
         """The module's own weights, once for each run: `[R, D]`."""
-        return self.layout.flatten(dict(self.module.named_parameters())).repeat(runs, 1)
+        named = dict(self.module.named_parameters())
+        return self.layout.flatten(named).repeat(runs, 1)
 
-    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+    def train_loss(
+        self,
+        w: Tensor,
+        lam: Mapping[str, Tensor],
+        t: int,
+    ) -> Tensor:
         x, y = self.train
-        rows = torch.arange(t * self.batch, (t + 1) * self.batch, device=x.device) % len(x)
-        return self._loss(w, x[rows], y[rows]) + 0.5 * (lam["l2"] * w * w).sum(-1)
+        first = t * self.batch
+        rows = torch.arange(first, first + self.batch, device=x.device) % len(x)
+        penalty = 0.5 * (lam["l2"] * w * w).sum(-1)
+        return self._loss(w, x[rows], y[rows]) + penalty
 
-    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+    def val_loss(
+        self,
+        w: Tensor,
+        lam: Mapping[str, Tensor],
+        t: int,
+    ) -> Tensor:
         return self._loss(w, *self.val)
 
 
-# [together]
 def together(steps: int = 300) -> tuple[Hypers, Run]:
-    """Three runs from three learning rates, with an L2 penalty for each of the four parameter tensors."""
+    """Three runs from three learning rates; a penalty for each tensor."""
     torch.manual_seed(0)
-    task = Digits(nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)))
+    net = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
+    task = Digits(net)
+    rates = torch.tensor([0.001, 0.01, 0.1])
     tuned = [
-        Hyper("lr", torch.tensor([0.001, 0.01, 0.1]), "log10", bounds=(1e-5, 0.3)),
+        Hyper("lr", rates, "log10", bounds=(1e-5, 0.3)),
         Hyper("momentum", 0.5, "sigmoid"),
         Hyper("l2", 1e-3, "log10", granularity="tensor"),
     ]
     hypers = Hypers(tuned, task.layout.sizes)
-    loop = Loop(task, heavy_ball(), hypers, Method(Forgetful(0.99), Rprop(), every=10))
+    method = Method(Forgetful(0.99), Rprop(), every=10)
+    loop = Loop(task, heavy_ball(), hypers, method)
     return hypers, loop.advance(loop.start(task.init(runs=3)), steps)
-
-
-# [end]

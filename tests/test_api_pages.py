@@ -78,11 +78,13 @@ def rst(text: str, *parameters: str, **targets: str) -> str:
         ("over `[R, A,\n1]` all", "over ``[R, A, 1]`` all"),
         ("lam* = |x| x_ w_t a\\b", "lam\\* = \\|x\\| x\\_ w_t a\\\\b"),
         ("the `Hyper` and `Hyper.name`", "the :py:obj:`Hyper <a.Hyper>` and :py:obj:`Hyper.name <a.Hyper.name>`"),
-        ("text\n\n    x* = `f` y\n\ntext", "text\n\n::\n\n    x* = f y\n\ntext"),
+        ("text\n\n    x* = `f` y\n\ntext", "text\n\n.. code-block:: text\n\n    x* = f y\n\ntext"),
         ("text\n        indented by accident", "text\nindented by accident"),
         ("first:\n* one\n  more\n* two", "first:\n\n* one\n  more\n* two"),
         ("rate: a number\nof them\nsize: two; last `[R]`: b", ":param rate: a number\n  of them\n:param size: two\n"
          ":param last: ``[R]`` b"),
+        ("rate: a number\n    of them\nsize: one\n    or two\nIt ends.", ":param rate: a number\n  of them\n"
+         ":param size: one\n  or two\n\nIt ends."),
         ("other: no parameter", "other: no parameter"),
         ("Args:\n    rate: `a b`.\n\nRaises:\n    E: x_ y", "Args:\n    rate: ``a b``.\n\nRaises:\n    E: x\\_ y"),
         ("Attributes:\n    rate: one.", "Args:\n    rate: one."),

@@ -92,7 +92,7 @@ def _index() -> str:
     ]
     for page in PAGES:
         rows = [f"| {{py:mod}}`gradhpo.{name}` | {_summary(name)} |" for name in on_page(page)]
-        lines += [f"## {{doc}}`{page.name}`", "", "| module | what it has |", "|---|---|", *rows, ""]
+        lines += [f"## {{doc}}`{page.title} <{page.name}>`", "", "| module | what it has |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
@@ -107,5 +107,5 @@ def _summary(name: str) -> str:
 def _text(page: Page) -> str:
     lines = [f"# {page.title}", "", page.introduction, ""]
     for name in on_page(page):
-        lines += [f"## `gradhpo.{name}`", "", "```{eval-rst}", f".. automodule:: gradhpo.{name}", "```", ""]
+        lines += [f"## gradhpo.{name}", "", "```{eval-rst}", f".. automodule:: gradhpo.{name}", "```", ""]
     return "\n".join(lines)

@@ -53,9 +53,12 @@ def markup(lines: list[str], parameters: Iterable[str] = (), targets: Mapping[st
         if section:
             out += _inline("\n".join(paragraph).replace("Attributes:", "Args:"), targets or {})
         elif indented:
-            out += [*([] if literal else ["::", ""]), *(_CODE.sub(r"\1\2", line) for line in paragraph)]
+            out += [
+                *([] if literal else [".. code-block:: text", ""]),
+                *(_CODE.sub(r"\1\2", line) for line in paragraph),
+            ]
         else:
-            out += _prose([line.strip() for line in paragraph], parameters, targets or {})
+            out += _prose(paragraph, parameters, targets or {})
         out.append("")
         literal = indented and not section
     return out
@@ -68,10 +71,17 @@ def _paragraphs(lines: list[str]) -> Iterator[list[str]]:
 
 
 def _prose(lines: list[str], parameters: Iterable[str], targets: Mapping[str, str]) -> list[str]:
-    """A paragraph, or a list, or the descriptions of parameters; a description begins a line or follows another."""
+    """A paragraph, or a list, or the descriptions of parameters.
+
+    A description begins a line or follows another, and ends where indented lines do.
+    """
     names = "|".join(map(re.escape, parameters)) or "(?!)"
     start = rf"(?:{names})(?: `[^`]+`)?: "
-    parts = re.split(rf"(?:^|\n)(?=[*-] |{start})|(?<=[.;])\s(?={start})", "\n".join(lines))
+    text = "\n".join(lines)
+    if re.search(rf"^{start}", text, re.MULTILINE):
+        text = re.sub(r"(\n +.*\n)(?! )", r"\1\n", text)
+    text = re.sub(r"\n +", "\n", text)
+    parts = re.split(rf"(?:^|\n)(?=[*-] |{start})|(?<=[.;])\s(?={start})|\n\n", text)
     out: list[str] = []
     for part in filter(None, parts):
         described = re.match(rf"({names})(?: (`[^`]+`))?: ", part)
