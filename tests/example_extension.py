@@ -93,7 +93,7 @@ class Forgetful:
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
-            raise GradhpoError(f"gamma is {self.gamma}; expected it in (0, 1]")
+            raise GradhpoError(f"gamma = {self.gamma}; expected it in (0, 1]")
 
     def init(self, state: State, values: Values) -> Tangent:
         return Tangent.zero(state, values.hypers.columns)
@@ -121,8 +121,8 @@ class Forgetful:
 class Digits:
     """Handwritten digits (scikit-learn's 8 x 8 pictures) in mini-batches.
 
-    For any module from 64 inputs to 10 logits. `l2` is a hyperparameter of the
-    training loss.
+    For any module from 64 inputs to 10 logits. The training loss has the
+    hyperparameter `l2`.
     """
 
     stationary = False
@@ -147,8 +147,8 @@ class Digits:
         t: int,
     ) -> Tensor:
         x, y = self.train
-        first = t * self.batch
-        rows = torch.arange(first, first + self.batch, device=x.device) % len(x)
+        rows = torch.arange(self.batch, device=x.device) + t * self.batch
+        rows = rows % len(x)
         penalty = 0.5 * (lam["l2"] * w * w).sum(-1)
         return self._loss(w, x[rows], y[rows]) + penalty
 

@@ -78,6 +78,7 @@ def rst(text: str, *parameters: str, **targets: str) -> str:
         ("over `[R, A,\n1]` all", "over ``[R, A, 1]`` all"),
         ("lam* = |x| x_ w_t a\\b", "lam\\* = \\|x\\| x\\_ w_t a\\\\b"),
         ("the `Hyper` and `Hyper.name`", "the :py:obj:`Hyper <a.Hyper>` and :py:obj:`Hyper.name <a.Hyper.name>`"),
+        ("`b` and `b.c`", ":py:obj:`b` and :py:obj:`b.c <g.b.c>`"),
         ("text\n\n    x* = `f` y\n\ntext", "text\n\n.. code-block:: text\n\n    x* = f y\n\ntext"),
         ("text\n        indented by accident", "text\nindented by accident"),
         ("first:\n* one\n  more\n* two", "first:\n\n* one\n  more\n* two"),
@@ -91,7 +92,7 @@ def rst(text: str, *parameters: str, **targets: str) -> str:
     ],
 )  # fmt: skip
 def test_markup(text: str, expected: str) -> None:
-    assert rst(text, "rate", "size", "last", Hyper="a.Hyper") == expected
+    assert rst(text, "rate", "size", "last", **{"Hyper": "a.Hyper", "b.": "g.b"}) == expected
 
 
 def test_docutils_reads_every_docstring_without_a_complaint() -> None:

@@ -81,7 +81,7 @@ def test_forgetting_weighs_each_step_by_its_age(task: Digits, gamma: float) -> N
 
 @pytest.mark.parametrize("gamma", [0.0, 1.5, float("nan")])
 def test_forgetful_refuses_a_wrong_factor(gamma: float) -> None:
-    with pytest.raises(GradhpoError, match=r"gamma is .*; expected it in \(0, 1\]"):
+    with pytest.raises(GradhpoError, match=r"gamma = .*; expected it in \(0, 1\]"):
         Forgetful(gamma)
 
 

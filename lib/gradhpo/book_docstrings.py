@@ -20,6 +20,8 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+from gradhpo.book_api import modules
+
 _CODE = re.compile(r"``(.+?)``|`([^`]+)`", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _SPECIAL = re.compile(r"[\\*|]|(?<=\w)_(?!\w)")
@@ -43,7 +45,7 @@ def markup(lines: list[str], parameters: Iterable[str] = (), targets: Mapping[st
     Args:
         lines: the docstring, its indentation removed.
         parameters: names whose descriptions it may hold.
-        targets: full names of the library's objects that the documented module knows by another one.
+        targets: full names of what it may call by a shorter one; that of a module ends with a dot.
     """
     out: list[str] = []
     section = literal = False
@@ -115,7 +117,8 @@ def _literal(code: str, targets: Mapping[str, str]) -> str:
     if not _NAME.fullmatch(code):
         return f"``{code}``"
     first, dot, rest = code.partition(".")
-    return f":py:obj:`{code} <{targets[first]}{dot}{rest}>`" if first in targets else f":py:obj:`{code}`"
+    whole = targets.get(first) or targets.get(first + dot)
+    return f":py:obj:`{code} <{whole}{dot}{rest}>`" if whole else f":py:obj:`{code}`"
 
 
 def _process_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -131,10 +134,12 @@ def _parameters(obj: Any) -> list[str]:
 
 
 def _targets(module: str) -> dict[str, str]:
-    """What a module has imported from the rest of the library: name in the module -> full name."""
+    """What a docstring may call by a shorter name -> its full name: what its module has imported from the rest of the
+    library; and, with a dot after it, every module of the library."""
     known = vars(sys.modules[module]) if module in sys.modules else {}
     full_names = {name: _full_name(each) for name, each in known.items()}
-    return {n: full for n, full in full_names.items() if full.startswith("gradhpo.") and full != f"{module}.{n}"}
+    imported = {n: full for n, full in full_names.items() if full.startswith("gradhpo.") and full != f"{module}.{n}"}
+    return imported | {f"{name}.": f"gradhpo.{name}" for name in modules()}
 
 
 def _full_name(each: Any) -> str:
