@@ -1,5 +1,6 @@
 """The command line: what each command prints, and that a mistake is one sentence and exit status 2."""
 
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import fake_study
 import gradhpo
 import pytest
-from gradhpo import cli, data, environment, jsonl, records, studies
+from gradhpo import cli, data, environment, jsonl, methods, records, studies
 from gradhpo.errors import GradhpoError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -102,7 +103,8 @@ def test_a_wrong_command_line_exits_with_2(run: Run, arguments: list[str], words
 def test_list_says_what_there_is(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import pandas as pd
 
-    stand_in(monkeypatch, "methods", table=lambda: pd.DataFrame({"method": ["clip2"], "outer": ["SGD"]}))
+    row = {"method": "clip2", "paper": "Clip", "cost": "1 Hessian product", "memory": "P D", "outer": "SGD"}
+    stand_in(monkeypatch, "methods", table=lambda: pd.DataFrame([row]))
     assert run("list", "scales") == (0, "smoke\nlaptop\npaper\n", "")
     assert run("list", "studies") == (0, "fake  Made-up runs\n", "")
     assert "clip2" in run("list", "methods")[1]
@@ -110,6 +112,26 @@ def test_list_says_what_there_is(run: Run, fake: None, monkeypatch: pytest.Monke
     assert status == 0
     for heading in cli.LISTS:
         assert f"{heading}:" in out
+
+
+@pytest.mark.parametrize("width", [120, 80])
+def test_list_methods_fits_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = run("list", "methods")
+    head, rule, *lines = out.splitlines()
+    assert status == 0
+    assert head.split() == ["method", "paper", "cost", "memory"]
+    assert max(map(len, out.splitlines())) <= width
+    starts = [column.start() for column in re.finditer("-+", rule)]
+    for start, end, name in zip(starts, [*starts[1:], None], head.split()):  # nothing is cut off
+        column = "".join(line[start:end] for line in lines)
+        assert "".join(column.split()) == "".join("".join(methods.table()[name]).split())
+
+
+def test_list_alone_names_every_method_in_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    out = run("list")[1].split("methods:\n")[1].split("scales:")[0].splitlines()
+    assert [line.split("  ")[1] for line in out] == list(methods.table()["method"])
 
 
 def test_list_notebooks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Build the book: execute the notebooks that changed, write the provenance page, run Jupyter Book.
+"""Build the book: execute the notebooks that changed, write the generated pages, run Jupyter Book.
 
 _toc.yml -> notebooks/NAME.ipynb -> book/executed/NAME.ipynb -> _build/html
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from gradhpo import config, notebooks, paths, records
+from gradhpo import book_api, config, notebooks, paths, records
 from gradhpo.errors import GradhpoError
 from gradhpo.notebooks import Execution
 
@@ -34,6 +34,8 @@ def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path
     config.check_scale(scale)
     executions = [_refresh(name, scale, data, force) for name in contents()]
     _write_if_changed(executed() / "provenance.md", provenance_page(executions))
+    for name, text in book_api.pages().items():
+        _write_if_changed(executed() / "api" / f"{name}.md", text)
     _jupyter_book(force)
     index = paths.ROOT / "_build" / "html" / "index.html"
     print(f"The book is at {index}")

@@ -5,7 +5,10 @@ installed, and `gradhpo --help` answers at once.
 """
 
 import argparse
+import itertools
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,8 +85,11 @@ def _list(options: argparse.Namespace) -> int:
     if options.what is not None and options.what not in LISTS:
         raise unknown("list", options.what, LISTS)
     for what in LISTS if options.what is None else [options.what]:
-        lines = _listed(what)
-        print("\n".join(lines if options.what else [f"{what}:", *(f"  {line}" for line in lines)]))
+        if options.what:
+            lines = _methods("method", "paper", "cost", "memory") if what == "methods" else _listed(what)
+        else:
+            lines = [f"{what}:", *(f"  {line}" for line in _listed(what))]
+        print("\n".join(lines))
     return 0
 
 
@@ -97,14 +103,27 @@ def _listed(what: str) -> list[str]:
 
         return sorted(file.stem for file in (paths.ROOT / "notebooks").glob("*.ipynb"))
     if what == "methods":
-        from gradhpo import methods
-
-        table: str = methods.table().to_string(index=False)
-        return table.splitlines()
+        return _methods("method", "paper")[2:]
     from gradhpo import studies
 
     width = max((len(name) for name in studies.names()), default=0)
     return [f"{name:{width}}  {studies.get(name).title}" for name in studies.names()]
+
+
+def _methods(*columns: str) -> list[str]:
+    """Columns of the method table in the terminal's width; a cell too long for its column goes on below, indented."""
+    from gradhpo import methods
+
+    rows = [columns, *methods.table()[list(columns)].itertuples(index=False, name=None)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    while sum(widths) + 2 * len(widths) > shutil.get_terminal_size((120, 24)).columns and max(widths) > 12:
+        widths[widths.index(max(widths))] -= 1
+    lines = []
+    for row in (rows[0], ["-" * width for width in widths], *rows[1:]):
+        cells = [textwrap.wrap(cell, width, subsequent_indent="  ") for cell, width in zip(row, widths)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            lines.append("  ".join(f"{part:{width}}" for part, width in zip(parts, widths)).rstrip())
+    return lines
 
 
 def _run(options: argparse.Namespace) -> int:

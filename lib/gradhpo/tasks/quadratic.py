@@ -1,7 +1,7 @@
 """The quadratic toy of the Clip paper (Section 4.1), with closed forms for everything its Table 1 measures.
 
-    L_T(theta, lam) = 1/2 (theta - theta_hat)' H (theta - theta_hat) + lam/2 theta' H theta,   L_V(theta) = 1/2
-    (theta - theta_bar)' H (theta - theta_bar)
+    L_T(theta, lam) = 1/2 (theta - theta_hat)' H (theta - theta_hat) + lam/2 theta' H theta
+    L_V(theta)      = 1/2 (theta - theta_bar)' H (theta - theta_bar)
 
 with diagonal H. The penalty weight lam is a hyperparameter of the loss, called `penalty`.
 """
