@@ -75,12 +75,14 @@ class Bayes:
     """Bayesian optimisation by optuna's GPSampler: a Gaussian process (Matern 5/2, a length scale a dimension) and
     log expected improvement (Snoek et al. 2012; OnePass, Appendix B.5, uses another program).
 
-    startup: random trials before the first model (OnePass: 5). worst: losses above it, and diverged trials, are told
-    to the model as this number, as it is not invariant to their scale (OnePass, Appendix B.1, takes 150); None: the
-    first trial's validation loss before training. Overhead: the fit of n trials costs n^3.
+    startup: random trials before the first model (5 in OnePass). worst: losses above it, and diverged trials, count as
+    this number for the model (OnePass, Appendix B.1, takes 150); None: the first trial's validation loss before
+    training. The model sees asinh(1000 loss / worst): a logarithmic scale over the three decades below `worst`, and
+    a linear one around 0, for losses of any sign; a Gaussian process of the plain loss sees little but where training
+    diverges. Overhead: the fit to n trials costs n^3.
     """
 
-    startup: int = 10
+    startup: int = 5
     worst: float | None = None
     group: ClassVar[int] = 1
 
@@ -93,17 +95,22 @@ class Bayes:
             while ledger.left:
                 trial, config = asker.ask()
                 cohort = ledger.start([config])
-                if worst is None:
-                    untrained = ledger.untrained_loss(cohort)
-                    worst = untrained if math.isfinite(untrained) else math.inf
+                worst = ledger.untrained_loss(cohort) if worst is None else worst
                 (loss,) = ledger.train(cohort, min(full, ledger.left))
-                asker.complete(trial, min(loss, worst) if math.isfinite(loss) else worst)
+                asker.complete(trial, _height(loss, worst))
         return ending(cohort, full)
 
     def _sampler(self, seed: int) -> Builder:
         return lambda optuna: optuna.samplers.GPSampler(
             seed=seed, n_startup_trials=self.startup, warn_independent_sampling=False
         )
+
+
+def _height(loss: float, worst: float) -> float:
+    """What the Gaussian process sees of a loss."""
+    worst = worst if math.isfinite(worst) else 1.0
+    loss = min(loss, worst) if math.isfinite(loss) else worst
+    return math.asinh(1000 * loss / (abs(worst) or 1.0))
 
 
 def independent(ledger: Ledger, asker: Asker, batch: int, trials: float = math.inf) -> str:
