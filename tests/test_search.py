@@ -130,7 +130,11 @@ def test_budget_to_the_step(name: str, budget: int) -> None:
     assert frame["steps"].max() <= STEPS
     assert frame["total_steps"].is_monotonic_increasing
     if name in ("random", "grid", "bayes"):
-        assert result.stopped.endswith(f"cut after {budget % STEPS} of {STEPS} steps")
+        assert result.stopped.endswith(f"the last trial was cut after {budget % STEPS} of {STEPS} steps")
+    if name == "pbt":  # 500: 4 x 81 steps, then 4 x 44; 3: three members
+        assert result.stopped.endswith(
+            f"the last population was cut after {44 if budget == 500 else 1} of {STEPS} steps"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -286,6 +290,16 @@ def test_pbt_starts_again() -> None:
     assert frame["trial"].nunique() == 6
     frame = search("pbt", Scripted([math.inf] * 3), SPACE, 180, size=3, interval=10).to_frame()
     assert frame["trial"].nunique() == 18
+
+
+def test_pbt_last_steps_go_to_the_first_members() -> None:
+    """89 = 3 x 30 - 1: two of three members take the last step. 91: one member of a new population takes a step."""
+    result = search("pbt", Scripted([1.0, 2.0, 3.0]), SPACE, 89, size=3, interval=10)
+    assert result.to_frame().groupby("trial")["steps"].max().tolist() == [30, 30, 29]
+    assert result.stopped.endswith("only 2 of the last 3 members took step 30 of 30")
+    result = search("pbt", Scripted([1.0, 2.0, 3.0]), SPACE, 91, size=3, interval=10)
+    assert result.to_frame().groupby("trial")["steps"].max().tolist() == [30, 30, 30, 1]
+    assert search("pbt", Scripted([1.0, 2.0]), SPACE, 60, size=2).stopped.endswith("no trial was cut")
 
 
 def test_copied_rows_train_like_their_donor() -> None:

@@ -47,9 +47,10 @@ class Result:
 
     def to_frame(self) -> pd.DataFrame:
         """Every evaluation, a row each: `trial`, its configuration (natural units), `steps` of the trial so far,
-        `total_steps` of the whole search, `training_seconds` (training and validation) and `sampler_seconds`
-        (everything else) so far, `val_loss`, `copied_from` (trial whose weights replaced this one's before the last
-        steps; PBT only), `incumbent` (trial of the lowest loss so far) and `incumbent_loss`, and `kept`.
+        `total_steps` of the whole search, `training_seconds` (training and validation, the recording of traced steps
+        included) and `sampler_seconds` (everything else) so far, `val_loss`, `copied_from` (trial whose weights
+        replaced this one's before the last steps; PBT only), `incumbent` (trial of the lowest loss so far) and
+        `incumbent_loss`, and `kept`.
 
         Trials trained side by side share one `total_steps`: all their steps are spent when the first is evaluated.
         `kept` marks what the method hands on: the last evaluation of a full-length trial that did not diverge; with
@@ -80,10 +81,10 @@ class Cohort:
     configs: list[Config]
     state: Any
     steps: int = 0
-    copied_from: list[int | None] = field(default_factory=list)
+    copied_from: list[int | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.copied_from = self.copied_from or [None] * len(self.trials)
+        self.copied_from = [None] * len(self.trials)
 
 
 class Ledger:
@@ -147,6 +148,7 @@ class Ledger:
             row |= {"training_seconds": self._training, "sampler_seconds": elapsed - self._training, "val_loss": loss}
             row |= {"copied_from": parent, "incumbent": self.best_trial}
             self.rows.append(row | {"incumbent_loss": self.best_loss if self.best else math.nan})
+        cohort.copied_from = [None] * len(cohort.trials)  # a copy is listed once
 
     def __enter__(self) -> Ledger:
         return self

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import pandas as pd
 
 from gradhpo.errors import GradhpoError, at_least, unknown
+from gradhpo.search.asking import import_optuna
 from gradhpo.search.full_length import Bayes, Grid, Random, RandomXLR, ThreeBatched
 from gradhpo.search.halving import Asha, Bohb, Hyperband
 from gradhpo.search.ledger import COLUMNS, Ledger, Result
@@ -102,6 +103,8 @@ def search(method: str, trainable: Trainable, space: Space, budget_steps: int, s
     at_least(0, seed=seed)
     if taken := {*COLUMNS, "kept"} & {*space}:
         raise GradhpoError(f"the dimension {min(taken)} has the name of a column of the result; rename it")
+    if make is not Population:
+        import_optuna()  # beforehand, so that its import does not count as the sampler's work
     trainable.start(space.corners(), [0, 0])
     ledger = Ledger(trainable, budget_steps, seed)
     with ledger:

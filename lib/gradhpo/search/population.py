@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradhpo.errors import GradhpoError, at_least
-from gradhpo.search.ledger import Cohort, Ledger, ending
+from gradhpo.search.ledger import Cohort, Ledger
 from gradhpo.search.space import Config, Space
 from gradhpo.search.trainable import Copyable
 
@@ -18,7 +18,7 @@ from gradhpo.search.trainable import Copyable
 @dataclass(frozen=True)
 class Population:
     """Population based training (Jaderberg et al. 2017, Algorithm 1) with truncation selection and perturbation
-    (their Section 4.1.1; OnePass, Appendix B.8.2).
+    (their Section 4.1; OnePass, Appendix B.8.2).
 
     `size` members train side by side as runs `[R, D]`. After every `interval` steps each of the worst `fraction`
     takes over weights, buffers and configuration of a random one of the best `fraction`, and each of its
@@ -51,23 +51,25 @@ class Population:
             )
         rng = np.random.default_rng(ledger.seed)
         while ledger.left:
-            cohort, goal = self._generation(ledger, ledger.trainable, space, rng)
-        return ending(cohort, goal)
+            how = self._generation(ledger, ledger.trainable, space, rng)
+        return how
 
-    def _generation(
-        self, ledger: Ledger, trainable: Copyable, space: Space, rng: np.random.Generator
-    ) -> tuple[Cohort, int]:
-        """One population up to its full length, the end of the budget, or the divergence of all; with the age it was
-        to reach."""
+    def _generation(self, ledger: Ledger, trainable: Copyable, space: Space, rng: np.random.Generator) -> str:
+        """One population up to its full length, the end of the budget, or the divergence of all; says how it ended."""
         full, goal = trainable.steps, 0
         interval = self.interval or max(1, full // 10)
         cohort = ledger.start([space.draw(rng) for _ in range(min(self.size, ledger.left))])
+        members = len(cohort.trials)
         while ledger.left and cohort.steps < full:
             goal = min(full, goal + interval)
             losses = _train(ledger, trainable, cohort, goal - cohort.steps)
-            if cohort.steps == goal < full and not self._replace(trainable, cohort, losses, space, rng):
-                break
-        return cohort, goal
+            if ledger.left and goal < full and not self._replace(trainable, cohort, losses, space, rng):
+                return "every member of the last population diverged"
+        if len(cohort.trials) < members:
+            return f"only {len(cohort.trials)} of the last {members} members took step {cohort.steps} of {full}"
+        if cohort.steps < full:
+            return f"the last population was cut after {cohort.steps} of {full} steps"
+        return "no trial was cut"
 
     def _replace(
         self, trainable: Copyable, cohort: Cohort, losses: list[float], space: Space, rng: np.random.Generator
