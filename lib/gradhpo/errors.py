@@ -27,3 +27,10 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> GradhpoError:
     hint = f"did you mean {lower[near[0]]!r}? " if near else ""
     choice = f"known: {', '.join(names)}" if names else "there is none"
     return GradhpoError(f"unknown {kind} {name!r}; {hint}{choice}")
+
+
+def at_least(low: int, **values: int) -> None:
+    """Raises GradhpoError for the first of the named whole numbers that is below `low`."""
+    for name, value in values.items():
+        if value < low:
+            raise GradhpoError(f"{name} = {value}; expected a whole number >= {low}")
