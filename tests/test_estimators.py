@@ -3,16 +3,18 @@ differences."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
 import torch
 from gradhpo import methods, oracle
+from gradhpo.core import State, Step, validation_gradient
 from gradhpo.errors import GradhpoError
-from gradhpo.estimators.forward import FirstOrder, Forward
+from gradhpo.estimators.forward import FirstOrder, Forward, Split
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
-from gradhpo.hypers import Granularity, Hyper, Hypers
+from gradhpo.hypers import Granularity, Hyper, Hypers, neighbours
 from gradhpo.outer import SGD
 from gradhpo.rules import Rule, sgd
 from gradhpo.train import Loop, Method
@@ -203,3 +205,154 @@ def test_one_run_stays_nan_and_is_counted() -> None:
     from gradhpo.stats import mean_error
 
     assert mean_error([1.0, float("nan"), 3.0]) == (2.0, 1.0, 2, 1)
+
+
+# --- the forward mode's options ---------------------------------------------------------------------------------------
+
+
+def test_differences_of_gradients_are_the_hessian_product_on_a_smooth_net() -> None:
+    case = usual(("lr", "weight_decay", "momentum"), momentum=0.5)
+    exact = hypergradient(*case, Forward())
+    errors = [relative(hypergradient(*case, Forward(product=e)), exact) for e in (1e-1, 1e-2, 1e-3)]
+    assert errors[0] > 10 * errors[1] > 100 * errors[2] and errors[2] < 1e-6  # of second order in the width
+
+
+def test_a_limit_on_products_bites_and_lets_go() -> None:
+    case = usual(momentum=0.5)
+    exact = hypergradient(*case, Forward())
+    assert torch.equal(hypergradient(*case, Forward(product_limit=1e6)), exact)
+    assert relative(hypergradient(*case, Forward(product_limit=1e-4)), exact) > 1e-4
+
+
+def layered(groups: Granularity) -> tuple[Net, Rule, Hypers, torch.Tensor]:
+    problem = Net()
+    hypers = [
+        Hyper("lr", 0.1, "log10", groups),
+        Hyper("weight_decay", 0.05, granularity=groups),
+        Hyper("momentum", 0.5, tuned=False),
+    ]
+    return problem, sgd(), Hypers(hypers, problem.layout.sizes), problem.init(2)
+
+
+def test_split_shares_sum_to_the_global_hypergradient_and_are_not_the_layers_own() -> None:
+    split = hypergradient(*layered("tensor"), Split()).view(2, 2, 4)
+    exact = hypergradient(*layered("tensor"), Forward()).view(2, 2, 4)
+    whole = hypergradient(*layered("global"), Forward())
+    assert relative(split.sum(-1), whole) < 1e-12 and relative(exact.sum(-1), whole) < 1e-12
+    assert relative(split, exact) > 1e-2
+    assert relative(hypergradient(*layered("global"), Split()), whole) < 1e-12
+
+
+def test_neighbouring_layers_form_groups() -> None:
+    names = ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight"]
+    assert neighbours(names, 1) == (0,) * 5
+    assert neighbours(names, 2) == (0, 0, 0, 0, 1)
+    assert neighbours(names, 3) == (0, 0, 1, 1, 2)
+    with pytest.raises(GradhpoError, match="4 groups were asked of 3 layers; expected 1 to 3"):
+        neighbours(names, 4)
+
+
+class Kept:
+    """A linear model whose inputs are kept with probability `keep`; `t` draws the uniform numbers of the mask."""
+
+    stationary = False
+
+    def __init__(self) -> None:
+        rng = torch.Generator().manual_seed(1)
+        self.x = torch.randn(8, 5, generator=rng, dtype=torch.float64)
+        self.y = torch.randn(8, generator=rng, dtype=torch.float64)
+
+    def train_loss(self, w: torch.Tensor, lam: Any, t: int) -> torch.Tensor:
+        u = torch.rand(len(w), 8, 5, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+        mask = (u < lam["keep"][:, :, None]).to(w) / lam["keep"][:, :, None].detach()
+        return ((self.x * mask * w[:, None]).sum(-1) - self.y).square().mean(-1)
+
+    def val_loss(self, w: torch.Tensor, lam: Any, t: int) -> torch.Tensor:
+        return (w @ self.x.T - self.y).square().mean(-1)
+
+
+def test_coupled_differences_average_to_the_derivative_of_the_expected_gradient() -> None:
+    """E over masks of the gradient of a linear model is known: 2/n (X'(Xw - y) + (1/p - 1) diag(X'X) w)."""
+    p, problem, runs = 0.6, Kept(), 4000
+    hypers = Hypers([Hyper("lr", 0.1, tuned=False), Hyper("keep", p, difference=0.05)], [5])
+    w = torch.tensor([[0.3, -0.5, 0.8, 0.1, -0.9]], dtype=torch.float64)
+    raw, fixed = hypers.init(w)
+    rule = sgd(momentum=False, weight_decay=False)
+    slopes = torch.cat(
+        [Step(problem, rule, hypers.at(raw, fixed, t), State(w, {}), t, curvature=False).coupled["keep"]
+         for t in range(runs)]
+    )  # fmt: skip
+    difference = (1 / (p + 0.05) - 1 / (p - 0.05)) / 0.1  # of 1/p, over the same width
+    expected = 2 / 8 * difference * problem.x.square().sum(0) * w[0]
+    error = slopes.std(0) / runs**0.5
+    assert ((slopes.mean(0) - expected).abs() < 4 * error).all()
+    assert (expected.abs() > 8 * error).sum() >= 3  # the test can tell the sign
+
+
+@pytest.mark.parametrize("estimator", [Forward(), Reverse(3)], ids=["forward", "reverse"])
+def test_coupled_differences_enter_the_hypergradient(estimator: Any) -> None:
+    """Over one step: gV' (-lr dg/dkeep)."""
+    problem, rule = Kept(), sgd(momentum=False, weight_decay=False)
+    hypers = Hypers([Hyper("lr", 0.1, tuned=False), Hyper("keep", 0.6, "sigmoid", difference=0.05)], [5])
+    w = torch.full((2, 5), 0.3, dtype=torch.float64)
+    step = Step(problem, rule, hypers.at(*hypers.init(w)), State(w, {}), 0, curvature=False)
+    gv, _ = validation_gradient(problem, rule, step.values, step.next, 0)
+    by_hand = -0.1 * (gv * step.coupled["keep"]).sum(-1, keepdim=True) * 0.6 * 0.4
+    assert relative(hypergradient(problem, rule, hypers, w, estimator, 1), by_hand) < 1e-12
+
+
+# --- the loop  ---
+
+
+@pytest.mark.parametrize("trace", [False, True], ids=["eager", "traced"])
+@pytest.mark.parametrize(
+    "method", [methods.diff_through_opt(4, 6), methods.onepass(3, 6), methods.clip_r(0.5)], ids=str
+)
+def test_resume_between_updates_is_uninterrupted(method: Method, trace: bool) -> None:
+    """Stopped where an update looks back over the stop, and continued by another loop."""
+    problem, rule, hypers, w = usual(("lr", "weight_decay", "momentum"), momentum=0.5)
+    straight = Loop(problem, rule, hypers, method).advance(Loop(problem, rule, hypers, method).start(w), 18)
+    first = Loop(problem, rule, hypers, method, trace=trace)
+    halfway = first.advance(first.start(w), 10)
+    again = Loop(problem, rule, hypers, method, trace=trace).advance(halfway, 8)
+    assert relative(again.raw, straight.raw) < 1e-12 and relative(again.state.w, straight.state.w) < 1e-12
+    if not trace:
+        assert torch.equal(again.raw, straight.raw)
+
+
+def test_training_loss_as_outer_loss_is_the_gradient_before_the_step() -> None:
+    """HD by forward mode reset every step: <g_t, dw_t/dlr>, for the step itself or for the one after."""
+    problem, rule = Net(), sgd(momentum=False, weight_decay=False)
+    hypers, w = Hypers([Hyper("lr", 0.1)], problem.layout.sizes), problem.init(1)
+    for immediate in (False, True):
+        method = Method(Forward(reset_every=1), SGD(0.01), outer_loss="training", immediate=immediate)
+        loop = Loop(problem, rule, hypers, method)
+        run = loop.advance(loop.start(w), 5)
+        lr, at, before = torch.tensor([[0.1]], dtype=torch.float64), w, torch.zeros_like(w)
+        for t in range(5):
+            leaf = at.clone().requires_grad_()
+            (g,) = torch.autograd.grad(problem.train_loss(leaf, {}, t).sum(), leaf)
+            new = lr + 0.01 * (g * before).sum(-1, keepdim=True)
+            at = at - (new if immediate else lr) * g
+            lr, before = new, g
+        assert relative(run.raw, lr) < 1e-12 and relative(run.state.w, at) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "method",
+    [methods.onepass(), methods.oho(1e-3), methods.clip_r(1.0), methods.unroll_k(5)],
+    ids=["onepass", "oho", "clip", "unroll"],
+)
+def test_memory_is_flat_over_2000_steps(method: Method) -> None:
+    """Python's live tensors after 1000 and after 2000 steps."""
+    problem, rule, hypers, w = usual(momentum=0.5)
+    loop = Loop(problem, rule, hypers, method)
+
+    def live() -> int:
+        gc.collect()
+        return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
+
+    run = loop.advance(loop.start(w), 100)
+    before = live()
+    run = loop.advance(run, 1900)
+    assert live() <= before
