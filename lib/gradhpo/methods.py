@@ -15,7 +15,8 @@ from gradhpo.errors import unknown
 from gradhpo.estimators.forward import FirstOrder, Forward, Split
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
-from gradhpo.outer import SGD, Adam, Outer
+from gradhpo.estimators.trace import IDBD, Trace
+from gradhpo.outer import SGD, Adam, Lion, Multiplicative, Outer
 from gradhpo.train import Method
 
 
@@ -110,6 +111,55 @@ def diff_through_opt(horizon: int = 5, every: int = 10, lr: float = 0.05) -> Met
     """Diff-through-Opt (Domke 2012; OnePass, Section 4): as `onepass`, with the exact derivative through the last
     `horizon` steps."""
     return Method(Reverse(horizon, store="graph" if horizon <= 20 else "state"), Adam(lr), every=every)
+
+
+def hd(lr: float, multiplicative: bool = False) -> Method:
+    """HD, hypergradient descent (Baydin et al. 2018; MetaOptimize, Appendix B.2): an outer step on <g_t,
+    dw_t/draw> of the previous step, the derivative of the training loss, before the next step is taken.
+
+    multiplicative: lr <- lr (1 + rate cos(g_t, previous step)) on the coordinate itself (transform "identity"); else
+    the additive rule in any coordinate. Cost: a dot product a step; memory D. It is `metaoptimize_hf` with gamma = 0
+    and the update one step earlier.
+    """
+    outer: Outer = Multiplicative(lr) if multiplicative else SGD(lr)
+    return Method(Trace(0.0, normalised=multiplicative), outer, outer_loss="training", immediate=True)
+
+
+def baydin(lr: float = 0.001) -> Method:
+    """The baseline "Baydin" of OnePass (Section 4.1): SGD on log10 lr with -<g_t, g_{t-1}>, loss gradients alone and
+    without the chain factor of log10.
+
+    For it the validation rows are training rows (`Table.merged`). Cost: a dot product a step; memory D. `hd` differs by
+    the chain factor and by the whole last step, with momentum and weight decay, in place of g_{t-1}.
+    """
+    return Method(Trace(0.0, direction="gradient", chain=False), SGD(lr), outer_loss="training", immediate=True)
+
+
+def metaoptimize_hf(meta: Outer | None = None, gamma: float = 1.0, form: str = "ours") -> Method:
+    """Hessian-free MetaOptimize (Algorithm 3): a discounted trace of the steps taken, and <h, g> of the training loss
+    for each group of a learning rate in the coordinate "log".
+
+    meta: the outer rule; by default Lion with meta step size 1e-3 (the paper also uses Adam, RMSprop and SGD). form:
+    "ours" is Algorithm 3; "package" follows the published package: normalised gradients without momentum and weight
+    decay in h, and by default the new momentum inside Lion's sign. Cost: a dot product a step; memory D, whatever the
+    number of learning rates. `hd` is gamma = 0; `gradhpo.metaoptimize.MetaOptimize` has the Hessians and the meta
+    dynamics. Raises GradhpoError for another form.
+    """
+    if form not in ("ours", "package"):
+        raise unknown("form of Hessian-free MetaOptimize", form, ["ours", "package"])
+    package = form == "package"
+    trace = Trace(gamma, direction="gradient" if package else "step")
+    return Method(trace, meta or Lion(1e-3, new_momentum=package), outer_loss="training")
+
+
+def idbd(lr: float) -> Method:
+    """IDBD (Sutton 1992; MetaOptimize, eq. 83 to 87): a learning rate per weight, `lr` is the meta step size of SGD on
+    log lr, and the update comes before the step.
+
+    For plain SGD and problems with `curvature_diagonal`. Cost: elementwise; memory D. `metaoptimize_hf(SGD(lr))` per
+    weight leaves out the curvature.
+    """
+    return Method(IDBD(), SGD(lr), outer_loss="training", immediate=True)
 
 
 @dataclass(frozen=True)

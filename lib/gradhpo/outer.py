@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradhpo.errors import GradhpoError
-from gradhpo.rules import root
+from gradhpo.rules import root, sign
 
 
 class Outer(Protocol):
@@ -116,7 +116,7 @@ class Lion:
     ) -> tuple[Tensor, LionState]:
         b1, b2 = self.betas
         mean = b2 * state.mean + (1 - b2) * hypergradient
-        direction = torch.sign(b1 * (mean if self.new_momentum else state.mean) + (1 - b1) * hypergradient)
+        direction = sign(b1 * (mean if self.new_momentum else state.mean) + (1 - b1) * hypergradient)
         return raw - self.lr * (direction + self.weight_decay * raw), LionState(mean)
 
 
@@ -185,9 +185,9 @@ class SignHalving:
     def update(
         self, raw: Tensor, hypergradient: Tensor, state: SignState, lam: Mapping[str, Tensor]
     ) -> tuple[Tensor, SignState]:
-        sign = torch.sign(hypergradient)
-        gamma = torch.where(sign * state.sign == -1, state.gamma / 2, state.gamma)
-        return raw - gamma * sign, SignState(gamma, sign)
+        turn = sign(hypergradient)
+        gamma = torch.where(turn * state.sign == -1, state.gamma / 2, state.gamma)
+        return raw - gamma * turn, SignState(gamma, turn)
 
     def search_range(self, raw0: Tensor, updates: int) -> tuple[Tensor, Tensor]:
         """The lowest and highest raw coordinates that `updates` updates from `raw0 [..., P]` can reach (FDS,

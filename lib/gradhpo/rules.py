@@ -62,6 +62,11 @@ def root(x: Tensor) -> Tensor:
     return torch.where(nonzero, torch.where(nonzero, x, 1.0).sqrt(), 0.0)
 
 
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1 with derivative 0; NaN stays NaN (`torch.sign` makes it 0, and a diverged run would look calm)."""
+    return torch.where(x.isnan(), x, torch.sign(x))
+
+
 def adamw(*, eps: float = 1e-8) -> Rule:
     """AdamW (Loshchilov & Hutter 2019) as in `torch.optim.AdamW`, hyperparameters `lr`, `beta1`, `beta2`,
     `weight_decay`.
@@ -110,7 +115,7 @@ def lion() -> Rule:
     """
 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
-        direction = torch.sign(lam["beta1"] * buf["m"] + (1 - lam["beta1"]) * g)
+        direction = sign(lam["beta1"] * buf["m"] + (1 - lam["beta1"]) * g)
         m = lam["beta2"] * buf["m"] + (1 - lam["beta2"]) * g
         return w - lam["lr"] * (direction + lam["weight_decay"] * w), {"m": m}
 
