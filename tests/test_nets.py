@@ -143,6 +143,7 @@ def test_runs_together_are_runs_alone(name: str) -> None:
 # --- LSTM ---------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_lstm_is_torchs_lstm() -> None:
     theirs = nn.LSTM(3, 4, 2).double()
     ours = LSTM(3, 4, 2).double()
@@ -154,6 +155,7 @@ def test_lstm_is_torchs_lstm() -> None:
     theirs.load_state_dict(ours.state_dict())
 
 
+@torch.no_grad()
 def test_lstm_cell_is_torchs_cell() -> None:
     cell = nn.LSTMCell(3, 4).double()
     x, h, c = normal(5, 3), normal(5, 4, seed=1), normal(5, 4, seed=2)
