@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from gradhpo.core import Layout, State, Step, Tangent, batched
+from gradhpo.core import State, Step, Tangent
 from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hyper, Hypers, Values
+from gradhpo.modules import Layout, batched
 from gradhpo.rules import Buffers, Rule
 from gradhpo.train import Loop, Method, Run
 from sklearn.datasets import load_digits
