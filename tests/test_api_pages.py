@@ -86,6 +86,7 @@ def rst(text: str, *parameters: str, **targets: str) -> str:
          ":param last: ``[R]`` b"),
         ("rate: a number\n    of them\nsize: one\n    or two\nIt ends.", ":param rate: a number\n  of them\n"
          ":param size: one\n  or two\n\nIt ends."),
+        ("rate: a number. Cost: much.\nRaises E.", ":param rate: a number.\n\nCost: much.\n\nRaises E."),
         ("other: no parameter", "other: no parameter"),
         ("Args:\n    rate: `a b`.\n\nRaises:\n    E: x_ y", "Args:\n    rate: ``a b``.\n\nRaises:\n    E: x\\_ y"),
         ("Attributes:\n    rate: one.", "Args:\n    rate: one."),

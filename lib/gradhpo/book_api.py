@@ -42,26 +42,32 @@ PAGES = (
         "Methods and training",
         "A method is an estimator, an outer rule and a cadence; the loop trains with it. "
         "{doc}`/executed/one_recursion` shows the table of methods.",
-        ("methods", "train", "outer", "metaoptimize", "metaoptimize.*", "search", "search.*"),
+        ("methods", "train", "outer", "metaoptimize"),
+    ),
+    Page(
+        "search",
+        "Searches",
+        "The baselines without hypergradients: what is searched, by which method, and what each trial has cost.",
+        ("search", "search.*"),
     ),
     Page(
         "tasks",
         "Tasks, networks and data",
         "What is trained. A task offers the two losses of {py:class}`~gradhpo.core.Problem`; networks are ordinary "
         "modules of PyTorch.",
-        ("tasks", "tasks.*", "nets", "losses", "modules", "data"),
+        ("tasks", "tasks.*", "modules", "nets", "losses", "draws", "data"),
     ),
     Page(
         "studies",
         "Studies and evidence",
         "From a configuration to a figure: what is run, how it is recorded and summed up, and how it is drawn.",
-        ("studies", "studies.*", "config", "records", "stats", "plots", "figures"),
+        ("studies", "studies.*", "config", "records", "stats", "plots", "figures", "published"),
     ),
 )
 
 BEHIND_THE_COMMANDS = (
     *("__main__", "book", "book_api", "book_docstrings", "book_figures", "checks", "cli", "download", "environment"),
-    *("jsonl", "notebooks", "parameters", "paths", "recorder", "tracing", "verification", "workers"),
+    *("jsonl", "notebooks", "parameters", "paths", "ranges", "recorder", "tracing", "verification", "workers"),
 )
 """Modules that a reader of the book does not meet: they serve the command line, or only other modules."""
 

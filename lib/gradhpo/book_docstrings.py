@@ -7,7 +7,8 @@
     * item                             a list
 
 Nothing else is markup: an asterisk, a bar or an underscore in a formula stands for itself. A line that is indented by
-accident continues its paragraph.
+accident continues its paragraph. After the descriptions of parameters, the sentences on cost, memory, state, source,
+errors and the nearest relative (`Cost: ...`, `Raises ...`) are a paragraph of their own.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ _CODE = re.compile(r"``(.+?)``|`([^`]+)`", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _SPECIAL = re.compile(r"[\\*|]|(?<=\w)_(?!\w)")
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Examples|Note):$")
+_CLOSING = re.compile(r"(?<=\.)\s+(?=(?:Cost|Memory|State|Source|Raises|It differs)\b)")
 _BULLETS = ("* ", "- ")
 _BEFORE, _AFTER = " \n'\"([{<-/:", " \n'\")]}>-/\\:.,;!?"
 
@@ -75,13 +77,14 @@ def _paragraphs(lines: list[str]) -> Iterator[list[str]]:
 def _prose(lines: list[str], parameters: Iterable[str], targets: Mapping[str, str]) -> list[str]:
     """A paragraph, or a list, or the descriptions of parameters.
 
-    A description begins a line or follows another, and ends where indented lines do.
+    A description begins a line or follows another, and ends where indented lines do or a closing sentence begins.
     """
     names = "|".join(map(re.escape, parameters)) or "(?!)"
     start = rf"(?:{names})(?: `[^`]+`)?: "
     text = "\n".join(lines)
-    if re.search(rf"^{start}", text, re.MULTILINE):
+    if re.search(rf"(?:^|\n|(?<=[.;])\s){start}", text):
         text = re.sub(r"(\n +.*\n)(?! )", r"\1\n", text)
+        text = _CLOSING.sub("\n\n", text)
     text = re.sub(r"\n +", "\n", text)
     parts = re.split(rf"(?:^|\n)(?=[*-] |{start})|(?<=[.;])\s(?={start})|\n\n", text)
     out: list[str] = []

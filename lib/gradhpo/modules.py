@@ -197,10 +197,12 @@ class Batched:
 def batched(module: nn.Module, loss: Callable[..., Tensor], *, shared_batch: bool = True) -> Batched:
     """`f(w [R, D], x, y) -> [R]`: the loss of R copies of an ordinary module, under `vmap` when R > 1.
 
-    loss(output, y, **loss_lam) gives one number for one run. shared_batch: all runs see the same x and y; with False
-    x and y have a leading dimension R. Options of a call: see `Batched.__call__`. Raises GradhpoError for a module
-    without parameters. It differs from `torch.func.stack_module_state` + `vmap` in that the weights are one flat
-    tensor, buffers are never written back, and random numbers depend on (seed, t) alone.
+    loss(output, y, **loss_lam) gives one number for one run. Options of a call: see `Batched.__call__`.
+
+    shared_batch: all runs see the same x and y; with False x and y have a leading dimension R.
+
+    Raises GradhpoError for a module without parameters. It differs from `torch.func.stack_module_state` + `vmap` in
+    that the weights are one flat tensor, buffers are never written back, and random numbers depend on (seed, t) alone.
     """
     return Batched(module, loss, shared_batch)
 

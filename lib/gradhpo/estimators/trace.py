@@ -60,6 +60,7 @@ class Trace:
         be without both (momentum, beta1 and weight_decay 0): the normalised gradient of AdamW, -g of SGD.
     chain: with False, h is the derivative by the learning rate itself, whatever its coordinate.
     normalised: divide by |g| |h| of each group, so that the hypergradient is a cosine (Baydin's multiplicative rule).
+
     It is `Forward()` without Hessian products and without the paths through the buffers, discounted: exact at gamma =
     1 for SGD without momentum on a linear loss. Cost: elementwise; memory D. Raises GradhpoError where anything but
     "lr" is tuned.
