@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from gradhpo import search
 from gradhpo.errors import unknown
 from gradhpo.estimators.forward import FirstOrder, Forward, Split
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.estimators.trace import IDBD, Trace
+from gradhpo.metaoptimize import MetaOptimize
 from gradhpo.outer import SGD, Adam, Lion, Multiplicative, Outer
 from gradhpo.train import Method
 
@@ -164,7 +167,8 @@ def idbd(lr: float) -> Method:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the method table; `make` is None for a method that this version does not run yet."""
+    """A line of the method table. `make` builds what runs: a `train.Method`, the framework `MetaOptimize`, or a
+    search's class of options for `search.search`."""
 
     name: str
     title: str
@@ -175,7 +179,7 @@ class Row:
     rule: str
     cost: str
     memory: str
-    make: Callable[..., Method] | None = None
+    make: Callable[..., Any]
 
 
 _VAL, _HVP = "validation", "1 Hessian product a hyperparameter a step"
@@ -263,6 +267,19 @@ METHODS = (
         "SGD",
         "1 dot product a step",
         "D",
+        hd,
+    ),
+    Row(
+        "baydin",
+        "Baydin, as OnePass compares it",
+        "OnePass",
+        "previous gradient, no chain factor",
+        "next training loss",
+        "1",
+        "SGD 0.001 on log10 lr",
+        "1 dot product a step",
+        "D",
+        baydin,
     ),
     Row(
         "onepass",
@@ -321,7 +338,8 @@ METHODS = (
         "1",
         "SGD, Adam, Lion",
         _HVP,
-        "P D and more",
+        "P D; full P^2 D",
+        MetaOptimize,
     ),
     Row(
         "metaoptimize_hf",
@@ -333,6 +351,7 @@ METHODS = (
         "Lion, Adam, SGD",
         "1 dot product a step",
         "D",
+        metaoptimize_hf,
     ),
     Row(
         "idbd",
@@ -344,18 +363,34 @@ METHODS = (
         "SGD",
         "elementwise",
         "D",
+        idbd,
     ),
     Row(
         "fixed",
-        "Random, random x LR, 3-batched, grid, BO, Hyperband, BOHB, ASHA, PBT",
+        "Fixed hyperparameters (one trial of a search)",
         "all",
         "none",
         _VAL,
         "n/a",
-        "search",
+        "none",
         "plain training",
         "0",
         fixed,
+    ),
+    *(
+        Row(
+            s.name,
+            s.title,
+            s.source,
+            "none",
+            _VAL,
+            "n/a",
+            f"search: {s.draws}",
+            f"plain training: {s.currency}",
+            "0",
+            s.make,
+        )
+        for s in search.METHODS
     ),
 )
 
@@ -369,7 +404,7 @@ def get(name: str) -> Row:
 
 
 def table() -> pd.DataFrame:
-    """The method table as text columns; `runs here` says whether this version builds the method."""
+    """The method table as text columns; `name` is what `get` and `gradhpo list methods` call a method."""
     columns = {
         "method": "title",
         "paper": "paper",
@@ -379,8 +414,7 @@ def table() -> pd.DataFrame:
         "outer rule": "rule",
     }
     rows = [
-        {k: getattr(r, v) for k, v in columns.items()}
-        | {"cost": r.cost, "memory": r.memory, "runs here": "yes" if r.make else "not yet"}
+        {k: getattr(r, v) for k, v in columns.items()} | {"cost": r.cost, "memory": r.memory, "name": r.name}
         for r in METHODS
     ]
     return pd.DataFrame(rows)

@@ -96,6 +96,7 @@ class Dropout(nn.Module):
     """
 
     def forward(self, x: Tensor, keep: float | Tensor | None) -> Tensor:
+        """`x` with entries kept with probability `keep` and divided by it; `x` itself for None or in eval mode."""
         if keep is None:
             return x
         KEEP.check(keep)
@@ -146,6 +147,8 @@ class LSTM(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, keep: float | Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Output `[time, batch, hidden]` and the final state of `x [time, batch, inputs]`; `state` (h, c), each
+        `[layers, batch, hidden]`, is 0 when None."""
         zero = x.new_zeros(self.layers, x.shape[1], self.hidden)
         ends = []
         for k, (h, c) in enumerate(zip(*(state or (zero, zero)), strict=True)):
@@ -178,5 +181,6 @@ class LanguageModel(nn.Module):
         self.dropout, self.decoder = Dropout(), nn.Linear(hidden, vocabulary)
 
     def forward(self, tokens: Tensor, keep: float | Tensor | None = None) -> Tensor:
+        """Logits `[time, batch, vocabulary]` of the next token for `tokens [time, batch]`."""
         output, _ = self.lstm(self.embedding(tokens), keep=keep)
         return self.decoder(self.dropout(output, keep))

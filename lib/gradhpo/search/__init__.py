@@ -9,7 +9,7 @@ from gradhpo.search.halving import Asha, Bohb, Hyperband
 from gradhpo.search.ledger import Result
 from gradhpo.search.methods import METHODS, SearchMethod, get, search, table
 from gradhpo.search.population import Population
-from gradhpo.search.space import Config, Dimension, Space
+from gradhpo.search.space import Configuration, Dimension, Space
 from gradhpo.search.trainable import MULTIPLIER, Copyable, Trainable, Training
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Asha",
     "Bayes",
     "Bohb",
-    "Config",
+    "Configuration",
     "Copyable",
     "Dimension",
     "Grid",

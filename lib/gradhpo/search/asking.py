@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradhpo.errors import GradhpoError
-from gradhpo.search.space import Config, Space
+from gradhpo.search.space import Configuration, Space
 
 if TYPE_CHECKING:
     import optuna
@@ -33,7 +33,7 @@ class Asker:
         self.study, self.space = study, space
         self._distributions = {n: distribution(*d.raw_range) for n, d in space.items()}
 
-    def ask(self) -> tuple[optuna.Trial, Config]:
+    def ask(self) -> tuple[optuna.Trial, Configuration]:
         """The next trial and its configuration."""
         trial = self.study.ask(self._distributions)
         return trial, self.space.natural(trial.params)

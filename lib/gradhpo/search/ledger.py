@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from gradhpo.errors import GradhpoError
-from gradhpo.search.space import Config
+from gradhpo.search.space import Configuration
 from gradhpo.search.trainable import Trainable
 
 COLUMNS = (
@@ -40,7 +40,7 @@ class Result:
     trial_steps: int
     budget_steps: int
     spent_steps: int
-    best: Config | None
+    best: Configuration | None
     best_loss: float
     stopped: str
     group: int = 1
@@ -78,7 +78,7 @@ class Cohort:
     state."""
 
     trials: list[int]
-    configs: list[Config]
+    configs: list[Configuration]
     state: Any
     steps: int = 0
     copied_from: list[int | None] = field(init=False)
@@ -94,7 +94,7 @@ class Ledger:
         self.trainable, self.budget, self.seed = trainable, budget_steps, seed
         self.rows: list[dict[str, Any]] = []
         self.spent, self.started = 0, 0
-        self.best: Config | None = None
+        self.best: Configuration | None = None
         self.best_trial: int | None = None
         self.best_loss = math.inf
         self._training, self._begin = 0.0, time.perf_counter()
@@ -105,7 +105,7 @@ class Ledger:
         """Training steps that may still be spent."""
         return self.budget - self.spent
 
-    def start(self, configs: Sequence[Config]) -> Cohort:
+    def start(self, configs: Sequence[Configuration]) -> Cohort:
         """New trials, numbered on; costs no training step."""
         trials = list(range(self.started, self.started + len(configs)))
         self.started += len(configs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradhpo.errors import GradhpoError, at_least
 from gradhpo.search.ledger import Cohort, Ledger
-from gradhpo.search.space import Config, Space
+from gradhpo.search.space import Configuration, Space
 from gradhpo.search.trainable import Copyable
 
 
@@ -90,7 +90,7 @@ class Population:
         cohort.state = trainable.select(cohort.state, donors, cohort.configs)
         return True
 
-    def _perturbed(self, config: Config, space: Space, rng: np.random.Generator) -> Config:
+    def _perturbed(self, config: Configuration, space: Space, rng: np.random.Generator) -> Configuration:
         return {n: space[n].clip(x * float(rng.choice(self.factors))) for n, x in config.items()}
 
 

@@ -12,7 +12,7 @@ import torch
 from gradhpo.errors import GradhpoError, unknown
 from gradhpo.transforms import TRANSFORMS, Transform
 
-Config = dict[str, float]
+Configuration = dict[str, float]
 """One value per dimension, natural units."""
 
 
@@ -79,14 +79,14 @@ class Space(Mapping[str, Dimension]):
     def __len__(self) -> int:
         return len(self._dimensions)
 
-    def natural(self, raw: Mapping[str, float]) -> Config:
+    def natural(self, raw: Mapping[str, float]) -> Configuration:
         """Natural values of one raw coordinate per dimension."""
         return {n: d.natural(raw[n]) for n, d in self.items()}
 
-    def draw(self, rng: np.random.Generator) -> Config:
+    def draw(self, rng: np.random.Generator) -> Configuration:
         """One configuration, uniform in raw coordinates."""
         return self.natural({n: rng.uniform(*d.raw_range) for n, d in self.items()})
 
-    def corners(self) -> list[Config]:
+    def corners(self) -> list[Configuration]:
         """The configurations of all lowest and of all highest values."""
         return [{n: d.low for n, d in self.items()}, {n: d.high for n, d in self.items()}]
