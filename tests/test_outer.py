@@ -118,7 +118,10 @@ def test_nan_stays_in_its_run(rule: Any) -> None:
         (lambda: Lion(-1.0), "the outer learning rate is -1.0; expected a number >= 0"),
         (lambda: SignHalving(-0.1), "the step sizes gamma are -0.1; expected numbers >= 0"),
         (lambda: Clipped(SGD(0.1), 0.0), "the hypergradient is clipped at 0.0; expected a number > 0"),
-        (lambda: SignHalving(torch.ones(3)).init(torch.zeros(2, 4)), r"gamma has shape \(3,\); expected a number or \[4\]"),
+        (
+            lambda: SignHalving(torch.ones(3)).init(torch.zeros(2, 4)),
+            r"gamma has shape \(3,\); expected a number or \[4\]",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(make: Any, sentence: str) -> None:
