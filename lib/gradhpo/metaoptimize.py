@@ -9,8 +9,8 @@ X), and one step is
 
     (Y, X, Q) <- G_t (gamma (Y, X, Q) + (1 - gamma) ((I, 0), 0, 0))                   (eq. 14)
 
-with G_t the Jacobian of (y, x, h) -> (y, x, h), never formed: forward-mode products with one column at a time apply
-it. As in the paper (eq. 47 and 63), inside the Jacobian of H_{t+1} the other rows of X and Y are constants.
+with G_t the Jacobian of (y, x, h) -> (y, x, h), never formed: it is applied to one column at a time. As in the paper
+(eq. 47 and 63), inside the Jacobian of H_{t+1} the other rows of X and Y are constants.
 
 Start: Y_0 = (I, 0), X_0 = Q_0 = 0. With the definitions' sums over tau >= 0 it would be Y_0 = 0; (I, 0) says that
 beta had rested at beta_0 for ever before: a change at any tau < 0 is a change of beta_0, and these weigh gamma^t
@@ -29,8 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from gradhpo.core import Problem, State, initial_state
 from gradhpo.errors import GradhpoError, unknown
@@ -76,8 +75,8 @@ class MetaOptimize:
     It differs from the Hessian-free `estimators.trace.Trace` by exact derivatives, Hessians included, and from
     `Forward()` with SGD by the discount and, but for "L", by the meta-parameters' own dynamics; at gamma = 1, level "L"
     and a meta step size near 0 its H is that of `Forward()`.
-    Cost a step: "L", "2x2": P forward-mode products with a gradient; "full": P^2 of second order. Memory: (1 + buffers)
-    P D, "full": P^2 D more. Losses and rule must have forward-mode derivatives (for "full", of second order).
+    Cost a step: "L", "2x2": P Hessian products; "full": P^2 products with third derivatives. Memory: (1 + buffers) P D
+    ("full": P^2 D more) and the graph of a step.
     """
 
     problem: Problem
@@ -125,29 +124,30 @@ class MetaOptimize:
 
     def hypergradient(self, run: MetaRun) -> Tensor:
         """H_t' g_t `[R, P]` at a run's weights and coming batch: what the next step hands to the outer rule (eq. 6)."""
-        return _dot(run.X.w, self._gradient(run.base.w, self._lam(run, run.meta.raw), run.t))
+        return _dot(run.X.w, self._gradient(run.base.w, self._lam(run, run.meta.raw), run.t).detach())
 
     def _lam(self, run: MetaRun, raw: Tensor) -> dict[str, Tensor]:
         return Values(self.hypers, raw, run.fixed, run.t).lam
 
     def _gradient(self, w: Tensor, lam: dict[str, Tensor], t: int) -> Tensor:
         of_loss = {n: v for n, v in lam.items() if n not in self.rule.hypers}
-        return grad(lambda w: self.problem.train_loss(w, of_loss, t).sum())(w)
+        w = w if w.requires_grad else w.detach().requires_grad_()
+        return torch.autograd.grad(self.problem.train_loss(w, of_loss, t).sum(), w, create_graph=True)[0]
 
     def _rest(self, meta: Meta, weight: float) -> Meta:
-        """`weight` times the derivative of y_t by beta_t itself: (I, 0), a row a column."""
+        """`weight` times the derivative of y_t by beta_t itself: (I, 0), one row for each column of it."""
         n = meta.raw.shape[1]
         eye = torch.eye(n, dtype=meta.raw.dtype, device=meta.raw.device)[:, None].expand(n, *meta.raw.shape)
         return Meta(weight * eye, tree_map(lambda x: x.new_zeros(n, *x.shape), meta.outer))
 
     def _step(self, run: MetaRun) -> MetaRun:
         """One pass of Algorithm 1. y_dot, x_dot: gamma (Y, X) + (1 - gamma) ((I, 0), 0), which G_t is applied to."""
-        h, gamma = run.X.w, self.gamma
+        gamma = self.gamma
         y_dot = tree_map(lambda a, b: gamma * a + b, run.Y, self._rest(run.meta, 1 - gamma))
         x_dot = tree_map(lambda a: gamma * a, run.X)
 
-        def base(meta: Meta, x: State) -> State:
-            lam = self._lam(run, meta.raw)
+        def base(y: Meta, x: State) -> State:
+            lam = self._lam(run, y.raw)
             return State(*self.rule.update(x.w, x.buf, self._gradient(x.w, lam, run.t), lam))
 
         def meta(y: Meta, x: State, h: Tensor) -> Meta:
@@ -155,22 +155,22 @@ class MetaOptimize:
             raw, outer = self.outer.update(y.raw, _dot(h, self._gradient(x.w, lam, run.t)), y.outer, lam)
             return Meta(self.hypers.clamp(raw), outer)
 
-        def sensitivity(y: Meta, x: State, h: Tensor) -> Tensor:
-            return _columns(base, (y, x), (y_dot, State(gamma * h, x_dot.buf))).w
+        def joint(y: Meta, x: State, h: Tensor) -> tuple[Meta, State, Tensor]:
+            x_new, x_dot_new = _columns(base, (y, x), (y_dot, State(gamma * h, x_dot.buf)))
+            return meta(y, x, h), x_new, x_dot_new.w
 
-        y, x = run.meta, run.base
-        new = run._replace(t=run.t + 1, meta=meta(y, x, h), base=base(y, x))
+        y, x, h = run.meta, run.base, run.X.w
         if self.level == "full":
             dots = (y_dot, x_dot, gamma * run.Q)  # type: ignore[operator]
-            big_y, big_x, big_q = _columns(
-                lambda y, x, h: (meta(y, x, h), base(y, x), sensitivity(y, x, h)), (y, x, h), dots
-            )
-            return new._replace(Y=big_y, X=big_x, Q=big_q)
-        if self.level == "2x2":
-            big_y, big_x = _columns(lambda y, x: (meta(y, x, h), base(y, x)), (y, x), (y_dot, x_dot))
+            (y, x, _), new = _columns(joint, (y, x, h), dots)
+        elif self.level == "2x2":
+            (y, x), new = _columns(lambda y, x: (meta(y, x, h), base(y, x)), (y, x), (y_dot, x_dot))
         else:
-            big_y, big_x = _columns(lambda y: meta(y, x, h), (y,), (y_dot,)), _columns(base, (y, x), (y_dot, x_dot))
-        return new._replace(Y=big_y, X=big_x)
+            x_new, big_x = _columns(base, (y, x), (y_dot, x_dot))
+            y, big_y = _columns(lambda y: meta(y, x, h), (y,), (y_dot,))
+            x, new = x_new, (big_y, big_x)
+        y, x, new = tree_map(torch.detach, (y, x, new))
+        return MetaRun(run.t + 1, y, x, run.fixed, *new, *(() if self.level == "full" else (None,)))
 
 
 def _dot(h: Tensor, g: Tensor) -> Tensor:
@@ -178,6 +178,33 @@ def _dot(h: Tensor, g: Tensor) -> Tensor:
     return torch.einsum("prd,rd->rp", h, g)
 
 
-def _columns(f: Callable[..., Any], at: tuple[Any, ...], dots: tuple[Any, ...]) -> Any:
-    """The Jacobian of `f` at `at` times each of the directions `dots` (a leading dimension in every tensor)."""
-    return vmap(lambda *dot: jvp(f, at, dot)[1], randomness="same")(*dots)
+def _columns(f: Callable[..., Any], at: tuple[Any, ...], dots: tuple[Any, ...]) -> tuple[Any, Any]:
+    """`f(*at)` and its Jacobian times each of the directions `dots` (a leading dimension in every tensor).
+
+    Reverse mode twice: u'J is linear in u, and its derivative by u along a direction is J times it. Unlike torch's
+    forward mode, this needs no other formulas than the backward pass of the loss, and may be nested: the result has a
+    graph back to `at`.
+    """
+    with torch.enable_grad():
+        leaves, spec = tree_flatten(at)
+        leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in leaves]
+        values, out_spec = tree_flatten(f(*tree_unflatten(leaves, spec)))
+        seeds = [torch.zeros_like(v, requires_grad=True) for v in values]
+        live = [k for k, v in enumerate(values) if v.requires_grad]
+        pulled = torch.autograd.grad(
+            [values[k] for k in live], leaves, [seeds[k] for k in live], create_graph=True, materialize_grads=True
+        )
+        linear = [k for k, v in enumerate(pulled) if v.requires_grad]
+        directions = tree_leaves(dots)
+        pushed = [
+            torch.autograd.grad(
+                [pulled[k] for k in linear],
+                seeds,
+                [directions[k][p] for k in linear],
+                create_graph=True,
+                materialize_grads=True,
+            )
+            for p in range(len(directions[0]))
+        ]
+    columns = [torch.stack(rows) for rows in zip(*pushed, strict=True)]
+    return tree_unflatten(values, out_spec), tree_unflatten(columns, out_spec)
