@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from gradhpo import methods
-from gradhpo.core import Layout, State, batched
+from gradhpo.core import State
 from gradhpo.errors import GradhpoError
 from gradhpo.estimators.forward import Forward
 from gradhpo.estimators.trace import IDBD, Trace
 from gradhpo.hypers import Granularity, Hyper, Hypers
 from gradhpo.metaoptimize import Meta, MetaOptimize, MetaRun
+from gradhpo.modules import Layout, batched
 from gradhpo.outer import SGD, Adam, Lion, Outer, RMSprop
 from gradhpo.rules import Buffers, Rule, adamw, lion, rmsprop, sgd
 from gradhpo.train import Loop, Method, Run
