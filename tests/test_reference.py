@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gradhpo.estimators.forward import Forward
+from gradhpo.estimators.forward import Forward, Split
 from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.hypers import Hyper, Hypers
@@ -339,6 +339,36 @@ def test_oho_as_its_program_runs_it(run: str) -> None:
         assert error(column, z[prefix + name]) < 1e-12
     for ours, name in ((w, "w_final"), (program.to_lr, "dFdlr_final"), (program.to_l2, "dFdl2_final")):
         assert error(ours[0], z[prefix + name]) < 1e-12
+
+
+def test_measured_effects_on_the_page_of_omissions() -> None:
+    """The numbers the page gives for OHO: the program against the exact form, steps 11 to 100."""
+    z = dict(np.load(FOLDER / "oho_mnist_mlp.npz"))
+    exact, program = z["F_frozen__true_sensitivity_hg"][10:], "F_frozen_lr.1_l2_1e-4_mlr0__exactHVP_float64__hg_"
+    ratios = [np.median(z[program + n][10:] / exact[:, k]) for k, n in enumerate(("lr", "l2"))]
+    assert [round(float(r), 2) for r in ratios] == [0.96, 1.98]
+    layers = layer_hypergradients(z, Forward())
+    for estimator, expected in ((Split(), (0.227, 0.199)), (Forward(product=0.01), (5e-6, 4e-7))):
+        off = layer_hypergradients(z, estimator) - layers
+        for part, number in zip((slice(0, 3), slice(3, 6)), expected, strict=True):
+            error = (off[:, part].norm(dim=1) / layers[:, part].norm(dim=1)).median()
+            assert float(error) == pytest.approx(number, rel=0.2)
+
+
+def layer_hypergradients(z: dict[str, np.ndarray], estimator: Any) -> torch.Tensor:
+    """A learning rate and a weight decay for each of three layers, frozen: hypergradients of steps 11 to 100."""
+    task, seen = OhoBatches(z), []
+
+    class Frozen(SGD):
+        def update(self, raw, hypergradient, state, lam):  # type: ignore[no-untyped-def]
+            seen.append(hypergradient[0])
+            return raw, state
+
+    layers = (0, 0, 1, 1, 2, 2)
+    hypers = [Hyper("lr", 0.1, granularity=layers), Hyper("weight_decay", 1e-4, granularity=layers)]
+    loop = Loop(task, sgd(momentum=False), Hypers(hypers, task.layout.sizes), Method(estimator, Frozen(0.0)))
+    loop.advance(loop.start(torch.cat([torch.tensor(z[f"W0_{i}"]).reshape(-1) for i in range(6)])[None]), 100)
+    return torch.stack(seen)[10:]
 
 
 def test_adam_is_torch_adam() -> None:
