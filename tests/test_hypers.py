@@ -19,6 +19,7 @@ from gradhpo.rules import sgd
 from gradhpo.train import Loop, Method
 from gradhpo.transforms import TRANSFORMS
 from problems import Net
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 W = torch.zeros(2, 6, dtype=torch.float64)
 
@@ -94,3 +95,13 @@ BAD = {
 def test_bad_input_gets_one_clear_sentence(message: str) -> None:
     with pytest.raises(GradhpoError, match=message):
         BAD[message]()
+
+
+def test_shares_are_summed_where_the_weights_are() -> None:
+    """The group numbers lie on the CPU; torch's fake tensors check the devices of every operation without a GPU."""
+    hypers = Hypers([Hyper("lr", 0.1, granularity=(0, 1, 0))], [1, 2, 3])
+    raw, fixed = hypers.init(W)
+    values = hypers.at(raw, fixed)
+    assert torch.equal(values.grouped("lr", W + torch.arange(6)), torch.tensor([[12.0, 3.0]] * 2, dtype=torch.float64))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert values.grouped("lr", torch.empty(2, 6, device="cuda")).device.type == "cuda"

@@ -257,7 +257,7 @@ class Values:
         b = self.hypers.blocks[name]
         if b.index is None:
             return c.sum(1, keepdim=True) if c.shape[1] > 1 else c
-        return c.new_zeros(len(c), b.groups).index_add(1, b.index, c) if b.groups < c.shape[1] else c
+        return c.new_zeros(len(c), b.groups).index_add(1, b.index.to(c.device), c) if b.groups < c.shape[1] else c
 
     def _pulled(self, name: str, c: Tensor) -> Tensor:
         """The columns of one hyperparameter `[R, groups x windows]`: zero but for the window in force."""
