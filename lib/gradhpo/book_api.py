@@ -47,7 +47,8 @@ PAGES = (
     Page(
         "search",
         "Searches",
-        "The baselines without hypergradients: what is searched, by which method, and what each trial has cost.",
+        "The baselines without hypergradients: what is searched, by which method, and what each trial has cost. "
+        "`gradhpo.search` has the names that a search needs; its modules describe them.",
         ("search", "search.*"),
     ),
     Page(
@@ -67,7 +68,18 @@ PAGES = (
 
 BEHIND_THE_COMMANDS = (
     *("__main__", "book", "book_api", "book_docstrings", "book_figures", "checks", "cli", "download", "environment"),
-    *("jsonl", "notebooks", "parameters", "paths", "ranges", "recorder", "tracing", "verification", "workers"),
+    *(
+        "jsonl",
+        "notebooks",
+        "parameters",
+        "paths",
+        "ranges",
+        "recorder",
+        "search.asking",
+        "tracing",
+        "verification",
+        "workers",
+    ),
 )
 """Modules that a reader of the book does not meet: they serve the command line, or only other modules."""
 
@@ -81,7 +93,8 @@ def modules() -> list[str]:
 
 def on_page(page: Page) -> list[str]:
     """The modules of a page that there are, in the page's order."""
-    return list(dict.fromkeys(name for each in page.modules for name in modules() if fnmatch(name, each)))
+    shown = [name for name in modules() if name not in BEHIND_THE_COMMANDS]
+    return list(dict.fromkeys(name for each in page.modules for name in shown if fnmatch(name, each)))
 
 
 def pages() -> dict[str, str]:

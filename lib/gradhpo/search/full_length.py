@@ -15,7 +15,7 @@ from gradhpo.search.trainable import MULTIPLIER
 
 @dataclass(frozen=True)
 class Random:
-    """Random search (Bergstra & Bengio 2012; *Random* in OnePass, Section 4), uniform in raw coordinates.
+    """Random search (Bergstra & Bengio 2012; Random in OnePass, Section 4), uniform in raw coordinates.
 
     batch: trials trained side by side as runs `[R, D]`: the same trials, faster. Cost: plain training, and no
     overhead to speak of.
