@@ -31,13 +31,18 @@ S = TypeVar("S")
 _MODULES = ("clip_quadratic", "onepass_uci_trajectories")
 
 
+def _equal(config: Any) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True)
 class Study:
     """One study. `config` is a frozen dataclass with at least the fields `method`, `seed` and `version`.
 
     runs: scale -> configurations in a fixed order. run: configurations that agree in all but `seed`, computed as one
     batch on a device.
-    chunk: most runs in a batch. cost: how long a run takes compared with others, where they differ much.
+    chunk: most runs in a batch. cost: how long a run takes compared with others, where they differ much. All of them
+    are functions of a module, not lambdas: a study travels to worker processes.
     """
 
     name: str
@@ -47,7 +52,7 @@ class Study:
     runs: Callable[[str], list[Any]]
     run: Callable[[Sequence[Any], torch.device], list[Result]]
     chunk: int
-    cost: Callable[[Any], float] = lambda config: 1.0
+    cost: Callable[[Any], float] = _equal
 
 
 def names() -> list[str]:
