@@ -16,7 +16,7 @@ from gradhpo.estimators.neumann import Neumann
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.hypers import Granularity, Hyper, Hypers, neighbours
 from gradhpo.outer import SGD
-from gradhpo.rules import Rule, sgd
+from gradhpo.rules import Rule, adamw, rmsprop, sgd
 from gradhpo.train import Loop, Method
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,13 +45,17 @@ def cases(draw: st.DrawFn) -> tuple[Net, Rule, Hypers, torch.Tensor]:
     """A rule, hyperparameters of random transforms, granularities and windows, and random weights of one to three
     runs."""
     momentum, decay, loss = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
-    rule = sgd(momentum=momentum, weight_decay=decay, nesterov=momentum and draw(st.booleans()))
+    of_sgd = sgd(momentum=momentum, weight_decay=decay, nesterov=momentum and draw(st.booleans()))
+    rule = draw(st.sampled_from([of_sgd, of_sgd, adamw(), rmsprop(weight_decay=decay, decoupled=momentum)]))
     ranges = {"lr": (0.01, 0.2), "momentum": (0.1, 0.9), "weight_decay": (1e-3, 0.3), "l2": (1e-3, 0.3)}
+    ranges |= {"beta1": (0.5, 0.95), "beta2": (0.8, 0.99)}
     names = list(rule.hypers) + ["l2"] * loss
     tuned = draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
     hypers = []
     for name in names:
-        transform = "sigmoid" if name == "momentum" else draw(st.sampled_from(["identity", "log10", "log"]))
+        transform = (
+            "sigmoid" if name in ("momentum", "beta1", "beta2") else draw(st.sampled_from(["identity", "log10", "log"]))
+        )
         granularity: Granularity = draw(st.sampled_from(GRANULARITIES))
         value = draw(st.floats(*ranges[name]))
         hypers.append(Hyper(name, value, transform, granularity, draw(st.integers(1, 4)), tuned=name in tuned))
@@ -64,7 +68,7 @@ def cases(draw: st.DrawFn) -> tuple[Net, Rule, Hypers, torch.Tensor]:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(cases())
 def test_forward_is_reverse_is_unrolled(case: tuple[Net, Rule, Hypers, torch.Tensor]) -> None:
     exact = oracle.unrolled(*case, T)

@@ -233,6 +233,39 @@ def test_dropout_scales_what_it_keeps() -> None:
     assert torch.equal(Dropout().eval()(torch.ones(5), 0.8), torch.ones(5))
 
 
+class Linearised:
+    """`task` with a training loss whose gradient moves with keep along `slope`, as coupled differences say, and whose
+    derivatives are autograd's own."""
+
+    stationary = False
+
+    def __init__(self, task: Task, keep: Tensor, half: float) -> None:
+        self.task, self.keep, self.half, self.val_loss = task, keep, half, task.val_loss
+
+    def gradient(self, w: Tensor, keep: Tensor, t: int) -> Tensor:
+        w = w.detach().requires_grad_()
+        return torch.autograd.grad(self.task.train_loss(w, {"keep": keep}, t).sum(), w)[0]
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        low, high = (self.keep - self.half).clamp(min=0), (self.keep + self.half).clamp(max=1)
+        slope = (self.gradient(w, high, t) - self.gradient(w, low, t)) / (high - low)
+        return self.task.train_loss(w, {"keep": self.keep}, t) + ((lam["keep"] - self.keep) * slope * w).sum(-1)
+
+
+@pytest.mark.parametrize("estimator", [Forward(), Reverse(T), Reverse(T, "graph")], ids=repr)
+def test_keep_of_a_language_model_is_tuned_by_coupled_differences(estimator: Any) -> None:
+    """Three runs, one of them so near keep = 1 that the upper end of its difference is cut there."""
+    task, half = language(SEEDS), 0.05
+    keep = torch.tensor([[0.7], [0.5], [0.97]], dtype=torch.float64)
+    hypers = Hypers(
+        [Hyper("lr", 0.2, "log10"), Hyper("keep", keep[:, 0], "sigmoid", difference=half)], task.layout.sizes
+    )
+    rule, w = sgd(momentum=False, weight_decay=False), task.init()
+    exact = oracle.unrolled(Linearised(task, keep, half), rule, hypers, w, T)
+    assert exact.abs().min() > 1e-6
+    assert relative(hypergradient(task, rule, hypers, w, estimator, T), exact) < 1e-10
+
+
 def test_no_derivative_flows_to_keep() -> None:
     keep = torch.tensor(0.5, requires_grad=True)
     assert not Dropout()(torch.ones(3), keep).requires_grad
