@@ -18,7 +18,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  variables: SCALE=smoke|laptop|paper (book, record), DATA=auto|embedded (book), PYTHON=python3 (setup),"
-	@echo "             STUDY=name JOBS=2 MINUTES=n (record)"
+	@echo "             STUDY=name JOBS=2 MINUTES=n (record; JOBS also for test)"
 
 setup: $(STAMP) ## make .venv and install the pinned requirements and the library into it
 
@@ -40,7 +40,7 @@ notebooks: $(STAMP) ## execute the source notebooks in place: the smoke output t
 	@$(BIN)/python -m gradhpo.notebooks
 
 test: $(STAMP) ## run all tests: unit, reference, property, notebooks, book, browser
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check

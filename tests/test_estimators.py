@@ -46,7 +46,9 @@ def cases(draw: st.DrawFn) -> tuple[Net, Rule, Hypers, torch.Tensor]:
     runs."""
     momentum, decay, loss = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
     of_sgd = sgd(momentum=momentum, weight_decay=decay, nesterov=momentum and draw(st.booleans()))
-    rule = draw(st.sampled_from([of_sgd, of_sgd, adamw(), rmsprop(weight_decay=decay, decoupled=momentum)]))
+    # a large eps: with a small one the step turns within 1e-5 where a gradient is nearly 0, and differences see a chord
+    of_rmsprop = rmsprop(weight_decay=decay, decoupled=momentum, eps=0.1)
+    rule = draw(st.sampled_from([of_sgd, of_sgd, adamw(eps=0.1), of_rmsprop]))
     ranges = {"lr": (0.01, 0.2), "momentum": (0.1, 0.9), "weight_decay": (1e-3, 0.3), "l2": (1e-3, 0.3)}
     ranges |= {"beta1": (0.5, 0.95), "beta2": (0.8, 0.99)}
     names = list(rule.hypers) + ["l2"] * loss
@@ -116,10 +118,10 @@ def test_neumann_becomes_exact_at_a_fixed_point_of_training() -> None:
     case = usual()
     problem, rule, hypers, w = case
     loop = Loop(problem, rule, hypers, methods.fixed(), trace=True)
-    settled = loop.advance(loop.start(w), 20_000).state.w
-    exact = hypergradient(problem, rule, hypers, settled, Forward(), 4000, trace=True)
+    settled = loop.advance(loop.start(w), 8_000).state.w
+    exact = hypergradient(problem, rule, hypers, settled, Forward(), 2000, trace=True)
     errors = [
-        relative(hypergradient(problem, rule, hypers, settled, Neumann(i), 10), exact) for i in (5, 50, 500, 4000)
+        relative(hypergradient(problem, rule, hypers, settled, Neumann(i), 10), exact) for i in (5, 50, 500, 2000)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 1e-2 and errors[-1] < 1e-8

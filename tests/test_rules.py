@@ -163,7 +163,9 @@ class Blind(Net):
         self.x[:, 0] = 0.0
 
 
-@pytest.mark.parametrize("rule", [adamw(), rmsprop(weight_decay=False), lion(), norm_clipped(adamw(), 1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [adamw(), rmsprop(weight_decay=False), lion(), norm_clipped(adamw(), 1.0)], ids=lambda r: r.name
+)
 def test_zero_gradients_have_zero_steps_and_finite_derivatives(rule: Rule) -> None:
     problem = Blind()
     hypers = declared(rule, problem)
