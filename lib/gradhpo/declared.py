@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -164,7 +163,7 @@ def rule_and_hypers(
     defaults = {n: v for n, v in defaults.items() if n not in given and n not in fixed}
     kind = "multiplicative" if isinstance(how.outer, Multiplicative) else name
     declared = [v if isinstance(v, Hyper) else coordinate(n, v, kind) for n, v in given.items()]
-    declared += [coordinate(n, v, tuned=False) for n, v in (fixed | defaults).items()]
+    declared += [coordinate(n, v, tuned=False) for n, v in {**fixed, **defaults}.items()]
     local = [h.name for h in declared if h.name not in reads and h.granularity != "global"]
     if local:
         raise GradhpoError(f"{local} belong to the model or the loss and have one value; use granularity='global'")

@@ -34,7 +34,8 @@ def fits(batch: Any, like: Tensor, what: str) -> Batch:
             continue
         if part.device != like.device:
             raise GradhpoError(
-                f"{name} of {what} lies on {part.device} and the model on {like.device}; move one: .to({str(like.device)!r})"
+                f"{name} of {what} lies on {part.device} and the model on {like.device}; move one: "
+                f".to({str(like.device)!r})"
             )
         if part.is_floating_point() and part.dtype != like.dtype:
             raise GradhpoError(

@@ -140,9 +140,8 @@ class Loop:
         return run
 
     def step(self, run: Run, recent: deque[Step]) -> Run:
-        """One training step, for a loop of one's own. `recent`, of `method.keep` steps at most and empty at first, holds
-        from call to call the steps since the last outer update with their graphs, which `advance` would otherwise take
-        again from their states."""
+        """One training step, for a loop of one's own. `recent` (empty at first, of `method.keep` steps at most) holds
+        the steps since the last outer update with their graphs; without it they are taken again from their states."""
         last = self._values
         if last is None or last[0] is not run.raw or last[1] is not run.fixed or self.hypers.windowed:
             self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)

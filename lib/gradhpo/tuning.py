@@ -103,8 +103,9 @@ def tune(
     val_feed = stream(val, like, val_batch_size, 2 * seed + 1, "the validation data") if val is not None else None
     if val_feed is None and tuner.method.estimator is not None and tuner.method.outer_loss == "validation":
         raise GradhpoError(
-            f"the method {method if isinstance(method, str) else 'given'} updates the hyperparameters on validation data, "
-            "and val is missing; give val=(x_val, y_val) or a loader, or a method on the training loss such as 'hd'"
+            f"the method {method if isinstance(method, str) else tuner.method} updates the hyperparameters on "
+            "validation data, and val is missing; give tensors (x, y) or a loader, or a method on the training loss "
+            "such as 'hd'"
         )
     training = _Training(tuner, feed, val_feed, steps, restarts, every or _stride(tuner.method.every, steps))
     if checkpoint is not None:
@@ -156,7 +157,8 @@ class _Training:
                 if self.done % self.every == 0 or self.done == total:
                     self.history.add(self._row(info))
                     self._save(force=False)
-                    self.stopped = any([callback(info) is True for callback in callbacks])
+                    answers = [callback(info) for callback in callbacks]  # all are called
+                    self.stopped = any(answer is True for answer in answers)
         self._save(force=True)
 
     def _step(self) -> Info:
