@@ -10,14 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradhpo.history import History
     from gradhpo.hypers import Hyper
-    from gradhpo.tuner import Tuner
+    from gradhpo.tuner import Info, Tuner
     from gradhpo.tuning import tune
 
-_NAMES = {"Hyper": "gradhpo.hypers", "Tuner": "gradhpo.tuner", "tune": "gradhpo.tuning"}
+_NAMES = {
+    "History": "gradhpo.history",
+    "Hyper": "gradhpo.hypers",
+    "Info": "gradhpo.tuner",
+    "Tuner": "gradhpo.tuner",
+    "tune": "gradhpo.tuning",
+}
 _MODULES = ("optim",)
 
-__all__ = ["Hyper", "Tuner", "tune"]
+__all__ = ["History", "Hyper", "Info", "Tuner", "tune"]
 
 
 def __getattr__(name: str) -> Any:

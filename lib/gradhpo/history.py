@@ -77,7 +77,8 @@ class History:
         stacked = self.state()
         columns = {"step": stacked["step"], "train_loss": stacked["train"], "val_loss": stacked["val"]}
         columns |= read_out(self._hypers, self._names, stacked["raw"])
-        return pd.DataFrame({n: v.cpu().numpy() for n, v in columns.items()})
+        wide = {n: v.double() if v.is_floating_point() else v for n, v in columns.items()}
+        return pd.DataFrame({n: v.cpu().numpy() for n, v in wide.items()})
 
     def state(self) -> dict[str, Tensor]:
         """All rows as four tensors; `load` takes them back."""
