@@ -51,7 +51,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
 def net(seed: int = 0, dropout: float = 0.2) -> nn.Sequential:
     """A net with everything that is not a weight: running statistics and dropout."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3)
+    )
 
 
 def plain(seed: int = 0) -> nn.Sequential:
@@ -200,15 +202,18 @@ def test_running_statistics_move_once_a_step(how: Any) -> None:
     """However often the method evaluates a step's loss."""
     module = net()
     tune(module, cross_entropy, TRAIN, VAL, steps=7, batch_size=7, hypers=THREE, method=Method(how, SGD(1e-3), every=3))
-    assert int(module[1].num_batches_tracked) == 7
-    assert not torch.equal(module[1].running_mean, torch.zeros(8))
+    buffers = dict(module.named_buffers())
+    assert int(buffers["1.num_batches_tracked"]) == 7
+    assert not torch.equal(buffers["1.running_mean"], torch.zeros(8))
 
 
 def test_a_frozen_batch_norm_stays_frozen() -> None:
     module = net()
     module[1].eval()
     tune(module, cross_entropy, TRAIN, VAL, steps=5, hypers=LR, options={"every": 2})
-    assert int(module[1].num_batches_tracked) == 0 and not module[1].training and module.training
+    assert (
+        int(dict(module.named_buffers())["1.num_batches_tracked"]) == 0 and not module[1].training and module.training
+    )
 
 
 class Functional(nn.Module):
@@ -244,7 +249,7 @@ def test_frozen_parameters_are_not_weights() -> None:
     tuner.step(TRAIN)
     assert all(torch.equal(a, b) for a, b in zip(before, module[0].parameters(), strict=True))
     assert tuner.names == ("1.weight", "1.bias", "4.weight", "4.bias")
-    assert [p.requires_grad for p in module.parameters()] == [False, False, True, True, True, True]
+    assert [p.requires_grad for p in module.parameters()] == [False, True, True, True, True]
 
 
 def test_tied_parameters_stay_tied() -> None:
@@ -274,7 +279,7 @@ def test_any_floating_type(dtype: torch.dtype) -> None:
     model, history = tune(
         plain().to(dtype), cross_entropy, (X.to(dtype), Y), (VAL[0].to(dtype), VAL[1]), steps=4, hypers=LR
     )
-    assert {p.dtype for p in model.parameters()} == {dtype} and len(history.to_frame()) == 1
+    assert {p.dtype for p in model.parameters()} == {dtype} and len(history.to_frame()) == 4
 
 
 # -- the model between two steps --------------------------------------------------------------------------------------
@@ -401,15 +406,11 @@ def test_a_longer_training_goes_on_and_a_stopped_one_stays(tmp_path: Path) -> No
     ],
 )
 def test_a_checkpoint_of_another_configuration_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"model": net(), "batch_size": 7, "hypers": {"lr": 0.05, "momentum": 0.5}}
-    rest = {"steps": 2, "checkpoint": tmp_path / "run.pt"}
-    for arguments in (given, given | change):
-        model, others = arguments["model"], {k: v for k, v in arguments.items() if k != "model"}
-        if arguments is given:
-            tune(model, cross_entropy, TRAIN, VAL, **others, **rest)
-            continue
-        with pytest.raises(GradhpoError, match=rf"run\.pt.*{message}"):
-            tune(model, cross_entropy, TRAIN, VAL, **others, **rest)
+    given: dict[str, Any] = {"model": net(), "loss": cross_entropy, "train": TRAIN, "val": VAL, "batch_size": 7}
+    given |= {"hypers": {"lr": 0.05, "momentum": 0.5}, "steps": 2, "checkpoint": tmp_path / "run.pt"}
+    tune(**given)
+    with pytest.raises(GradhpoError, match=rf"run\.pt.*{message}"):
+        tune(**(given | change))
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "other"])
@@ -506,7 +507,7 @@ def test_hyperparameters_of_the_loss_and_of_the_model() -> None:
     tuner = Tuner(Keep(), smoothed, hypers=hypers, method=Method(Forward(), SGD(0.5)))
     for _ in range(3):
         info = tuner.step(TRAIN, VAL)
-    assert all(abs(info.hyperparameters[n] - v) > 1e-4 for n, v in hypers.items())
+    assert all(abs(info.hyperparameters[n] - v) > 1e-5 for n, v in hypers.items())
     tuner.model.eval()
     with torch.no_grad():  # validation has neither smoothing nor dropout
         assert float(tuner.evaluate(VAL)) == pytest.approx(float(cross_entropy(tuner.model(VAL[0]), VAL[1])), rel=1e-6)
@@ -578,12 +579,13 @@ def test_history_as_a_table_and_a_figure() -> None:
     frame = history.to_frame()
     assert list(frame) == ["step", "train_loss", "val_loss", *THREE]
     assert frame["step"].tolist() == [10, 20, 30, 40, 45]
-    assert frame.notna().all(None) and frame["momentum"].between(0, 1).all()
+    assert frame.notna().all(axis=None) and frame["momentum"].between(0, 1).all()
     figure = history.plot()
     labels = [axis.get_ylabel() for axis in figure.axes]
     assert labels == ["loss", "lr", "weight_decay", "momentum"]
     assert [axis.get_yscale() for axis in figure.axes] == ["log", "log", "log", "linear"]
-    assert [len(line.get_xdata()) for axis in figure.axes for line in axis.lines] == [5] * 5
+    lines = [line for axis in figure.axes for line in axis.lines]
+    assert [list(line.get_xdata()) for line in lines] == [frame["step"].tolist()] * 5  # type: ignore[arg-type]
     plt.close(figure)
     with pytest.raises(GradhpoError, match="no row"):
         History(Hypers([], [1]), []).plot()
@@ -639,7 +641,7 @@ def item(output: Tensor, y: Tensor) -> Any:
         ({"hypers": [Hyper("lr", 0.1), Hyper("lr", 0.2)]}, "named twice"),
         ({"hypers": {"lr": 2.0}}, r"lr = 2 is outside \[1e-10, 1\]"),
         ({"hypers": {"lr": 0.1, "momentum": 1.0}}, r"momentum = 1 is outside \(0, 1\)"),
-        ({"hypers": {"lr": 0.1, "weight_decay": 0.0}}, r"weight_decay = 0 is outside \(0, inf\]"),
+        ({"hypers": {"lr": 0.1, "weight_decay": 0.0}}, r"weight_decay = 0 is outside \(0, inf\)"),
         ({"hypers": {}, "fixed": LR}, "no hyperparameter is left to tune"),
         ({"hypers": {"momentum": 0.9}}, r"\['lr'\] are not given"),
         ({"hypers": THREE, "method": "hd", "options": {"lr": 0.1}}, "follows the learning rate alone"),
@@ -671,7 +673,7 @@ def test_mistakes_in_a_loop_of_ones_own() -> None:
     with pytest.raises(GradhpoError, match="no validation batch was given; hand over val_batch whenever needs_val"):
         tuner.step(TRAIN)
     with pytest.raises(GradhpoError, match=r"expected a pair \(x, y\)"):
-        tuner.step(X, VAL)  # type: ignore[arg-type]
+        tuner.step((X, Y, Y), VAL)  # type: ignore[arg-type]
     model.eval()
     with pytest.raises(GradhpoError, match=r"evaluation mode.*model\.train\(\) before the step"):
         tuner.step(TRAIN, VAL)
@@ -683,7 +685,7 @@ def test_mistakes_in_a_loop_of_ones_own() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, gradhpo; assert 'torch' not in sys.modules; assert callable(gradhpo.tune); print(dir(gradhpo))"
+    code = "import sys, gradhpo; assert not {'torch', 'pandas'} & set(sys.modules); print(dir(gradhpo))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'Tuner'" in done.stdout
     with pytest.raises(AttributeError, match="no attribute 'tuna'"):
@@ -708,5 +710,5 @@ def test_on_a_gpu(method: str, tmp_path: Path) -> None:
         return tune(model, cross_entropy, loader(), loader(), **more)
 
     (model, history), (again, rows) = train(0), train(1)
-    assert next(model.parameters()).is_cuda and history.to_frame().notna().all(None)
+    assert next(model.parameters()).is_cuda and history.to_frame().notna().all(axis=None)
     assert same(again, model) and rows.to_frame().equals(history.to_frame())

@@ -32,13 +32,13 @@ def read_out(hypers: Hypers, names: Sequence[str], raw: Tensor) -> dict[str, Ten
     """Natural values of the tuned hyperparameters of rows `raw [n, P]`, one `[n]` a column.
 
     A global hyperparameter has its name as its column; else there is one for each group, `lr[0.weight]` (by the `names`
-    of the parameter tensors) or `lr[0]`, and for each time window, `lr[window 0]`. More than 64 groups, such as one a
-    weight, are summed up: `lr[min]`, `lr[median]`, `lr[max]`.
+    of the parameter tensors) or `lr[0]`, and for each time window, `lr[window 0]`. Values per weight, or of more than 64
+    groups, are summed up: `lr[min]`, `lr[median]`, `lr[max]`.
     """
     columns: dict[str, Tensor] = {}
     for name, values in hypers.natural(raw).items():
         block = hypers.blocks[name]
-        if block.groups > _MOST_GROUPS:
+        if block.hyper.granularity == "weight" or block.groups > _MOST_GROUPS:
             columns[f"{name}[min]"] = values.min(1).values
             columns[f"{name}[median]"] = values.median(1).values
             columns[f"{name}[max]"] = values.max(1).values
