@@ -673,7 +673,7 @@ def test_mistakes_in_a_loop_of_ones_own() -> None:
     with pytest.raises(GradhpoError, match="no validation batch was given; hand over val_batch whenever needs_val"):
         tuner.step(TRAIN)
     with pytest.raises(GradhpoError, match=r"expected a pair \(x, y\)"):
-        tuner.step((X, Y, Y), VAL)  # type: ignore[arg-type]
+        tuner.step((X,), VAL)  # type: ignore[arg-type]
     model.eval()
     with pytest.raises(GradhpoError, match=r"evaluation mode.*model\.train\(\) before the step"):
         tuner.step(TRAIN, VAL)

@@ -32,8 +32,8 @@ def read_out(hypers: Hypers, names: Sequence[str], raw: Tensor) -> dict[str, Ten
     """Natural values of the tuned hyperparameters of rows `raw [n, P]`, one `[n]` a column.
 
     A global hyperparameter has its name as its column; else there is one for each group, `lr[0.weight]` (by the `names`
-    of the parameter tensors) or `lr[0]`, and for each time window, `lr[window 0]`. Values per weight, or of more than 64
-    groups, are summed up: `lr[min]`, `lr[median]`, `lr[max]`.
+    of the parameter tensors) or `lr[0]`, and for each time window, `lr[window 0]`. Values per weight, or of more than
+    64 groups, are summed up: `lr[min]`, `lr[median]`, `lr[max]`.
     """
     columns: dict[str, Tensor] = {}
     for name, values in hypers.natural(raw).items():
