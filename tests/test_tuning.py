@@ -582,7 +582,7 @@ def test_history_as_a_table_and_a_figure() -> None:
     assert frame.notna().all(axis=None) and frame["momentum"].between(0, 1).all()
     figure = history.plot()
     labels = [axis.get_ylabel() for axis in figure.axes]
-    assert labels == ["loss", "lr", "weight_decay", "momentum"]
+    assert labels == [*(f"{n} (log scale)" for n in ("loss", "lr", "weight_decay")), "momentum"]
     assert [axis.get_yscale() for axis in figure.axes] == ["log", "log", "log", "linear"]
     lines = [line for axis in figure.axes for line in axis.lines]
     assert [list(line.get_xdata()) for line in lines] == [frame["step"].tolist()] * 5  # type: ignore[arg-type]
@@ -673,7 +673,7 @@ def test_mistakes_in_a_loop_of_ones_own() -> None:
     with pytest.raises(GradhpoError, match="no validation batch was given; hand over val_batch whenever needs_val"):
         tuner.step(TRAIN)
     with pytest.raises(GradhpoError, match=r"expected a pair \(x, y\)"):
-        tuner.step((X,), VAL)  # type: ignore[arg-type]
+        tuner.step((X,), VAL)
     model.eval()
     with pytest.raises(GradhpoError, match=r"evaluation mode.*model\.train\(\) before the step"):
         tuner.step(TRAIN, VAL)

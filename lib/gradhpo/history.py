@@ -118,7 +118,7 @@ class History:
                 if frame[column].notna().any():
                     axes[0].plot(frame["step"], frame[column], label=label)
             losses = frame[["train_loss", "val_loss"]].to_numpy()
-            axes[0].set(ylabel="loss", **_scale(bool((losses[losses == losses] > 0).all())))
+            _label(axes[0], "loss", bool((losses[losses == losses] > 0).all()))
             axes[0].legend()
             for axis, name in zip(axes[1:], tuned, strict=True):
                 self._panel(axis, frame, name)
@@ -130,10 +130,11 @@ class History:
         columns = [c for c in frame if c == name or c.startswith(f"{name}[")]
         for column in columns:
             axis.plot(frame["step"], frame[column], label=column.removeprefix(name).strip("[]"))
-        axis.set(ylabel=name, **_scale(self._hypers.blocks[name].hyper.transform in ("log", "log10")))
+        _label(axis, name, self._hypers.blocks[name].hyper.transform in ("log", "log10"))
         if 1 < len(columns) <= 8:
             axis.legend()
 
 
-def _scale(logarithmic: bool) -> dict[str, str]:
-    return {"yscale": "log"} if logarithmic else {}
+def _label(axis: Any, name: str, logarithmic: bool) -> None:
+    axis.set_ylabel(f"{name} (log scale)" if logarithmic else name)
+    axis.set_yscale("log" if logarithmic else "linear")
