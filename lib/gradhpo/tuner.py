@@ -71,7 +71,8 @@ class Tuner:
         step its parameters and buffers are the trained ones, so it can be evaluated, saved or read at any time between
         two steps, and writing to its parameters changes the weights that training goes on with. (They are views of one
         flat tensor, replaced at each step: `model.state_dict()` is a snapshot that later steps leave alone.) Frozen
-        parameters, `requires_grad=False` when the tuner is made, stay as they are.
+        parameters, `requires_grad=False` when the tuner is made, stay as they are. Buffers follow where the forward
+        pass writes to them in place, as torch's layers do.
     loss: `loss(output, y)` gives one number with its gradient, e.g. a mean over the batch. Arguments of it beyond these
         two, and of `model.forward` beyond the first, can be hyperparameters by name (`losses.cross_entropy`'s
         smoothing, the `keep` of `nets.Dropout`).
@@ -127,7 +128,8 @@ class Tuner:
             "model": f"{type(model).__name__} of {w.shape[1]} weights in {len(self._layout.names)} tensors, {w.dtype}",
             "rule": rule if isinstance(rule, str) else f"{rule.name} {list(rule.hypers)}",
             "method": str(self.method),
-            "hyperparameters": ", ".join(map(str, hyper_list)),
+            "hyperparameters": ", ".join(map(str, hyper_list))
+            + f", windows over {horizon} steps" * self.hypers.windowed,
             "seed": str(seed),
         }
         self.sync()
@@ -254,8 +256,8 @@ class Tuner:
             saved = state["configuration"].get(what)
             if saved != own:
                 raise GradhpoError(
-                    f"the state was saved with another {what} ({saved}) than this tuner's ({own}); make the tuner with "
-                    "the same arguments, or start anew"
+                    f"the saved state does not fit, {what}: {saved} there and {own} here; use the same arguments, or "
+                    "start anew"
                 )
         like, t = self._run.state.w, state["t"]
         start = self._run._replace(t=0, past=())
