@@ -45,6 +45,13 @@ PAGES = (
         ("methods", "train", "outer", "metaoptimize"),
     ),
     Page(
+        "tuning",
+        "Your own model",
+        "A user's module, loss and data on the training loop. `gradhpo.tune`, `gradhpo.Tuner`, `gradhpo.Hyper`, "
+        "`gradhpo.Info` and `gradhpo.History` are the names to import; {doc}`/executed/your_own_model` uses them.",
+        ("tuning", "tuner", "history", "declared", "streams", "supervised"),
+    ),
+    Page(
         "search",
         "Searches",
         "The baselines without hypergradients: what is searched, by which method, and what each trial has cost. "
@@ -69,6 +76,7 @@ PAGES = (
 BEHIND_THE_COMMANDS = (
     *("__main__", "book", "book_api", "book_docstrings", "book_figures", "checks", "cli", "download", "environment"),
     *(
+        "checkpoints",
         "jsonl",
         "notebooks",
         "parameters",

@@ -54,23 +54,23 @@ class Draws:
     @contextmanager
     def elsewhere(self, device: torch.device) -> Iterator[None]:
         """Seeds torch's global generator from all seeds and `t`, for what `inside` does not reach, and restores it."""
-        number = _number(*self.seeds, self.t)
+        seed = number(*self.seeds, self.t)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(number)
+            torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 with torch.cuda.device(device):
-                    torch.cuda.manual_seed(number)
+                    torch.cuda.manual_seed(seed)
             yield
 
 
-def _number(*key: int) -> int:
+def number(*key: int) -> int:
     """A whole number below 2^63 from several, with no visible relation between neighbouring keys."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:
     generator = torch.Generator(device=device)
-    generator.manual_seed(_number(*key))
+    generator.manual_seed(number(*key))
     return generator
 
 

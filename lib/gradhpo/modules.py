@@ -36,16 +36,20 @@ _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter tensor of a module lies in the flat weight vector of D entries."""
+    """Where each trained parameter tensor of a module lies in the flat weight vector of D entries. Parameters that are
+    frozen (`requires_grad=False`) have no place in it: the module's own values are used."""
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
-        named = [(n, p.shape) for n, p in module.named_parameters()]
+        named = [(n, p.shape) for n, p in module.named_parameters() if p.requires_grad]
         if not named:
-            raise GradhpoError(f"the module {type(module).__name__} has no parameters to train; expected at least one")
+            raise GradhpoError(
+                f"the module {type(module).__name__} has no parameters to train; expected at least one with "
+                "requires_grad=True"
+            )
         return cls(tuple(n for n, _ in named), tuple(s for _, s in named))
 
     @cached_property
@@ -85,24 +89,32 @@ class Batched:
         loss_lam: Named | None = None,
         seeds: Sequence[int] | None = None,
         t: int = 0,
+        updated: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Losses `[R]` at weights `w [R, D]` on inputs x and targets y.
 
-        mode: "train" or "eval", as `module.train()` and `module.eval()`; the module's own flags are left as they are.
+        mode: "train" or "eval", as `module.train()` and `module.eval()`, or "own", each part as its flag says (such
+            as a frozen batch norm in a net in training); the module's own flags are left as they are.
         buffers: values `[R, *shape]` that replace the module's own, by name (running statistics of the runs).
         net_lam, loss_lam: keyword arguments of the module's forward and of the loss, `[R]` or `[R, 1]` (each run sees
             a tensor without dimensions) or `[R, ...]`.
         seeds, t: whole numbers >= 0, one seed a run, and the step; needed where the module draws random numbers in
-            mode "train".
+            mode "train" or "own".
+        updated: takes the buffers `[R, *shape]` as the forward pass leaves them, outside of any derivative: running
+            statistics for the next step without a second pass.
         Raises GradhpoError for an unknown mode or buffer, a wrong shape, missing seeds, and a module that works for
         one run but not under `vmap`. Cost: R forward passes; memory: one set of buffers a run beside the graph.
         """
-        if mode not in ("train", "eval"):
-            raise unknown("mode", mode, ["train", "eval"])
-        draws = self._draws(w, net_lam, seeds, t) if mode == "train" else None
+        if mode not in ("train", "eval", "own"):
+            raise unknown("mode", mode, ["train", "eval", "own"])
+        draws = self._draws(w, net_lam, seeds, t) if mode != "eval" else None
         own = self.buffers(w, buffers)
-        with _flags(self._parts, mode == "train"), _momentum(_averaging(self._parts), 0.0):
-            return self.evaluate(w, x, y, own, _per_run(w, net_lam), _per_run(w, loss_lam), draws)
+        flags = nullcontext() if mode == "own" else _flags(self._parts, mode == "train")
+        with flags, _momentum(_averaging(self._parts) if updated is None else [], 0.0):
+            losses = self.evaluate(w, x, y, own, _per_run(w, net_lam), _per_run(w, loss_lam), draws)
+        if updated is not None:
+            updated.update(own)
+        return losses
 
     def buffers(self, w: Tensor, given: Named | None = None) -> dict[str, Tensor]:
         """Copies `[R, *shape]` of the module's buffers on the device of `w`, floating ones in its type, or of those
@@ -169,7 +181,7 @@ class Batched:
 
     def _draws(self, w: Tensor, net_lam: Named | None, seeds: Sequence[int] | None, t: int) -> Draws | None:
         if seeds is None:
-            names = {type(m).__name__ for m in self._parts if _draws_numbers(m, bool(net_lam))}
+            names = {type(m).__name__ for m in self._parts if draws_numbers(m, bool(net_lam))}
             if names:
                 raise self._no_seeds(", ".join(sorted(names)))
             return None
@@ -239,7 +251,8 @@ def batch_statistics(
     return own
 
 
-def _draws_numbers(m: nn.Module, keep_given: bool) -> bool:
+def draws_numbers(m: nn.Module, keep_given: bool) -> bool:
+    """Whether a layer draws random numbers in training; `nets.Dropout` does where a keep probability is given."""
     return (isinstance(m, _RANDOM) and m.p > 0) or (isinstance(m, Dropout) and keep_given)
 
 

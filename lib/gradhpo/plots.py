@@ -33,6 +33,12 @@ _METHODS = (
     "Forward",
     "Reverse",
     "Neumann",
+    "OHO",
+    "ClipR",
+    "HD",
+    "MetaOptimize",
+    "Fixed",
+    "OnePass",
 )
 METHODS = {
     name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}

@@ -99,6 +99,7 @@ class Loop:
     method: Method
     trace: bool = False
     _traced: dict[tuple[int, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
+    _values: tuple[Tensor, dict[str, Tensor], Values] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
@@ -138,6 +139,19 @@ class Loop:
                 watch(run)
         return run
 
+    def step(self, run: Run, recent: deque[Step]) -> Run:
+        """One training step, for a loop of one's own. `recent` (empty at first, of `method.keep` steps at most) holds
+        the steps since the last outer update with their graphs; without it they are taken again from their states."""
+        last = self._values
+        if last is None or last[0] is not run.raw or last[1] is not run.fixed or self.hypers.windowed:
+            self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)
+        return self._steps(run, 1, recent, last[2])
+
+    def due(self, t: int) -> bool:
+        """Whether an outer update belongs to step number `t`."""
+        m = self.method
+        return m.estimator is not None and (t + 1) % m.every == 0 and t + 1 > m.warm_up
+
     def _block_length(self, t: int, left: int) -> int:
         """Steps to take at once from step `t`: all that is left eagerly; traced, a few, cut so that few
         different blocks occur."""
@@ -161,14 +175,15 @@ class Loop:
             self._traced[key] = record(lambda *parts: tuple(self._steps(Run(run.t, *parts), n)[1:]), tuple(run[1:]))
         return Run(run.t + n, *self._traced[key](*run[1:]))
 
-    def _steps(self, run: Run, n: int) -> Run:
+    def _steps(self, run: Run, n: int, recent: deque[Step] | None = None, values: Values | None = None) -> Run:
         """The loop itself."""
         m, end = self.method, run.t + n
-        values = self.hypers.at(run.raw, run.fixed, run.t)
-        past, recent = run.past, deque[Step](maxlen=m.keep)
+        values = values or self.hypers.at(run.raw, run.fixed, run.t)
+        recent = deque[Step](maxlen=m.keep) if recent is None else recent
+        past = run.past[: len(run.past) - len(recent)]
         while run.t < end:
             ahead = -(run.t + 1) % m.every
-            due = ahead == 0 and m.estimator is not None and run.t + 1 > m.warm_up
+            due = self.due(run.t)
             if self.hypers.windowed:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
             curvature = m.estimator is not None and m.estimator.curvature(ahead)

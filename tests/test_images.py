@@ -1,0 +1,57 @@
+"""Images: the embedded digits, and CIFAR-10 in both of its layouts from small files written here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from gradhpo.errors import GradhpoError
+from gradhpo.tasks import images
+from PIL import Image
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRADHPO_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_the_digits_are_the_same_everywhere(root: Path) -> None:
+    found = images.load("auto", torch.float64)
+    assert [tuple(x.shape) for x, _ in (found.train, found.val, found.test)] == [
+        (1120, 1, 8, 8),
+        (280, 1, 8, 8),
+        (397, 1, 8, 8),
+    ]
+    assert found.x_train.mean() == pytest.approx(0, abs=1e-12) and found.x_train.std() == pytest.approx(1, rel=1e-3)
+    assert torch.equal(found.y_val, images.load("embedded").y_val)
+    rows = torch.cat([found.x_train, found.x_val, found.x_test]).flatten(1)
+    assert len(rows.unique(dim=0)) == len(rows)  # no image on two sides
+    assert "embedded" in found.caption
+
+
+def test_a_name_that_is_none_and_a_set_that_is_absent(root: Path) -> None:
+    with pytest.raises(GradhpoError, match=r"unknown set of images 'cifar'; did you mean 'cifar10'\?"):
+        images.load("cifar")
+    with pytest.raises(GradhpoError, match=r"CIFAR-10 is not in .*download=True.*data='embedded'"):
+        images.load("cifar10")
+
+
+def test_image_files_by_class(root: Path) -> None:
+    for k in range(12):
+        path = root / "cifar10" / ("test" if k < 2 else "train") / ("cat", "dog")[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * k, 0, 255 - 20 * k)).save(path)
+    found = images.load("auto")
+    assert found.x_train.shape == (8, 3, 32, 32) and found.x_val.shape == (2, 3, 32, 32)
+    assert found.y_test.tolist() == [0, 1] and found.caption == "CIFAR-10 from image files, 12 images"
+    (root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(GradhpoError, match="test is no folder of equally large images"):
+        images.load("cifar10")
+
+
+def test_damaged_files_of_torchvision_are_named(root: Path) -> None:
+    (root / "cifar-10-batches-py").mkdir()
+    with pytest.raises(GradhpoError, match="cifar-10-batches-py are damaged or incomplete"):
+        images.load("cifar10")
