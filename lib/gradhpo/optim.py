@@ -386,12 +386,12 @@ def _hyperparameters(base: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(params: Any) -> Any:
-    """The parameters as a list, for torch to check."""
+    """Parameters and groups in lists, for torch to check further."""
     if isinstance(params, Tensor):
         return params  # torch says what is wrong
     if isinstance(params, nn.Module) or not isinstance(params, Iterable):
         raise GradhpoError(f"params is a {type(params).__name__}; expected parameters, such as model.parameters()")
-    params = list(params)
-    if not any(len(list(p["params"])) if isinstance(p, dict) else True for p in params):
+    params = [{**p, "params": _parameters(p["params"])} if isinstance(p, dict) else p for p in params]
+    if not params or all(isinstance(p, dict) and p["params"] == [] for p in params):
         raise GradhpoError("MetaOptimize got no parameters; expected some, such as model.parameters()")
     return params
