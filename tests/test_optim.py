@@ -7,6 +7,8 @@ import copy
 import io
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import torch
 from gradhpo import methods
 from gradhpo.errors import GradhpoError
-from gradhpo.foreach import BASES
+from gradhpo.foreach import BASES, PIECE, Bucket
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.optim import MetaOptimize
 from gradhpo.outer import SGD, Adam, Lion, Outer, RMSprop
@@ -24,16 +26,26 @@ from gradhpo.rules import Rule, adamw, lion, rmsprop, sgd
 from gradhpo.train import Loop
 from problems import Net
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR
 
 FOLDER = Path(__file__).parent / "reference"
 ORDER = ("W1", "b1", "W2", "b2", "W3", "b3")
 
 
-def net(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)).to(self.last.weight))
+
+
+def net(dtype: torch.dtype = torch.float64, seed: int = 0) -> Model:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
+    return Model().to(dtype)
 
 
 def backward(model: nn.Module, seed: int = 0) -> Tensor:
@@ -43,6 +55,11 @@ def backward(model: nn.Module, seed: int = 0) -> Tensor:
     loss = cross_entropy(model(x), (x[:, 0] > 0).long())
     loss.backward()
     return loss
+
+
+def gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
@@ -78,7 +95,7 @@ CASES = [
     ((0, 0, 1, 1), "blockwise", 0.9, 0.0),
     ("tensor", "tensor", 0.9, 0.1),
 ]
-STEPS = 7
+STEPS = 8  # seven moves of Lion's learning rate cannot cancel
 METAS: dict[str, Outer] = {"sgd": SGD(0.01), "adam": Adam(0.01), "lion": Lion(0.01), "rmsprop": RMSprop(0.01)}
 
 
@@ -182,16 +199,17 @@ def test_a_small_learning_rate_keeps_its_digits_in_float32() -> None:
     train(model, optimizer, 1)
     backward(start)
     for p, q in zip(model.parameters(), start.parameters()):
-        exact = -1e-7 * (q.grad.double() / (q.grad.double().abs() + 1e-8) + 0.01 * q.double())  # type: ignore[union-attr]
+        g = gradient(q).double()
+        exact = -1e-7 * (g / (g.abs() + 1e-8) + 0.01 * q.double())
         assert relative(optimizer.state[p]["trace"], exact.detach().float()) < 1e-5
 
 
 def test_it_learns_and_finds_a_learning_rate() -> None:
     """From a learning rate 1000 times too small."""
-    model, optimizer = net(), None
-    optimizer = MetaOptimize(model.parameters(), 1e-5, meta_step_size=0.02)
+    model = net()
+    optimizer = MetaOptimize(model.parameters(), 1e-5, meta_step_size=0.05)
     before = backward(model).item()
-    train(model, optimizer, 400)
+    train(model, optimizer, 160)
     assert backward(model).item() < 0.2 * before and optimizer.lr[0] > 1e-3
 
 
@@ -203,8 +221,8 @@ def test_it_learns_and_finds_a_learning_rate() -> None:
 def test_a_state_continues_to_the_bit(base: str, groups: str) -> None:
     """Through `torch.save`, as safely as `weights_only` loads, and by `deepcopy` of model and optimiser together."""
 
-    def make(model: nn.Sequential) -> MetaOptimize:
-        parts = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters()), "lr": 0.02}]
+    def make(model: Model) -> MetaOptimize:
+        parts = [{"params": list(model.first.parameters())}, {"params": list(model.last.parameters()), "lr": 0.02}]
         return MetaOptimize(parts, 0.01, base, "adam", groups=groups)
 
     model = net()
@@ -244,7 +262,7 @@ def test_a_cleared_state_starts_again() -> None:
     train(model, optimizer, 3)
     optimizer.state.clear()
     train(model, optimizer, 1)
-    assert optimizer.state[model[0].weight]["step"] == 1
+    assert optimizer.state[model.first.weight]["step"] == 1
     optimizer.load_state_dict(fresh)
     assert optimizer.lr == [0.01]
 
@@ -254,12 +272,12 @@ def test_groups_have_their_own_hyperparameters() -> None:
     model = net()
     backward(model)
     start = copy.deepcopy(model)
-    own = {"params": model[2].parameters(), "lr": 0.1, "weight_decay": 0.5}
-    optimizer = MetaOptimize([{"params": model[0].parameters()}, own], 0.01, "sgd")
+    own = {"params": model.last.parameters(), "lr": 0.1, "weight_decay": 0.5}
+    optimizer = MetaOptimize([{"params": model.first.parameters()}, own], 0.01, "sgd")
     optimizer.step()
-    for layer, lr, decay in ((0, 0.01, 0.0), (2, 0.1, 0.5)):
-        for p, q in zip(model[layer].parameters(), start[layer].parameters()):
-            assert relative((q - p).detach(), lr * (p.grad + decay * q).detach()) < 1e-12  # type: ignore[operator]
+    for old, new, lr, decay in ((start.first, model.first, 0.01, 0.0), (start.last, model.last, 0.1, 0.5)):
+        for q, p in zip(old.parameters(), new.parameters()):
+            assert relative((q - p).detach(), lr * (gradient(p) + decay * q).detach()) < 1e-12
 
 
 def test_a_scalar_keeps_the_ratio_of_the_groups() -> None:
@@ -274,21 +292,21 @@ def test_a_scalar_keeps_the_ratio_of_the_groups() -> None:
 def test_a_group_added_in_mid_training(groups: str) -> None:
     """It starts as in a new optimiser, bias corrections of base and meta rule included."""
     model = net()
-    optimizer = MetaOptimize(model[0].parameters(), 0.01, meta="adam", groups=groups)
+    optimizer = MetaOptimize(model.first.parameters(), 0.01, meta="adam", groups=groups)
     train(model, optimizer, 5)
     old = optimizer.lr
-    optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.03})
+    optimizer.add_param_group({"params": model.last.parameters(), "lr": 0.03})
     assert optimizer.lr[:1] == old and np.ravel(optimizer.lr[1]) == pytest.approx(0.03)
-    late = copy.deepcopy(model[2])
+    late = copy.deepcopy(model.last)
     train(model, optimizer, 4, 5)
-    assert optimizer.state[model[2].bias]["step"] == 4
+    assert optimizer.state[model.last.bias]["step"] == 4
     if groups == "scalar":
         return
     twin = MetaOptimize(late.parameters(), 0.03, meta="adam", groups=groups)
-    model, first = net(), MetaOptimize(model[0].parameters(), 0.01)  # the same gradients, from the start
-    first = MetaOptimize(model[0].parameters(), 0.01, meta="adam", groups=groups)
+    model = net()  # the same gradients for two optimisers
+    first = MetaOptimize(model.first.parameters(), 0.01, meta="adam", groups=groups)
     train(model, first, 5)
-    model[2] = late
+    model.last = late
     for t in range(5, 9):
         model.zero_grad()
         backward(model, t)
@@ -327,26 +345,26 @@ def test_zero_grad(set_to_none: bool) -> None:
 def test_frozen_parameters_stop_nothing(groups: str) -> None:
     """Frozen from the start, they do not matter at all; frozen later, they keep their weights, states and rate."""
 
-    def make(model: nn.Sequential, all_of_it: bool = True) -> MetaOptimize:
-        parts = [{"params": model[0].parameters()}, {"params": model[2].parameters()}][: 1 + all_of_it]
+    def make(model: Model, all_of_it: bool = True) -> MetaOptimize:
+        parts = [{"params": model.first.parameters()}, {"params": model.last.parameters()}][: 1 + all_of_it]
         return MetaOptimize(parts, 0.01, groups=groups)
 
     a, b = net(), net()
     for model in (a, b):
-        model[2].requires_grad_(False)
+        model.last.requires_grad_(False)
     mine, alone = make(a), make(b, all_of_it=False)
     train(a, mine, 10)
     train(b, alone, 10)
     assert torch.equal(weights(a), weights(b)) and mine.lr[0] == alone.lr[0] and np.ravel(mine.lr[0])[0] != 0.01
 
-    a[2].requires_grad_()
+    a.last.requires_grad_()
     train(a, mine, 5)
-    a[2].requires_grad_(False)
+    a.last.requires_grad_(False)
     mine.zero_grad()
-    before, lr, state = weights(a[2]), mine.lr, copy.deepcopy(mine.state[a[2].weight])
+    before, lr, state = weights(a.last), mine.lr, copy.deepcopy(mine.state[a.last.weight])
     train(a, mine, 5)
-    assert torch.equal(weights(a[2]), before) and all(
-        torch.equal(x, mine.state[a[2].weight][n]) for n, x in state.items()
+    assert torch.equal(weights(a.last), before) and all(
+        torch.equal(x, mine.state[a.last.weight][n]) for n, x in state.items()
     )
     assert mine.lr[0] != lr[0] and (mine.lr[1] == lr[1]) == (groups != "scalar")
 
@@ -378,7 +396,7 @@ def test_grad_scaler_skips_infinite_gradients() -> None:
         scaler.update()
     assert torch.equal(weights(a), weights(b)) and mine.lr == plain.lr
     before, state = weights(a), copy.deepcopy(mine.state_dict())
-    a[0].bias.grad[0] = math.inf
+    gradient(a.first.bias)[0] = math.inf
     scaler.step(mine)
     scaler.update()
     assert torch.equal(weights(a), before) and scaler.get_scale() == 2.0**15
@@ -390,7 +408,7 @@ def test_a_nan_gradient_shows_in_the_learning_rate() -> None:
         model = net()
         optimizer = MetaOptimize(model.parameters(), 0.01, base)
         train(model, optimizer, 2)
-        model[0].bias.grad[0] = math.nan
+        gradient(model.first.bias)[0] = math.nan
         optimizer.step()
         assert math.isnan(optimizer.lr[0])
         optimizer.step()
@@ -399,40 +417,164 @@ def test_a_nan_gradient_shows_in_the_learning_rate() -> None:
 
 def test_compiled_models_train() -> None:
     a, b = net(), net()
-    fast = torch.compile(b, backend="aot_eager")
+    fast: Any = torch.compile(b, backend="aot_eager")
     mine, compiled = MetaOptimize(a.parameters(), 0.01), MetaOptimize(fast.parameters(), 0.01)
     train(a, mine, 5)
-    train(fast, compiled, 5)  # type: ignore[arg-type]
+    train(fast, compiled, 5)
     assert relative(weights(b), weights(a)) < 1e-12 and relative(compiled.lr, mine.lr) < 1e-12
 
 
-def test_other_memory_formats_and_types() -> None:
-    """A gradient whose strides differ from its weights' is read by index, not by place in the memory."""
+@pytest.mark.parametrize("base", BASES)
+def test_weights_in_any_order_of_the_memory(base: str) -> None:
+    """Channels last with gradients that are not, a slice of a larger tensor, a number, and tensors larger than a piece:
+    the same as contiguous weights, tensor by tensor."""
     torch.manual_seed(0)
-    conv = nn.Conv2d(3, 4, 2).double()
-    other = copy.deepcopy(conv).to(memory_format=torch.channels_last)
-    x = torch.randn(5, 3, 4, 4).double()
-    mine = [MetaOptimize(m.parameters(), 0.01) for m in (conv, other)]
-    for _ in range(4):
-        for model, optimizer in zip((conv, other), mine):
-            optimizer.zero_grad()
-            mse_loss(model(x), torch.zeros(5, 4, 3, 3).double()).backward()
-            for p in model.parameters():
-                p.grad = p.grad.contiguous()  # type: ignore[union-attr]
+    like = [torch.randn(shape).double() for shape in ((4, 3, 2, 2), (5, 6), (), (3, PIECE // 2), (7,))]
+    mixed = [x.clone() for x in like]
+    mixed[0] = mixed[0].to(memory_format=torch.channels_last)
+    mixed[1] = torch.empty(5, 12).double()[:, ::2].copy_(like[1])
+    mixed[3] = mixed[3].T.contiguous().T
+    ends, traces, rates, targets = [], [], [], [x.cos() for x in like]
+    for tensors in (like, mixed):
+        params = [x.requires_grad_() for x in tensors]
+        optimizer = MetaOptimize(params, 0.01, base)
+        for t in range(4):
+            for p, x in zip(params, targets):
+                p.grad = (p - t * x).detach().contiguous()
             optimizer.step()
-    assert not other.weight.is_contiguous()
-    assert relative(weights(other), weights(conv)) < 1e-12 and mine[0].lr == pytest.approx(mine[1].lr, rel=1e-12)
+        ends.append(torch.cat([p.detach().flatten() for p in params]))
+        traces.append(torch.cat([optimizer.state[p]["trace"].flatten() for p in params]))
+        rates.append(optimizer.lr[0])
+    assert not mixed[1].is_contiguous() and rates[0] != 0.01
+    assert relative(ends[1], ends[0]) < 1e-12 and relative(traces[1], traces[0]) < 1e-12
+    assert rates[1] == pytest.approx(rates[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("form", ["ours", "package"])
+@pytest.mark.parametrize("groups", ["scalar", "tensor"])
+@pytest.mark.parametrize("base", BASES)
+def test_nothing_waits_for_a_device(base: str, groups: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that claim to be on a GPU and have no values: any read of a value, or a mix of devices, would fail."""
+
+    def kernel(*lists: list[Tensor], lr: Tensor, **_: Any) -> None:  # the fused one needs a device
+        assert {(x.device.type, x.dtype) for x in (*sum(lists, []), lr)} == {("cuda", torch.float32)}
+
+    monkeypatch.setattr(torch, "_fused_adamw_", kernel)
+    with FakeTensorMode():
+        params = [
+            torch.empty(5, 3, device="cuda", requires_grad=True),
+            torch.empty(5, device="cuda", requires_grad=True),
+        ]
+        optimizer = MetaOptimize(params, 0.01, base, meta="adam", groups=groups, weight_decay=0.1, form=form)
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.empty_like(p)
+            optimizer.step()
+        assert optimizer.param_groups[0]["lr"].device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            _ = optimizer.lr  # the read-out waits: the check can fail
 
 
 def test_half_precision_and_mixed_types() -> None:
     model = net(torch.float32)
-    model[2].to(torch.bfloat16)
+    model.last.to(torch.bfloat16)
     optimizer = MetaOptimize(model.parameters(), 0.01)
     for t in range(3):
         optimizer.zero_grad()
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(t))
-        model[2](model[1](model[0](x)).bfloat16()).float().square().mean().backward()
+        model(x).float().square().mean().backward()
         optimizer.step()
     assert weights(model).isfinite().all() and optimizer.lr[0] != 0.01
-    assert optimizer.state[model[2].weight]["trace"].dtype == torch.bfloat16
+    assert optimizer.state[model.last.weight]["trace"].dtype == torch.bfloat16
     assert optimizer.state_dict()["state"][2]["step"].dtype == torch.float32
+
+
+def test_pieces_are_of_a_useful_size() -> None:
+    params = [torch.zeros(n) for n in (10, 3 * PIECE + 1, 20, 30, PIECE)]
+    bucket = Bucket({}, 0, params, params, {"trace": params, "step": [torch.tensor(1.0)] * 5})
+    sizes = [[len(p) for p in piece.params] for piece in bucket.pieces()]
+    assert sizes == [[10, PIECE], [PIECE], [PIECE], [1, 20, 30, PIECE]]
+    assert all(len(piece.states["step"]) == len(piece.params) for piece in bucket.pieces())
+
+
+# --- Mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def _sparse() -> None:
+    layer = nn.Embedding(5, 2, sparse=True)
+    other = nn.Linear(2, 1)
+    other(layer(torch.tensor([1, 2]))).sum().backward()
+    before = weights(other)
+    try:
+        MetaOptimize([*other.parameters(), *layer.parameters()]).step()
+    finally:
+        assert torch.equal(weights(other), before)
+
+
+def _load(state: dict[str, Any], **arguments: Any) -> None:
+    MetaOptimize(net().parameters(), **arguments).load_state_dict(state)
+
+
+def _make(params: Any = None, **arguments: Any) -> MetaOptimize:
+    return MetaOptimize(net().parameters() if params is None else params, **arguments)
+
+
+def _trained(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    train(model, optimizer, 1)
+    return optimizer.state_dict()
+
+
+def _adamw_state() -> dict[str, Any]:
+    model = net()
+    return _trained(torch.optim.AdamW(model.parameters()), model)
+
+
+MISTAKES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: _make([]), "MetaOptimize got no parameters; expected some, such as model.parameters()"),
+    (lambda: _make([{"params": []}]), "MetaOptimize got no parameters"),
+    (lambda: _make(net()), r"params is a Model; expected parameters, such as model.parameters\(\)"),
+    (lambda: _make(base="adamW"), "unknown base of MetaOptimize 'adamW'; did you mean 'adamw'"),
+    (lambda: _make(meta="lions"), "unknown meta rule 'lions'; did you mean 'lion'"),
+    (lambda: _make(groups="block"), "unknown value of groups of MetaOptimize 'block'; did you mean 'blockwise'"),
+    (lambda: _make(form="our"), "unknown form of MetaOptimize 'our'; did you mean 'ours'"),
+    (lambda: _make(gamma=0.0), r"the discount gamma is 0.0; expected a number in \(0, 1\]"),
+    (lambda: _make(gamma=1.01), "the discount gamma is 1.01"),
+    (lambda: _make(lr=0.0), "lr = 0.0 in parameter group 0; expected a number > 0"),
+    (lambda: _make(lr=math.nan), "lr = nan in parameter group 0"),
+    (lambda: _make(lr="0.1"), "lr = '0.1' in parameter group 0; expected a number > 0"),
+    (lambda: _make([{"params": net().parameters(), "lr": -1.0}]), "lr = -1.0 in parameter group 0"),
+    (lambda: _make(weight_decay=-0.1), "weight_decay = -0.1 in parameter group 0; expected a number >= 0"),
+    (lambda: _make(betas=(0.9, 1.0)), r"betas = \(0.9, 1.0\) in parameter group 0; expected two numbers in \[0, 1\)"),
+    (lambda: _make(betas=0.9), r"betas = 0.9 in parameter group 0; expected two numbers"),
+    (lambda: _make(base="sgdm", momentum=1.0), "momentum = 1.0 in parameter group 0"),
+    (lambda: _make(base="sgd", momentum=0.9), "the base 'sgd' has no momentum; leave it out .it has weight_decay."),
+    (lambda: _make(meta_step_size=-1.0), "the meta step size is -1.0; expected a number >= 0"),
+    (lambda: _make([torch.zeros(2, dtype=torch.complex64)]), "parameter 0 of group 0 is complex"),
+    (_sparse, "parameter 2 of group 0 has a sparse gradient, and MetaOptimize needs dense ones; build the layer"),
+    (
+        lambda: _load(_make().state_dict(), base="lion"),
+        "the state is of an optimiser with base = 'adamw', and this one has 'lion'; load it into a MetaOptimize with",
+    ),
+    (lambda: _load(_make(meta="adam").state_dict()), "with meta = 'Adam', and this one has 'Lion'"),
+    (lambda: _load(_adamw_state()), "the state is of an optimiser with base = None"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "sentence"), MISTAKES)
+def test_mistakes_are_one_sentence(mistake: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(GradhpoError, match=sentence):
+        mistake()
+
+
+def test_a_refused_group_leaves_the_optimiser_as_it_was() -> None:
+    model = net()
+    optimizer = MetaOptimize(model.first.parameters(), groups="blockwise")
+    with pytest.raises(GradhpoError, match="lr = 0 in parameter group 1"):
+        optimizer.add_param_group({"params": model.last.parameters(), "lr": 0})
+    optimizer.add_param_group({"params": model.last.parameters(), "lr": 0.2})
+    assert optimizer.lr == [1e-4, 0.2]
+
+
+def test_importing_the_library_stays_light() -> None:
+    code = "import sys, gradhpo; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -8,42 +8,75 @@ rate is small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw as torch_adamw
 
 Rate = float | Tensor
 """A learning rate: a number on the CPU; elsewhere a tensor of no dimensions, so that nothing waits for the device."""
 
 
+# Weights that go through a step together on the CPU: their weights, gradients, states and change fit into the cache of
+# a core, and the operations' overhead does not show yet.
+PIECE = 1 << 16
+
+
 @dataclass
 class Bucket:
-    """Parameters of one group, block, device and dtype with their gradients and states, in the same order."""
+    """Parameters of one group, block, device and dtype with their gradients and, by name, states, in the same order."""
 
     group: Mapping[str, Any]
     block: int
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    states: list[dict[str, Tensor]] = field(default_factory=list)
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: dict[str, list[Tensor]]
 
-    def of(self, name: str) -> list[Tensor]:
-        """The state `name` of every parameter."""
-        return [state[name] for state in self.states]
+    def pieces(self, size: int = PIECE) -> Iterator[Bucket]:
+        """The bucket in pieces of about `size` weights, flat; large tensors are cut. Away from the CPU, and where
+        weights do not lie densely in the memory, in one piece."""
+        dense = all(p.stride() == g.stride() for p, g in zip(self.params, self.grads))
+        if self.params[0].device.type != "cpu" or not dense:
+            yield self
+            return
+        rows, weights = [], 0
+        for row in self._rows(size):
+            rows.append(row)
+            weights += len(row[0])
+            if weights >= size:
+                yield self._of(rows)
+                rows, weights = [], 0
+        if rows:
+            yield self._of(rows)
+
+    def _rows(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """Flat views of a parameter or a part of it: weights, gradient, states. Counters are of every part."""
+        for row in zip(self.params, self.grads, *self.states.values()):
+            parts = -(-row[0].numel() // size)
+            cut = [_flat(x).split(size) if x.shape == row[0].shape else (x,) * parts for x in row]
+            yield from zip(*cut)
+
+    def _of(self, rows: list[tuple[Tensor, ...]]) -> Bucket:
+        params, grads, *states = map(list, zip(*rows))
+        return Bucket(self.group, self.block, params, grads, dict(zip(self.states, states)))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A dense tensor's entries in the order of the memory, `[entries]`."""
+    return x if x.dim() == 1 else x.as_strided((x.numel(),), (1,))
 
 
 @dataclass(frozen=True)
 class Base:
     """A base optimiser.
 
-    step: the change of the weights; it updates the buffers.
+    step: the change of the weights; it updates the buffers, and counts nothing.
     plain: the normalised gradient, the step's direction without momentum and weight decay, after `step`.
     buffers: states of the weights' shape.
     defaults: hyperparameters of a parameter group beside the learning rate.
-    counted: steps are counted in the state "step".
+    counted: it needs the number of steps, this one included, in the state "step".
     """
 
     step: Callable[[Bucket, Rate], list[Tensor]]
@@ -73,15 +106,14 @@ def scale_and_add(to: list[Tensor], factor: Rate, what: list[Tensor]) -> None:
 
 def inner(left: list[Tensor], right: list[Tensor]) -> Rate:
     """The inner product of two lists of dense tensors with the same strides: a number on the CPU, else a tensor."""
-    flat = [[_flat(each) for each in side] for side in (left, right)]
+    sides = [[_precise(_flat(each)) for each in side] for side in (left, right)]
     if left[0].device.type == "cpu":
-        return sum(torch.dot(a, b).item() for a, b in zip(*flat))
-    return torch.dot(*(torch.cat(side) if len(side) > 1 else side[0] for side in flat))
+        return sum(torch.dot(a, b).item() for a, b in zip(*sides))
+    return torch.dot(*(torch.cat(side) if len(side) > 1 else side[0] for side in sides))
 
 
-def _flat(x: Tensor) -> Tensor:
-    """All entries in the order of the memory; at least in float32, as a sum over many weights needs its digits."""
-    x = x.as_strided((x.numel(),), (1,))
+def _precise(x: Tensor) -> Tensor:
+    """At least in float32: a sum over many weights needs its digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -101,7 +133,7 @@ def _sgd(bucket: Bucket, lr: Rate) -> list[Tensor]:
 
 
 def _sgdm(bucket: Bucket, lr: Rate) -> list[Tensor]:
-    v = bucket.of("momentum_buffer")
+    v = bucket.states["momentum_buffer"]
     scale_and_add(v, bucket.group["momentum"], bucket.grads)
     if bucket.group["weight_decay"]:
         add_scaled(v, bucket.params, bucket.group["weight_decay"])
@@ -114,11 +146,11 @@ def _over_root(grads: list[Tensor], root: list[Tensor], eps: float) -> list[Tens
 
 
 def _rmsprop_plain(bucket: Bucket) -> list[Tensor]:
-    return _over_root(bucket.grads, list(torch._foreach_sqrt(bucket.of("square_avg"))), bucket.group["eps"])
+    return _over_root(bucket.grads, list(torch._foreach_sqrt(bucket.states["square_avg"])), bucket.group["eps"])
 
 
 def _rmsprop(bucket: Bucket, lr: Rate) -> list[Tensor]:
-    v, decay = bucket.of("square_avg"), bucket.group["alpha"]
+    v, decay = bucket.states["square_avg"], bucket.group["alpha"]
     torch._foreach_mul_(v, decay)
     torch._foreach_addcmul_(v, bucket.grads, bucket.grads, value=1 - decay)
     change = _rmsprop_plain(bucket)
@@ -130,39 +162,36 @@ def _adamw(bucket: Bucket, lr: Rate) -> list[Tensor]:
     """The fused kernel, whose "weights" are the change so far: the weight decay."""
     group = bucket.group
     decay = group["weight_decay"]
-    change = (
-        list(torch._foreach_mul(bucket.params, -lr * decay))
-        if decay
-        else [torch.zeros_like(v) for v in bucket.of("exp_avg_sq")]
-    )
-    torch_adamw(
+    v = bucket.states["exp_avg_sq"]
+    change = list(torch._foreach_mul(bucket.params, -lr * decay)) if decay else [torch.zeros_like(x) for x in v]
+    torch._fused_adamw_(
         change,
         bucket.grads,
-        bucket.of("exp_avg"),
-        bucket.of("exp_avg_sq"),
+        bucket.states["exp_avg"],
+        v,
         [],
-        bucket.of("step"),
-        fused=True,
-        amsgrad=False,
+        bucket.states["step"],
+        lr=lr.float() if isinstance(lr, Tensor) else lr,  # what the kernel reads
         beta1=group["betas"][0],
         beta2=group["betas"][1],
-        lr=lr.float() if isinstance(lr, Tensor) else lr,  # what the kernel reads
         weight_decay=0.0,
         eps=group["eps"],
+        amsgrad=False,
         maximize=False,
     )
     return change
 
 
 def _adamw_plain(bucket: Bucket) -> list[Tensor]:
-    correction = [(1 - bucket.group["betas"][1] ** step.double()).sqrt() for step in bucket.of("step")]
-    root = list(torch._foreach_sqrt(bucket.of("exp_avg_sq")))
-    torch._foreach_div_(root, correction)
+    root = list(torch._foreach_sqrt(bucket.states["exp_avg_sq"]))
+    b2 = bucket.group["betas"][1]
+    steps = [k.double() for k in bucket.states["step"]]  # float32 would lose the digits of 1 - b2^k
+    torch._foreach_div_(root, [(1 - b2**k).sqrt() for k in steps])
     return _over_root(bucket.grads, root, bucket.group["eps"])
 
 
 def _lion(bucket: Bucket, lr: Rate) -> list[Tensor]:
-    m, (b1, b2) = bucket.of("exp_avg"), bucket.group["betas"]
+    m, (b1, b2) = bucket.states["exp_avg"], bucket.group["betas"]
     change = list(torch._foreach_lerp(bucket.grads, m, b1))
     torch._foreach_sign_(change)
     torch._foreach_mul_(change, -lr)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -55,6 +56,15 @@ class _Settings:
     def names(self) -> dict[str, str]:
         """Stored with the state, which fits only an optimiser of the same kind."""
         return {"base": self.base, "meta": type(self.meta).__name__, "groups": self.groups, "form": self.form}
+
+    @cached_property
+    def _empty(self) -> Any:
+        return self.meta.init(torch.zeros(0))
+
+    def memory(self, named: Mapping[str, Tensor]) -> Any:
+        """The meta rule's state as the rule wants it."""
+        values = [named[name] for name in _named(self._empty)]
+        return self._empty._make(values) if hasattr(self._empty, "_make") else tuple(values)
 
 
 class MetaOptimize(Optimizer):
@@ -102,8 +112,8 @@ class MetaOptimize(Optimizer):
     any optimiser and keep such gradients away.
 
     Memory: in multiples of the D weights, the base's (0 "sgd", 1 "sgdm", "rmsprop" and "lion", 2 "adamw") and 1 for h;
-    1 more during a step, in form "package" 3. Cost: elementwise passes and an inner product; no further gradient. With
-    "tensor" every tensor takes a step by itself, which costs time where they are many and small.
+    during a step 1 more (in form "package" 3), except on the CPU. Cost: elementwise passes and an inner product; no
+    further gradient. With "tensor" every tensor takes a step by itself, which costs time where they are many and small.
 
     It computes what `methods.metaoptimize_hf` computes in `train.Loop`, for one run, with the fused and foreach kernels
     of torch, on a model and a loop that the user owns; the loop there has several runs side by side, learning rates per
@@ -161,8 +171,8 @@ class MetaOptimize(Optimizer):
         return loss
 
     def _buckets(self) -> list[Bucket]:
-        """What has a gradient. Checks all of it first."""
-        buckets: dict[tuple[Any, ...], Bucket] = {}
+        """What has a gradient, with its states, after all of it was checked."""
+        sorted_: dict[tuple[Any, ...], list[Tensor]] = {}
         for number, (group, (first, last)) in enumerate(zip(self.param_groups, self._blocks())):
             for k, p in enumerate(group["params"]):
                 if p.grad is None:
@@ -172,25 +182,14 @@ class MetaOptimize(Optimizer):
                         f"parameter {k} of group {number} has a sparse gradient, and MetaOptimize needs dense ones; "
                         "build the layer with sparse=False, or leave its parameters to torch.optim.SparseAdam"
                     )
-                block = min(first + k, last - 1)
-                bucket = buckets.setdefault((number, block, p.device, p.dtype), Bucket(group, block))
-                bucket.params.append(p)
-        for bucket in buckets.values():
-            self._fill(bucket)
-        return list(buckets.values())
+                sorted_.setdefault((number, min(first + k, last - 1), p.device, p.dtype), []).append(p)
+        return [self._bucket(self.param_groups[key[0]], key[1], params) for key, params in sorted_.items()]
 
-    def _fill(self, bucket: Bucket) -> None:
-        """States, and gradients with the strides of the states: the kernels run through the memory."""
-        for p in bucket.params:
-            state = self.state[p] or self._initial(p)
-            g = p.grad
-            assert g is not None
-            if g.stride() != state["trace"].stride():
-                g = torch.empty_like(state["trace"]).copy_(g)
-            bucket.states.append(state)
-            bucket.grads.append(g)
-        if bucket.group["maximize"]:
-            bucket.grads = list(torch._foreach_neg(bucket.grads))
+    def _bucket(self, group: dict[str, Any], block: int, params: list[Tensor]) -> Bucket:
+        states = [self.state[p] or self._initial(p) for p in params]
+        by_name = {name: [state[name] for state in states] for name in states[0]}
+        grads = [_like(p.grad, trace) for p, trace in zip(params, by_name["trace"])]
+        return Bucket(group, block, params, grads, by_name)
 
     def _initial(self, p: Tensor) -> dict[str, Tensor]:
         state = {name: torch.zeros_like(p) for name in (*self._settings.rule.buffers, "trace")}
@@ -201,16 +200,23 @@ class MetaOptimize(Optimizer):
 
     def _advance(self, bucket: Bucket, lr: Rate) -> Rate:
         """One step of a bucket's weights and traces; the inner product of gradients and old traces."""
-        rule, trace = self._settings.rule, bucket.of("trace")
-        product = inner(trace, bucket.grads)
-        change = rule.step(bucket, lr)
-        keep = self._settings.gamma * (1 - lr * bucket.group["weight_decay"])
+        if self._settings.rule.counted:
+            torch._foreach_add_(bucket.states["step"], 1)
+        return sum(self._move(piece, lr) for piece in bucket.pieces())
+
+    def _move(self, piece: Bucket, lr: Rate) -> Rate:
+        rule, trace = self._settings.rule, piece.states["trace"]
+        if piece.group["maximize"]:
+            piece.grads = list(torch._foreach_neg(piece.grads))
+        product = inner(trace, piece.grads)
+        change = rule.step(piece, lr)
+        keep = self._settings.gamma * (1 - lr * piece.group["weight_decay"])
         if self._settings.form == "ours":
             scale_and_add(trace, keep, change)
         else:
             torch._foreach_mul_(trace, keep)
-            add_scaled(trace, rule.plain(bucket), -lr)
-        torch._foreach_add_(bucket.params, change)
+            add_scaled(trace, rule.plain(piece), -lr)
+        torch._foreach_add_(piece.params, change)
         return product
 
     # -- the learning rates --------------------------------------------------------------------------------------------
@@ -247,8 +253,7 @@ class MetaOptimize(Optimizer):
 
     def _apart(self, raw: Tensor) -> Tensor:
         """exp(beta - mean beta of the group) of every block."""
-        mean = [raw[a:b] - raw[a:b].mean() for a, b in self._blocks()]
-        return torch.cat(mean).exp()
+        return torch.cat([raw[a:b] - raw[a:b].mean() for a, b in self._blocks()]).exp()
 
     def _rates(self, buckets: list[Bucket]) -> list[Rate]:
         """The learning rate of each bucket: its group's, and with "tensor" what sets it apart from the group's mean."""
@@ -270,23 +275,22 @@ class MetaOptimize(Optimizer):
         meta = self._meta
         raw: Tensor = meta["raw"]
         z, active = _summed(products, raw)
-        new, memory = self._settings.meta.update(raw, z, self._memory(meta), {"lr": raw.exp()})
+        new, memory = self._settings.meta.update(raw, z, self._settings.memory(meta), {"lr": raw.exp()})
         moved = {"raw": new, **_named(memory)}
         if active is not None:
             moved = {name: torch.where(active, each, meta[name]) for name, each in moved.items()}
         # a new dict with new tensors: a `state_dict()` taken before keeps its values
         self._meta = {**meta, **moved}
-        change = moved["raw"] - raw
-        rise = torch.stack([change[a:b].mean() for a, b in self._blocks()]).exp()
-        factors = rise.tolist() if raw.device.type == "cpu" else rise
+        factors = self._of_groups(moved["raw"] - raw).exp()
+        rises = factors.tolist() if raw.device.type == "cpu" else factors
         for i, group in enumerate(self.param_groups):
-            group["lr"] = group["lr"] * factors[i]
+            group["lr"] = group["lr"] * rises[i]
 
-    def _memory(self, meta: Mapping[str, Any]) -> Any:
-        """The meta rule's state as it wants it."""
-        like = self._settings.meta.init(torch.zeros(0))
-        values = [meta[name] for name in _named(like)]
-        return like._make(values) if hasattr(like, "_make") else tuple(values)
+    def _of_groups(self, x: Tensor) -> Tensor:
+        """The mean of every group's blocks, `[groups]`."""
+        if self._settings.groups == "tensor":
+            return torch.stack([x[a:b].mean() for a, b in self._blocks()])
+        return x.expand(len(self.param_groups))
 
     def _move_meta(self, device: torch.device) -> None:
         """The learning rates' state to where the weights are; MPS has no float64."""
@@ -311,8 +315,8 @@ class MetaOptimize(Optimizer):
     def _check(self, number: int) -> None:
         group = self.param_groups[number]
         for name, (fits, expected) in _RANGES.items():
-            if name in self.defaults and not fits(group[name]):
-                raise GradhpoError(f"{name} = {group[name]} in parameter group {number}; expected {expected}")
+            if name in self.defaults and not _holds(fits, group[name]):
+                raise GradhpoError(f"{name} = {group[name]!r} in parameter group {number}; expected {expected}")
         for k, p in enumerate(group["params"]):
             if p.is_complex():
                 raise GradhpoError(
@@ -348,6 +352,12 @@ class MetaOptimize(Optimizer):
         return {**super().__getstate__(), "_settings": self._settings}
 
 
+def _like(g: Tensor | None, state: Tensor) -> Tensor:
+    """A gradient with the strides of its weights' states: the kernels run through the memory."""
+    assert g is not None
+    return g if g.stride() == state.stride() else torch.empty_like(state).copy_(g)
+
+
 def _named(memory: Any) -> dict[str, Tensor]:
     """The tensors of a meta rule's state by name."""
     return memory._asdict() if hasattr(memory, "_asdict") else {str(i): x for i, x in enumerate(memory)}
@@ -374,6 +384,13 @@ def _outer(meta: str | Outer, step_size: float, form: str) -> Outer:
     if not 0 <= step_size < math.inf:
         raise GradhpoError(f"the meta step size is {step_size}; expected a number >= 0")
     return Lion(step_size, new_momentum=form == "package") if meta == "lion" else _META[meta](step_size)
+
+
+def _holds(fits: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return bool(fits(value))
+    except TypeError:  # not a number
+        return False
 
 
 def _hyperparameters(base: str, given: Mapping[str, Any]) -> dict[str, Any]:
