@@ -10,6 +10,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -457,7 +458,7 @@ def test_nothing_waits_for_a_device(base: str, groups: str, form: str, monkeypat
     """On tensors that claim to be on a GPU and have no values: any read of a value, or a mix of devices, would fail."""
 
     def kernel(*lists: list[Tensor], lr: Tensor, **_: Any) -> None:  # the fused one needs a device
-        assert {(x.device.type, x.dtype) for x in (*sum(lists, []), lr)} == {("cuda", torch.float32)}
+        assert {(x.device.type, x.dtype) for x in (*chain(*lists), lr)} == {("cuda", torch.float32)}
 
     monkeypatch.setattr(torch, "_fused_adamw_", kernel)
     with FakeTensorMode():

@@ -38,7 +38,8 @@ class Bucket:
         """The bucket in pieces of about `size` weights, flat; large tensors are cut. Away from the CPU, and where
         weights do not lie densely in the memory, in one piece."""
         dense = all(p.stride() == g.stride() for p, g in zip(self.params, self.grads))
-        if self.params[0].device.type != "cpu" or not dense:
+        small = sum(p.numel() for p in self.params) <= size
+        if small or not dense or self.params[0].device.type != "cpu":
             yield self
             return
         rows, weights = [], 0
@@ -55,8 +56,11 @@ class Bucket:
         """Flat views of a parameter or a part of it: weights, gradient, states. Counters are of every part."""
         for row in zip(self.params, self.grads, *self.states.values()):
             parts = -(-row[0].numel() // size)
-            cut = [_flat(x).split(size) if x.shape == row[0].shape else (x,) * parts for x in row]
-            yield from zip(*cut)
+            flat = [_flat(x) if x.shape == row[0].shape else x for x in row]
+            if parts == 1:
+                yield tuple(flat)
+            else:
+                yield from zip(*(x.split(size) if x.dim() else (x,) * parts for x in flat))
 
     def _of(self, rows: list[tuple[Tensor, ...]]) -> Bucket:
         params, grads, *states = map(list, zip(*rows))
