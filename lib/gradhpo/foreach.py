@@ -19,9 +19,9 @@ Rate = float | Tensor
 """A learning rate: a number on the CPU; elsewhere a tensor of no dimensions, so that nothing waits for the device."""
 
 
-# Weights that go through a step together on the CPU: their weights, gradients, states and change fit into the cache of
-# a core, and the operations' overhead does not show yet.
-PIECE = 1 << 16
+# Weights that go through a step together on the CPU. All their tensors then stay in a shared cache from one operation
+# to the next, which saves a fifth of the time at 10 million weights; smaller pieces lose it again to the calls.
+PIECE = 1 << 18
 
 
 @dataclass
@@ -110,15 +110,12 @@ def scale_and_add(to: list[Tensor], factor: Rate, what: list[Tensor]) -> None:
 
 def inner(left: list[Tensor], right: list[Tensor]) -> Rate:
     """The inner product of two lists of dense tensors with the same strides: a number on the CPU, else a tensor."""
-    sides = [[_precise(_flat(each)) for each in side] for side in (left, right)]
+    if left[0].dtype in (torch.float16, torch.bfloat16):  # a sum over many weights needs more digits
+        return inner([x.float() for x in left], [x.float() for x in right])
     if left[0].device.type == "cpu":
-        return sum(torch.dot(a, b).item() for a, b in zip(*sides))
+        return sum(torch.dot(_flat(a), _flat(b)).item() for a, b in zip(left, right))
+    sides = ([_flat(each) for each in side] for side in (left, right))
     return torch.dot(*(torch.cat(side) if len(side) > 1 else side[0] for side in sides))
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least in float32: a sum over many weights needs its digits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _decayed(change: list[Tensor], bucket: Bucket, lr: Rate) -> list[Tensor]:

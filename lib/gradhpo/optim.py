@@ -155,6 +155,7 @@ class MetaOptimize(Optimizer):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo  # a training step that is compiled as a whole breaks its graph here, once and in silence
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the weights and, after it, of the learning rates; returns what `closure` returns, which may
