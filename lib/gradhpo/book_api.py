@@ -72,6 +72,7 @@ BEHIND_THE_COMMANDS = (
         "foreach",
         "jsonl",
         "notebooks",
+        "optim_settings",
         "parameters",
         "paths",
         "ranges",

@@ -10,61 +10,18 @@ for x, y in loader:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from gradhpo.errors import GradhpoError, unknown
-from gradhpo.foreach import BASES, Base, Bucket, Rate, add_scaled, inner, scale_and_add
-from gradhpo.outer import SGD, Adam, Lion, Outer, RMSprop
-
-_META = {"sgd": SGD, "adam": Adam, "lion": Lion, "rmsprop": RMSprop}
-_GROUPS = ("scalar", "blockwise", "tensor")
-_FORMS = ("ours", "package")
-
-# What the hyperparameters of a parameter group may be; the interval as it reads in the sentence.
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "lr": (lambda x: 0 < x < math.inf, "a number > 0"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "momentum": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "alpha": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "betas": (lambda x: len(x) == 2 and all(0 <= b < 1 for b in x), "two numbers in [0, 1)"),
-    "eps": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-}
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What the whole optimiser shares."""
-
-    base: str
-    meta: Outer
-    gamma: float
-    groups: str
-    form: str
-
-    @property
-    def rule(self) -> Base:
-        return BASES[self.base]
-
-    def names(self) -> dict[str, str]:
-        """Stored with the state, which fits only an optimiser of the same kind."""
-        return {"base": self.base, "meta": type(self.meta).__name__, "groups": self.groups, "form": self.form}
-
-    @cached_property
-    def _empty(self) -> Any:
-        return self.meta.init(torch.zeros(0))
-
-    def memory(self, named: Mapping[str, Tensor]) -> Any:
-        """The meta rule's state as the rule wants it."""
-        values = [named[name] for name in _named(self._empty)]
-        return self._empty._make(values) if hasattr(self._empty, "_make") else tuple(values)
+from gradhpo.errors import GradhpoError
+from gradhpo.foreach import Bucket, Rate, add_scaled, inner, scale_and_add
+from gradhpo.optim_settings import Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
+from gradhpo.outer import Outer
 
 
 class MetaOptimize(Optimizer):
@@ -107,9 +64,9 @@ class MetaOptimize(Optimizer):
     undoes it: do not combine those.
 
     A parameter without a gradient is passed over with all its state, as in torch's optimisers, and a learning rate none
-    of whose parameters has one stays, whatever the meta rule's momentum. A NaN or infinite gradient makes the learning
-    rate NaN at once, and all its weights with the next step; `torch.amp.GradScaler` and gradient clipping work as with
-    any optimiser and keep such gradients away.
+    of whose parameters has one stays, whatever the meta rule's momentum. A NaN gradient makes the learning rate NaN at
+    once, and all its weights with the next step; an infinite one spoils its own weights first, as in torch's
+    optimisers. `torch.amp.GradScaler` keeps both away: it skips the step, and no state changes.
 
     Memory: in multiples of the D weights, the base's (0 "sgd", 1 "sgdm", "rmsprop" and "lion", 2 "adamw") and 1 for h;
     during a step 1 more (in form "package" 3), except on the CPU. Cost: elementwise passes and an inner product; no
@@ -123,7 +80,7 @@ class MetaOptimize(Optimizer):
     and in `step` for a sparse gradient, before anything has changed.
     """
 
-    _settings: _Settings
+    _settings: Settings
 
     def __init__(
         self,
@@ -143,15 +100,10 @@ class MetaOptimize(Optimizer):
         maximize: bool = False,
         form: str = "ours",
     ) -> None:
-        for kind, name, known in (("base", base, BASES), ("form", form, _FORMS), ("value of groups", groups, _GROUPS)):
-            if name not in known:
-                raise unknown(f"{kind} of MetaOptimize", name, known)
-        if not 0 < gamma <= 1:
-            raise GradhpoError(f"the discount gamma is {gamma}; expected a number in (0, 1]")
-        self._settings = _Settings(base, _outer(meta, meta_step_size, form), gamma, groups, form)
+        self._settings = Settings(base, outer_rule(meta, meta_step_size, form), gamma, groups, form)
         given = {"weight_decay": weight_decay, "betas": betas, "momentum": momentum, "alpha": alpha, "eps": eps}
-        defaults = {"lr": lr, "maximize": maximize, **_hyperparameters(base, given)}
-        super().__init__(_parameters(params), defaults)
+        defaults = {"lr": lr, "maximize": maximize, **hyperparameters(base, given)}
+        super().__init__(parameter_lists(params), defaults)
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
@@ -173,7 +125,7 @@ class MetaOptimize(Optimizer):
 
     def _buckets(self) -> list[Bucket]:
         """What has a gradient, with its states, after all of it was checked."""
-        sorted_: dict[tuple[Any, ...], list[Tensor]] = {}
+        found: dict[tuple[Any, ...], list[Tensor]] = {}
         for number, (group, (first, last)) in enumerate(zip(self.param_groups, self._blocks())):
             for k, p in enumerate(group["params"]):
                 if p.grad is None:
@@ -183,8 +135,8 @@ class MetaOptimize(Optimizer):
                         f"parameter {k} of group {number} has a sparse gradient, and MetaOptimize needs dense ones; "
                         "build the layer with sparse=False, or leave its parameters to torch.optim.SparseAdam"
                     )
-                sorted_.setdefault((number, min(first + k, last - 1), p.device, p.dtype), []).append(p)
-        return [self._bucket(self.param_groups[key[0]], key[1], params) for key, params in sorted_.items()]
+                found.setdefault((number, min(first + k, last - 1), p.device, p.dtype), []).append(p)
+        return [self._bucket(self.param_groups[key[0]], key[1], params) for key, params in found.items()]
 
     def _bucket(self, group: dict[str, Any], block: int, params: list[Tensor]) -> Bucket:
         states = [self.state[p] or self._initial(p) for p in params]
@@ -277,7 +229,7 @@ class MetaOptimize(Optimizer):
         raw: Tensor = meta["raw"]
         z, active = _summed(products, raw)
         new, memory = self._settings.meta.update(raw, z, self._settings.memory(meta), {"lr": raw.exp()})
-        moved = {"raw": new, **_named(memory)}
+        moved = {"raw": new, **named(memory)}
         if active is not None:
             moved = {name: torch.where(active, each, meta[name]) for name, each in moved.items()}
         # a new dict with new tensors: a `state_dict()` taken before keeps its values
@@ -290,7 +242,7 @@ class MetaOptimize(Optimizer):
     def _of_groups(self, x: Tensor) -> Tensor:
         """The mean of every group's blocks, `[groups]`."""
         if self._settings.groups == "tensor":
-            return torch.stack([x[a:b].mean() for a, b in self._blocks()])
+            return torch.stack([x[a:b].sum() / max(b - a, 1) for a, b in self._blocks()])
         return x.expand(len(self.param_groups))
 
     def _move_meta(self, device: torch.device) -> None:
@@ -307,23 +259,11 @@ class MetaOptimize(Optimizer):
         common factor from there)."""
         super().add_param_group(param_group)
         try:
-            self._check(len(self.param_groups) - 1)
+            check_group(len(self.param_groups) - 1, self.param_groups[-1], self.defaults)
         except GradhpoError:
             self.param_groups.pop()
             raise
         self._meta = self._grown(self._meta)
-
-    def _check(self, number: int) -> None:
-        group = self.param_groups[number]
-        for name, (fits, expected) in _RANGES.items():
-            if name in self.defaults and not _holds(fits, group[name]):
-                raise GradhpoError(f"{name} = {group[name]!r} in parameter group {number}; expected {expected}")
-        for k, p in enumerate(group["params"]):
-            if p.is_complex():
-                raise GradhpoError(
-                    f"parameter {k} of group {number} is complex, and MetaOptimize needs real ones; "
-                    "optimise torch.view_as_real of it"
-                )
 
     def _grown(self, meta: dict[str, Any]) -> dict[str, Any]:
         """With a learning rate for every new block: that of its group."""
@@ -331,7 +271,7 @@ class MetaOptimize(Optimizer):
         blocks = self._blocks()
         lrs = [group["lr"] for group, (a, b) in zip(self.param_groups, blocks) for _ in range(a, b)]
         new = old.new_tensor([math.log(float(lr)) for lr in lrs[len(old) : blocks[-1][1]]])
-        memory = {n: x.expand_as(new) for n, x in _named(self._settings.meta.init(new)).items()}
+        memory = {n: x.expand_as(new) for n, x in named(self._settings.meta.init(new)).items()}
         return {**meta, **{n: torch.cat([meta.get(n, old[:0]), x]) for n, x in {"raw": new, **memory}.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -359,11 +299,6 @@ def _like(g: Tensor | None, state: Tensor) -> Tensor:
     return g if g.stride() == state.stride() else torch.empty_like(state).copy_(g)
 
 
-def _named(memory: Any) -> dict[str, Tensor]:
-    """The tensors of a meta rule's state by name."""
-    return memory._asdict() if hasattr(memory, "_asdict") else {str(i): x for i, x in enumerate(memory)}
-
-
 def _summed(products: list[tuple[int, Rate]], raw: Tensor) -> tuple[Tensor, Tensor | None]:
     """The products by block, `[P]`, and which blocks have one (None: all)."""
     sums: list[Any] = [None] * len(raw)
@@ -375,41 +310,3 @@ def _summed(products: list[tuple[int, Rate]], raw: Tensor) -> tuple[Tensor, Tens
     if raw.device.type == "cpu":
         return torch.tensor([float(x) for x in full], dtype=raw.dtype), active
     return torch.stack([torch.as_tensor(x, dtype=raw.dtype, device=raw.device) for x in full]), active
-
-
-def _outer(meta: str | Outer, step_size: float, form: str) -> Outer:
-    if not isinstance(meta, str):
-        return meta
-    if meta not in _META:
-        raise unknown("meta rule", meta, _META)
-    if not 0 <= step_size < math.inf:
-        raise GradhpoError(f"the meta step size is {step_size}; expected a number >= 0")
-    return Lion(step_size, new_momentum=form == "package") if meta == "lion" else _META[meta](step_size)
-
-
-def _holds(fits: Callable[[Any], bool], value: Any) -> bool:
-    try:
-        return bool(fits(value))
-    except TypeError:  # not a number
-        return False
-
-
-def _hyperparameters(base: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's defaults with what was given in their place."""
-    defaults = BASES[base].defaults
-    for name, value in given.items():
-        if value is not None and name not in defaults:
-            raise GradhpoError(f"the base {base!r} has no {name}; leave it out (it has {', '.join(defaults)})")
-    return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
-
-
-def _parameters(params: Any) -> Any:
-    """Parameters and groups in lists, for torch to check further."""
-    if isinstance(params, Tensor):
-        return params  # torch says what is wrong
-    if isinstance(params, nn.Module) or not isinstance(params, Iterable):
-        raise GradhpoError(f"params is a {type(params).__name__}; expected parameters, such as model.parameters()")
-    params = [{**p, "params": _parameters(p["params"])} if isinstance(p, dict) else p for p in params]
-    if not params or all(isinstance(p, dict) and p["params"] == [] for p in params):
-        raise GradhpoError("MetaOptimize got no parameters; expected some, such as model.parameters()")
-    return params
