@@ -20,7 +20,7 @@ import pytest
 import torch
 from gradhpo import methods
 from gradhpo.errors import GradhpoError
-from gradhpo.foreach import BASES, PIECE, Bucket
+from gradhpo.foreach import BASES, Bucket
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.optim import MetaOptimize
 from gradhpo.outer import SGD, Adam, Lion, Outer, RMSprop
@@ -441,11 +441,12 @@ def test_compiled_models_and_compiled_training_steps() -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_weights_in_any_order_of_the_memory(base: str) -> None:
+def test_weights_in_any_order_of_the_memory(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels last with gradients that are not, a slice of a larger tensor, a number, and tensors larger than a piece:
     the same as contiguous weights, tensor by tensor."""
+    monkeypatch.setattr("gradhpo.optim.PIECE", 100)
     torch.manual_seed(0)
-    like = [torch.randn(shape).double() for shape in ((4, 3, 2, 2), (5, 6), (), (3, PIECE // 2), (7,))]
+    like = [torch.randn(shape).double() for shape in ((4, 3, 2, 2), (5, 6), (), (3, 50), (7,))]
     mixed = [x.clone() for x in like]
     mixed[0] = mixed[0].to(memory_format=torch.channels_last)
     mixed[1] = torch.empty(5, 12).double()[:, ::2].copy_(like[1])
@@ -506,11 +507,12 @@ def test_half_precision_and_mixed_types() -> None:
 
 
 def test_pieces_are_of_a_useful_size() -> None:
-    params = [torch.zeros(n) for n in (10, 3 * PIECE + 1, 20, 30, PIECE)]
+    size = 50
+    params = [torch.zeros(n) for n in (10, 3 * size + 1, 20, 30, size)]
     bucket = Bucket({}, 0, params, params, {"trace": params, "step": [torch.tensor(1.0)] * 5})
-    sizes = [[len(p) for p in piece.params] for piece in bucket.pieces()]
-    assert sizes == [[10, PIECE], [PIECE], [PIECE], [1, 20, 30, PIECE]]
-    assert all(len(piece.states["step"]) == len(piece.params) for piece in bucket.pieces())
+    sizes = [[len(p) for p in piece.params] for piece in bucket.pieces(size)]
+    assert sizes == [[10, 50], [50], [50], [1, 20, 30], [50]]
+    assert all(len(piece.states["step"]) == len(piece.params) for piece in bucket.pieces(size))
 
 
 # --- Mistakes ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradhpo.errors import GradhpoError
-from gradhpo.foreach import Bucket, Rate, add_scaled, inner, scale_and_add
+from gradhpo.foreach import PIECE, Bucket, Rate, add_scaled, inner, scale_and_add
 from gradhpo.optim_settings import Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
 from gradhpo.outer import Outer
 
@@ -69,8 +69,9 @@ class MetaOptimize(Optimizer):
     optimisers. `torch.amp.GradScaler` keeps both away: it skips the step, and no state changes.
 
     Memory: in multiples of the D weights, the base's (0 "sgd", 1 "sgdm", "rmsprop" and "lion", 2 "adamw") and 1 for h;
-    during a step 1 more (in form "package" 3), except on the CPU. Cost: elementwise passes and an inner product; no
-    further gradient. With "tensor" every tensor takes a step by itself, which costs time where they are many and small.
+    during a step 1 more (in form "package" 3), on the CPU for about a million weights at a time. Cost: elementwise
+    passes and an inner product; no further gradient. With "tensor" every tensor takes a step by itself, which costs
+    time where they are many and small.
 
     It computes what `methods.metaoptimize_hf` computes in `train.Loop`, for one run, with the fused and foreach kernels
     of torch, on a model and a loop that the user owns; the loop there has several runs side by side, learning rates per
@@ -155,7 +156,8 @@ class MetaOptimize(Optimizer):
         """One step of a bucket's weights and traces; the inner product of gradients and old traces."""
         if self._settings.rule.counted:
             torch._foreach_add_(bucket.states["step"], 1)
-        return sum(self._move(piece, lr) for piece in bucket.pieces())
+        size = PIECE if self._settings.form == "ours" else PIECE // 4  # which has more tensors in between
+        return sum(self._move(piece, lr) for piece in bucket.pieces(size))
 
     def _move(self, piece: Bucket, lr: Rate) -> Rate:
         rule, trace = self._settings.rule, piece.states["trace"]
