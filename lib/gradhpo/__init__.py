@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradhpo import optim
     from gradhpo.history import History
     from gradhpo.hypers import Hyper
     from gradhpo.tuner import Info, Tuner
@@ -24,7 +25,7 @@ _NAMES = {
 }
 _MODULES = ("optim",)
 
-__all__ = ["History", "Hyper", "Info", "Tuner", "tune"]
+__all__ = ["History", "Hyper", "Info", "Tuner", "optim", "tune"]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, *_MODULES])
+    return sorted([*globals(), *__all__])
