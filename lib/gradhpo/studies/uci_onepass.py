@@ -170,9 +170,9 @@ def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Res
     return out
 
 
-# Seconds of a training relative to Random, measured on Energy in float32; a step also has a fixed overhead.
-_WEIGHTS = {"Random-xLR": 1.1, "Lorraine": 1.4, "Baydin": 1.3, "WD+LR": 1.5, "WD+LR+M": 1.6, "WD+HDLR+M": 2.0}
-_WEIGHTS |= {"Diff-through-Opt": 1.6}
+# Seconds of a training relative to Random, measured in float32; a step also has a fixed overhead, worth 200 rows.
+_WEIGHTS = {"Random-xLR": 1.05, "Lorraine": 1.2, "WD+LR": 1.2, "WD+LR+M": 1.25, "WD+HDLR+M": 1.3}
+_WEIGHTS |= {"Diff-through-Opt": 1.25}
 
 
 def _cost(c: Config) -> float:

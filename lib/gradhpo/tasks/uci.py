@@ -104,7 +104,7 @@ class StackedLoss:
     def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
         w1, b1, w2, b2 = self.layout.split(w).values()
         _, ones, transposed = self._prepared(x)
-        outputs = _Outputs.apply(torch.cat([w1, b1[:, :, None]], dim=-1), w2[:, 0], ones, transposed)
+        outputs = _Outputs.apply(torch.cat([w1, b1[:, :, None]], dim=-1), w2.flatten(1), ones, transposed)
         error = outputs + b2 - y[:, 0]
         return (error * error).mean(-1)
 
