@@ -1,0 +1,141 @@
+"""Cross entropy of R fully connected ReLU nets on one shared minibatch, with its gradient and its Hessian products
+written out on flat weights.
+
+`modules.batched` differentiates any module; for a net of this size four fifths of a step on a CPU are then copies
+between flat weights and the module's tensors, and automatic differentiation's own bookkeeping. Here each product is
+written where it belongs in the flat vector. The Hessian product is the R-operator (Pearlmutter 1994): a second forward
+and a second backward pass, along the direction, that share the activations of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gradhpo.modules import Layout
+from gradhpo.nets import mlp
+
+
+class _Passed(NamedTuple):
+    """What a forward pass leaves: the inputs of every layer, `[R, B, width]`, and the probabilities `[R, B, classes]`."""
+
+    inputs: list[Tensor]
+    probabilities: Tensor
+    losses: Tensor
+
+
+class StackedMLP:
+    """`f(w [R, D], x [B, F], y [B]) -> [R]`: mean cross entropies of R nets with layer widths `sizes` and ReLU, weights
+    laid out as `nets.mlp`'s.
+
+    Twice differentiable with respect to w (once more raises an error). It differs from `modules.batched` on the same net
+    and loss by rounding alone. Cost: 4 R B D multiplications a gradient, as many a Hessian product; memory: the
+    activations, and one `[R, D]` for each derivative.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = list(sizes)
+        self.module = mlp(self.sizes)
+        self.layout = Layout.of(self.module)
+
+    def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return _Loss.apply(w, self, x, y)
+
+    def layers(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views of `w` as (weight `[R, out, in]`, bias `[R, 1, out]`) of each layer."""
+        parts = list(self.layout.split(w).values())
+        return [(m, b[:, None]) for m, b in zip(parts[::2], parts[1::2])]
+
+    def logits(self, w: Tensor, x: Tensor) -> list[Tensor]:
+        """The inputs of every layer and, last, the logits, each `[R, B, width]`."""
+        passed = [x.expand(len(w), *x.shape)]
+        for k, (m, b) in enumerate(self.layers(w)):
+            z = torch.baddbmm(b, passed[-1], m.mT)
+            passed.append(z.relu_() if k < len(self.sizes) - 2 else z)
+        return passed
+
+    def forward(self, w: Tensor, x: Tensor, y: Tensor) -> _Passed:
+        """Losses `[R]`, and what their derivatives need."""
+        *inputs, logits = self.logits(w, x)
+        log_p = logits.log_softmax(-1)
+        rows = y.expand(len(w), -1)[:, :, None]
+        return _Passed(inputs, log_p.exp(), -log_p.gather(-1, rows)[..., 0].mean(-1))
+
+    def gradient(self, w: Tensor, p: _Passed, y: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`c dL/dw [R, D]`, `c [R]`, and its parts with respect to what each layer gives, the first layer's first."""
+        g, layers = torch.empty_like(w), self.layers(w)
+        rows = y.expand(len(w), -1)[:, :, None]
+        scale = (c / len(y))[:, None, None]
+        delta = p.probabilities.scatter_add(-1, rows, p.probabilities.new_full((), -1.0).expand_as(rows)) * scale
+        deltas = [delta]
+        for k, (gm, gb) in reversed(list(enumerate(self.layers(g)))):
+            torch.bmm(delta.mT, p.inputs[k], out=gm)
+            torch.sum(delta, 1, keepdim=True, out=gb)
+            if k:
+                delta = _passed_on(torch.bmm(delta, layers[k][0]), p.inputs[k])
+                deltas.append(delta)
+        return g, deltas[::-1]
+
+    def product(self, w: Tensor, p: _Passed, deltas: list[Tensor], c: Tensor, v: Tensor) -> Tensor:
+        """`c H v [R, D]` for directions `v [R, D]`, with what `forward` and `gradient` left."""
+        layers, directions = self.layers(w), self.layers(v)
+        dots: list[Tensor] = []  # derivatives of the layers' inputs along v; the first one's is zero
+        for k, (vm, vb) in enumerate(directions):
+            dot = torch.baddbmm(vb, p.inputs[k], vm.mT)
+            if k:
+                dot = torch.baddbmm(dot, dots[-1], layers[k][0].mT)
+            dots.append(_passed_on(dot, p.inputs[k + 1]) if k < len(layers) - 1 else dot)
+        scale = (c / w.new_tensor(p.inputs[0].shape[1]))[:, None, None]
+        weighted = p.probabilities * dots.pop()
+        delta = (weighted - p.probabilities * weighted.sum(-1, keepdim=True)) * scale
+        out = torch.empty_like(w)
+        for k, (hm, hb) in reversed(list(enumerate(self.layers(out)))):
+            torch.bmm(delta.mT, p.inputs[k], out=hm)
+            torch.sum(delta, 1, keepdim=True, out=hb)
+            if k:
+                hm.baddbmm_(deltas[k].mT, dots[k - 1])
+                delta = torch.baddbmm(torch.bmm(delta, layers[k][0]), deltas[k], directions[k][0])
+                delta = _passed_on(delta, p.inputs[k])
+        return out
+
+
+def _passed_on(d: Tensor, active: Tensor) -> Tensor:
+    """`d` where a ReLU gave something, else 0."""
+    return torch.ops.aten.threshold_backward(d, active, 0)
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, net: StackedMLP, x: Tensor, y: Tensor) -> Tensor:
+        passed = net.forward(w, x, y)
+        ctx.save_for_backward(w)
+        ctx.rest = net, passed, y
+        return passed.losses
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Gradient.apply(*ctx.saved_tensors, c, *ctx.rest), None, None, None
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, c: Tensor, net: StackedMLP, passed: _Passed, y: Tensor) -> Tensor:
+        g, deltas = net.gradient(w, passed, y, c)
+        ctx.save_for_backward(w, c)
+        ctx.rest = net, passed, deltas, y
+        return g
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        w, c = ctx.saved_tensors
+        net, passed, deltas, y = ctx.rest
+        hv = net.product(w, passed, deltas, c, v) if ctx.needs_input_grad[0] else None
+        along = None
+        if ctx.needs_input_grad[1]:
+            along = (net.gradient(w, passed, y, torch.ones_like(c))[0] * v).sum(-1)
+        return hv, along, None, None, None
