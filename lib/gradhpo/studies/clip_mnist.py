@@ -7,33 +7,28 @@ minibatches.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradhpo import environment, methods
-from gradhpo.errors import unknown
-from gradhpo.estimators.forward import Forward
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD, Exponentiated, Outer
 from gradhpo.records import Result
 from gradhpo.rules import sgd
-from gradhpo.studies import Study
+from gradhpo.studies import Study, clip_training
+from gradhpo.studies.clip_training import FIXED, GTGV, METHODS, Schedule, Trained, in_force, short
 from gradhpo.tasks.classification import Classification
 from gradhpo.tasks.images import load
-from gradhpo.train import Loop, Method, Run
+from gradhpo.train import Loop, Run
 
-FIXED, GTGV = "Fixed", "Unroll1-gTgV"
-METHODS = (FIXED, GTGV, "Unroll1", "Unroll5", "Unroll10", "Clip5", "Clip10", "Clip20")
 PANELS = (1, 3, 5, 15, 40, 80)
 """The dynamics are drawn after these numbers of eightieths of the training (Appendix B.1: thousands of 80K steps)."""
 
-_SEGMENTS, _CURVE, _SAMPLE = 80, 40, 20  # readings of all losses, points of a series, steps between samples of |y|
+_PARTS, _CURVE, _SAMPLE = 80, 40, 20  # falls of the learning rate, points of a series, steps between samples of |y|
 
 
 @dataclass(frozen=True)
@@ -92,28 +87,28 @@ def runs(scale: str) -> list[Config]:
     return configs(SIZES[scale])
 
 
-def method(c: Config) -> Method:
-    """The method of a configuration.
-
-    The weight decay is a hyperparameter of the update rule, which for plain gradient descent is the penalty of half its
-    product with |w|^2. Unroll1-gTgV is Unroll1 with the learning rate taken out of the sensitivity, hence out of the
-    step once; its outer rate is c times the initial learning rate, so that both start with equal steps.
-    """
-    if c.method not in METHODS:
-        raise unknown("method", c.method, METHODS)
-    if c.method == FIXED:
-        return methods.fixed()
-    if c.method == GTGV:
-        return Method(Forward(reset_every=1), _outer(c, c.outer_rate * c.lr, None), warm_up=c.warm_up)
-    outer = _outer(c, c.outer_rate, "lr")
-    number = int(c.method.lstrip("UnrollClip"))
-    if c.method.startswith("Clip"):
-        return Method(Forward(radius=float(number)), outer, warm_up=c.warm_up)
-    return Method(Forward(reset_every=number), outer, every=number, warm_up=c.warm_up)
-
-
-def _outer(c: Config, rate: float, times: str | None) -> Outer:
+def outer(c: Config, scaled: bool) -> Outer:
+    """The outer rule on log decay, with rate c times the learning rate, or (for Unroll1-gTgV, whose hypergradient lacks
+    the learning rate) c times the initial one, so that it starts with the steps of Unroll1."""
+    rate, times = (c.outer_rate, "lr") if scaled else (c.outer_rate * c.lr, None)
     return SGD(rate, times) if c.coordinate == "log decay" else Exponentiated(rate, times)
+
+
+def schedule(c: Config) -> Schedule:
+    """Learning rates and readings of a configuration."""
+    panels = [round(p * c.steps / PANELS[-1]) for p in PANELS]
+    return Schedule(c.steps, c.lr, c.lr_decay, max(1, c.steps // _PARTS), panels)
+
+
+def loop(c: Config, problem: Classification, starts: Sequence[float]) -> Loop:
+    """The training of R runs. The weight decay is a hyperparameter of the update rule, which for plain gradient descent
+    is the same as the penalty of half its product with |w|^2."""
+    transform = "log" if c.coordinate == "log decay" else "identity"
+    values = torch.tensor(starts).to(problem.images.x_train)
+    decay = Hyper("weight_decay", values, transform, bounds=(c.low, c.high), tuned=c.method != FIXED)
+    hypers = Hypers([Hyper("lr", c.lr, tuned=False), decay], problem.layout.sizes)
+    method = clip_training.method(c.method, lambda scaled: outer(c, scaled), c.warm_up)
+    return Loop(problem, sgd(momentum=False), hypers, method)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
@@ -128,98 +123,39 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     c = batch[0]
     images = load(c.data, getattr(torch, c.dtype), device, val_share=0.25)
     problem = Classification(images, [c.width] * 3, c.batch_size, c.val_batch_size, c.seed)
-    return _Training(problem, c, [b.decay for b in batch]).results()
+    training, plan = loop(c, problem, [b.decay for b in batch]), schedule(c)
+    shown = {*plan.panels}
 
-
-class _Training:
-    """The training of a batch, with what is read off it."""
-
-    def __init__(self, problem: Classification, c: Config, starts: Sequence[float]) -> None:
-        self.problem, self.c, self.radius = problem, c, method(c).estimator
-        self.loop = self._loop(starts)
-        self.runs = len(starts)
-        self.readings: list[dict[str, Tensor]] = []
-        self.lengths: list[Tensor] = []
-
-    def _loop(self, starts: Sequence[float]) -> Loop:
-        like, c = self.problem.images.x_train, self.c
-        transform = "log" if c.coordinate == "log decay" else "identity"
-        decay = Hyper(
-            "weight_decay",
-            torch.tensor(starts).to(like),
-            transform,
-            bounds=(c.low, c.high),
-            tuned=c.method != FIXED,
-        )
-        hypers = Hypers([Hyper("lr", c.lr, tuned=False), decay], self.problem.layout.sizes)
-        return Loop(self.problem, sgd(momentum=False), hypers, method(c))
-
-    def results(self) -> list[Result]:
-        c, cpu_s, wall_s = self.c, 0.0, 0.0
-        device = self.problem.images.x_train.device
-        run = self.loop.start(self.problem.init([c.seed] * self.runs))
-        ends = np.unique((np.arange(1, _SEGMENTS + 1) * c.steps / _SEGMENTS).round().astype(int)).tolist()
-        for k, end in enumerate(ends):
-            lr = torch.full_like(run.fixed["lr"], c.lr * c.lr_decay**k)
-            run = run._replace(fixed=run.fixed | {"lr": lr})
-            before = environment.busy_seconds(device), time.perf_counter()
-            run = self.loop.advance(run, end - run.t, self._watch, _SAMPLE)
-            cpu_s += environment.busy_seconds(device) - before[0]
-            wall_s += time.perf_counter() - before[1]
-            self._read(run, with_train=k + 1 in PANELS)
-        return self._summary(ends, cpu_s / self.runs, wall_s / self.runs)
-
-    def _watch(self, run: Run) -> None:
-        if run.memory:
-            self.lengths.append(run.memory.w[:, 0].norm(dim=-1))
-
-    def _read(self, run: Run, with_train: bool) -> None:
-        w, reading = run.state.w, {}
-        reading["val"], reading["val_error"] = self.problem.evaluate(w, "val")
-        reading["test"], reading["test_error"] = self.problem.evaluate(w, "test")
-        reading["train"] = self.problem.evaluate(w, "train")[0] if with_train else torch.full_like(reading["val"], np.nan)
-        tuned = self.loop.hypers.natural(run.raw) or {"weight_decay": run.fixed["weight_decay"][:, 0]}
-        self.readings.append(reading | {"decay": tuned["weight_decay"][:, 0]})
-
-    def _summary(self, ends: list[int], cpu_s: float, wall_s: float) -> list[Result]:
-        table = {n: _finite(torch.stack([r[n] for r in self.readings], dim=1)) for n in self.readings[0]}
-        best = np.where(np.isnan(table["val"]), np.inf, table["val"]).argmin(1)
-        images = self.problem.images
-        out = []
-        for k in range(self.runs):
-            rows, b = {n: v[k] for n, v in table.items()}, best[k]
-            metrics = {n: rows[n][-1] for n in ("val", "val_error", "test", "test_error", "train")}
-            metrics |= {f"best_{n}": rows[n][b] for n in ("val", "test", "test_error")}
-            metrics |= {"decay_end": rows["decay"][-1], "decay_best": rows["decay"][b], "best_step": ends[b]}
-            metrics |= {"diverged": int(np.isnan(rows["val"][-1]))}
-            clipped, series = self._sensitivity(k)
-            points = slice(1, None, 2) if len(ends) == _SEGMENTS else slice(None)
-            series |= {"val_curve": rows["val"][points], "decay_path": rows["decay"][points]}
-            at = [p - 1 for p in PANELS if p <= len(ends)]
-            series |= {f"panel_{n}": rows[n][at] for n in ("train", "val", "decay")}
-            lists = {n: [float(f"{x:.4g}") for x in v] for n, v in series.items()}
-            out.append(Result(metrics | {"clipped": clipped}, lists, wall_s, images.name, images.sha256, cpu_s))
-        return out
-
-    def _sensitivity(self, k: int) -> tuple[float, dict[str, np.ndarray]]:
-        """Share of the sampled steps at which run k was clipped, and lengths and shares in 40 parts of the training."""
-        if not self.lengths:
-            return np.nan, {}
-        radius = getattr(self.loop.method.estimator, "radius", None)
-        lengths = torch.stack([x[k] for x in self.lengths]).double().cpu().numpy()
-        parts = np.array_split(lengths, _CURVE)
-        if radius is None:
-            return np.nan, {"length": np.array([p.mean() for p in parts])}
-        shares = np.array([(p > radius * (1 - 1e-5)).mean() for p in parts])
-        return float((lengths > radius * (1 - 1e-5)).mean()), {
-            "length": np.array([p.mean() for p in parts]),
-            "clip_share": shares,
+    def read(now: Run) -> dict[str, Tensor]:
+        w = now.state.w
+        (val, val_error), (test, test_error) = (problem.evaluate(w, part) for part in ("val", "test"))
+        train = problem.evaluate(w, "train")[0] if now.t in shown else torch.full_like(val, np.nan)
+        decay = in_force(training, now, "weight_decay")
+        return {
+            "val": val,
+            "val_error": val_error,
+            "test": test,
+            "test_error": test_error,
+            "train": train,
+            "decay": decay,
         }
 
+    trained = clip_training.train(training, problem.init([c.seed] * len(batch)), plan, read, _SAMPLE)
+    shown_at = [k for k, end in enumerate(trained.ends) if end in shown]
+    return [_result(trained, k, shown_at, images.name, images.sha256) for k in range(len(batch))]
 
-def _finite(x: Tensor) -> np.ndarray:
-    values = x.double().cpu().numpy()
-    return np.where(np.isfinite(values), values, np.nan)
+
+def _result(t: Trained, k: int, shown_at: list[int], dataset: str, sha256: str) -> Result:
+    rows, best = {n: v[k] for n, v in t.table.items()}, t.best()[k]
+    metrics = {n: rows[n][-1] for n in ("val", "val_error", "test", "test_error", "train")}
+    metrics |= {f"best_{n}": rows[n][best] for n in ("val", "test", "test_error")}
+    metrics |= {"decay_end": rows["decay"][-1], "decay_best": rows["decay"][best], "best_step": int(t.ends[best])}
+    metrics |= {"clipped": t.clipped(k), "diverged": int(np.isnan(rows["val"][-1]))}
+    series = t.sensitivity(k)
+    points = np.arange(len(t.ends) - 1, -1, -max(1, round(len(t.ends) / _CURVE)))[::-1]
+    series |= {"val_curve": rows["val"][points], "decay_path": rows["decay"][points]}
+    series |= {f"panel_{n}": rows[n][shown_at] for n in ("train", "val", "decay")}
+    return Result(metrics, {n: short(v) for n, v in series.items()}, t.wall_s, dataset, sha256, t.cpu_s)
 
 
 # Seconds of a step relative to plain training, measured on a CPU.
