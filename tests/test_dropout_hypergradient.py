@@ -37,7 +37,7 @@ class TinyNet:
     @staticmethod
     def loss(w: Tensor, mask: Tensor) -> Tensor:
         u, v = w[:, :-UNITS].unflatten(1, (UNITS, UNITS)), w[:, -UNITS:]
-        hidden = torch.einsum("rij,rbj->rbi", u, mask[:, None] * X).tanh()
+        hidden = (u[:, None] * (mask[:, None] * X)[:, :, None]).sum(-1).tanh()
         return ((hidden * v[:, None]).sum(-1) - Y).square().mean(1)
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
@@ -69,17 +69,17 @@ def slopes(runs: int, coupled: bool, difference: float) -> Tensor:
 
 
 def test_coupled_differences_are_right_on_average_and_less_noisy_than_independent_ones() -> None:
-    p = torch.tensor(0.6, dtype=torch.float64)
+    p, width = torch.tensor(0.6, dtype=torch.float64), 0.05
     exact = torch.autograd.functional.jacobian(expected_gradient, p)
-    coupled, independent = slopes(40_000, True, 0.02), slopes(40_000, False, 0.02)
+    quotient = ((expected_gradient(p + width) - expected_gradient(p - width)) / (2 * width)).detach()
+    assert (quotient - exact).norm() < 0.02 * exact.norm()  # of order width^2
+    coupled, independent = slopes(10_000, True, width), slopes(10_000, False, width)
     for drawn in (coupled, independent):
-        error = drawn.std(0) / len(drawn) ** 0.5
-        bias = 2e-3 * exact.abs().max()  # of order difference^2
-        assert ((drawn.mean(0) - exact).abs() < 4 * error + bias).all()
-    assert (coupled.mean(0) - exact).norm() < 0.05 * exact.norm()
+        assert ((drawn.mean(0) - quotient).abs() < 4 * drawn.std(0) / len(drawn) ** 0.5).all()
+    assert (coupled.mean(0) - exact).norm() < 0.15 * exact.norm()
     factor = float(independent.var(0).sum() / coupled.var(0).sum())
-    print(f"coupled masks cut the variance of dg/dp by a factor of {factor:.1f} (difference 0.02)")
-    assert factor > 10
+    print(f"coupled masks cut the variance of dg/dp by a factor of {factor:.1f} (difference {width})")
+    assert factor > 3
 
 
 def final_loss(keep: float, seed: int, runs: int, steps: int, lr: float) -> Tensor:
@@ -90,18 +90,18 @@ def final_loss(keep: float, seed: int, runs: int, steps: int, lr: float) -> Tens
 
 
 def test_the_hypergradient_of_a_training_agrees_with_a_long_monte_carlo() -> None:
-    """d E[L_V(w_T)] / dp over 30 steps: forward mode with coupled masks, averaged over 20,000 trainings, against the
-    difference of the mean final losses of 2 x 400,000 trainings."""
-    steps, lr, width = 30, 0.02, 0.05
-    task = TinyNet(20_000)
+    """d E[L_V(w_T)] / dp over 15 steps: forward mode with coupled masks, averaged over 5,000 trainings, against the
+    difference of the mean final losses of 2 x 40,000 trainings."""
+    steps, lr, width = 15, 0.04, 0.05
+    task = TinyNet(5_000)
     hypers = Hypers([Hyper("lr", lr, tuned=False), Hyper("keep", 0.6, difference=0.02)], [UNITS**2 + UNITS])
     loop = Loop(task, sgd(momentum=False, weight_decay=False), hypers, Method(Forward(), SGD(1.0), every=steps))
     run = loop.advance(loop.start(task.init()), steps)
     each = 0.6 - run.raw[:, 0]
-    ends = [torch.cat([final_loss(0.6 + s * width, k, 100_000, steps, lr) for k in range(1, 5)]) for s in (1, -1)]
+    ends = [torch.cat([final_loss(0.6 + s * width, k, 20_000, steps, lr) for k in (1, 2)]) for s in (1, -1)]
     difference = (ends[0] - ends[1]) / (2 * width)  # with common random numbers
     error = (float(each.var()) / len(each) + float(difference.var()) / len(difference)) ** 0.5
-    assert error < 0.02 * abs(float(difference.mean()))
+    assert error < 0.06 * abs(float(difference.mean()))
     assert abs(float(each.mean() - difference.mean())) < 4 * error + 0.03 * abs(float(difference.mean()))
 
 

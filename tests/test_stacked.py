@@ -33,7 +33,7 @@ def test_stacked_relu_nets_equal_the_module(sizes: list[int], runs: int) -> None
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
-def test_the_weight_of_a_loss_has_its_derivative_and_a_third_one_is_refused() -> None:
+def test_the_weight_of_a_loss_has_its_derivative_and_there_is_no_third_one() -> None:
     torch.manual_seed(0)
     net = StackedMLP([4, 5, 3])
     w = torch.randn(2, sum(net.layout.sizes), dtype=torch.float64, requires_grad=True)
@@ -43,7 +43,7 @@ def test_the_weight_of_a_loss_has_its_derivative_and_a_third_one_is_refused() ->
     (along,) = torch.autograd.grad((g * v).sum(), c, retain_graph=True)
     assert torch.allclose(along, (g * v).sum(1))
     (hv,) = torch.autograd.grad((g * v).sum(), w, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="does not require grad"):
         torch.autograd.grad(hv.sum(), w)
 
 

@@ -152,11 +152,17 @@ class Step:
             row = torch.autograd.grad(outputs, self.w, seeds, retain_graph=True)[0] if outputs else None
             rows.append(torch.zeros_like(self.w) if row is None else row)
         smooth = rows[0][:, None] if columns == 1 else torch.stack(rows, dim=1)
-        return smooth + sum(lam_dot[n] * slope[:, None] for n, slope in self.coupled.items())
+        for n, slope in self.coupled.items():
+            smooth = smooth + lam_dot[n] * slope[:, None]
+        return smooth
 
     def push(self, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
         """Forward mode: `dPhi/dx Z + dPhi/dlam lam_dot`, given the tangent `g_dot [R, A, D]` of the gradient
         (`gradient_tangent`). Cost: elementwise."""
+        if self.rule.tangent is not None:
+            with torch.no_grad():
+                lam = self.values.lam
+                return Tangent(self.rule.tangent(self.state.w, self.g, lam, z.w, g_dot, lam_dot), {})
         with torch.no_grad(), forward_ad.dual_level():
             dual = forward_ad.make_dual
 

@@ -25,7 +25,8 @@ class Rule:
     runs never mix.
 
     `hypers` are the hyperparameters it reads from `lam`; `buffers` the state `[R, D]` it keeps beside the weights and
-    `counters` what it keeps once a run, `[R, 1]` (all zero at the start).
+    `counters` what it keeps once a run, `[R, 1]` (all zero at the start). tangent: of a rule without buffers, written by
+    hand; None, as nearly always: by automatic differentiation of `update`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Rule:
     buffers: tuple[str, ...]
     update: Update
     counters: tuple[str, ...] = ()
+    tangent: Callable[..., Tensor] | None = None
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
@@ -54,6 +56,31 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
 
     hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
     return Rule("sgd", hypers, ("v",) if momentum else (), update)
+
+
+def descent() -> Rule:
+    """Plain gradient descent with weight decay, hyperparameters `lr` and `weight_decay`: w <- (1 - lr weight_decay) w -
+    lr g, which is descent on the loss plus weight_decay / 2 |w|^2.
+
+    The same as `sgd(momentum=False)` up to rounding. Here step and tangent are written with a third of the passes over
+    memory, which for small batches cost as much as the gradient (a seventh of a training step of ClipR on MNIST).
+    """
+
+    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
+        return w * (1 - lam["lr"] * lam["weight_decay"]) - lam["lr"] * g, {}
+
+    def tangent(
+        w: Tensor, g: Tensor, lam: Mapping[str, Tensor], z: Tensor, g_dot: Tensor, lam_dot: Mapping[str, Tensor]
+    ) -> Tensor:
+        lr, decay = lam["lr"][:, None], lam["weight_decay"][:, None]
+        out = z * (1 - lr * decay) - lr * g_dot
+        if "weight_decay" in lam_dot:
+            out -= (lr * lam_dot["weight_decay"]) * w[:, None]
+        if "lr" in lam_dot:
+            out -= lam_dot["lr"] * (g + lam["weight_decay"] * w)[:, None]
+        return out
+
+    return Rule("descent", ("lr", "weight_decay"), (), update, tangent=tangent)
 
 
 def root(x: Tensor) -> Tensor:
@@ -130,7 +157,7 @@ def _before(rule: Rule, change: Callable[[Tensor], Tensor], limit: float, name: 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
         return rule.update(w, buf, change(g), lam)
 
-    return replace(rule, name=f"{name} {rule.name}", update=update)
+    return replace(rule, name=f"{name} {rule.name}", update=update, tangent=None)
 
 
 def clipped(rule: Rule, limit: float) -> Rule:

@@ -18,7 +18,7 @@ from torch import Tensor
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD, Exponentiated, Outer
 from gradhpo.records import Result
-from gradhpo.rules import sgd
+from gradhpo.rules import descent
 from gradhpo.studies import Study, clip_training
 from gradhpo.studies.clip_training import FIXED, GTGV, METHODS, Schedule, Trained, in_force, short
 from gradhpo.tasks.classification import Classification
@@ -108,7 +108,7 @@ def loop(c: Config, problem: Classification, starts: Sequence[float]) -> Loop:
     decay = Hyper("weight_decay", values, transform, bounds=(c.low, c.high), tuned=c.method != FIXED)
     hypers = Hypers([Hyper("lr", c.lr, tuned=False), decay], problem.layout.sizes)
     method = clip_training.method(c.method, lambda scaled: outer(c, scaled), c.warm_up)
-    return Loop(problem, sgd(momentum=False), hypers, method)
+    return Loop(problem, descent(), hypers, method)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:

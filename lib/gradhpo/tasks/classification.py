@@ -70,7 +70,7 @@ class Classification:
         x, y = getattr(self.images, part)
         loss, wrong = w.new_zeros(len(w)), w.new_zeros(len(w))
         for rows, classes in zip(x.flatten(1).split(_ROWS), y.split(_ROWS)):
-            log_p = self.net.logits(w, rows)[-1].log_softmax(-1)
-            loss -= log_p.gather(-1, classes.expand(len(w), -1)[:, :, None]).sum((1, 2))
-            wrong += (log_p.argmax(-1) != classes).sum(-1)
+            log_p = self.net.outputs(w, rows)[-1].log_softmax(1)
+            loss -= log_p.gather(1, classes.expand(len(w), 1, -1)).sum((1, 2))
+            wrong += (log_p.argmax(1) != classes).sum(-1)
         return loss / len(y), wrong / len(y)
