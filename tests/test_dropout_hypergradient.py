@@ -125,7 +125,9 @@ def test_a_joint_difference_equals_the_sum_of_both_products_where_it_should() ->
 def test_a_joint_difference_needs_a_single_keep_probability() -> None:
     task = TinyNet(2)
     both = [Hyper("lr", 0.1), Hyper("keep", 0.6, difference=0.1)]
-    loop = Loop(task, sgd(momentum=False, weight_decay=False), Hypers(both, [12]), Method(Forward(product="joint"), SGD(0.0)))
+    loop = Loop(
+        task, sgd(momentum=False, weight_decay=False), Hypers(both, [12]), Method(Forward(product="joint"), SGD(0.0))
+    )
     with pytest.raises(GradhpoError, match="joint difference needs one tuned hyperparameter"):
         loop.advance(loop.start(task.init()), 1)
     with pytest.raises(GradhpoError, match="unknown product 'jiont'; did you mean 'joint'"):

@@ -203,7 +203,9 @@ def regression(name: str, split: int = 0) -> Regression:
     if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < SPLITS:
         raise GradhpoError(f"split must be a whole number from 0 to {SPLITS - 1}, not {split!r}")
     if info(name).kind != "regression":
-        raise GradhpoError(f"{name} holds {info(name).kind}, no rows for regression; load it by `tasks.{info(name).kind}`")
+        raise GradhpoError(
+            f"{name} holds {info(name).kind}, no rows for regression; load it by `tasks.{info(name).kind}`"
+        )
     return _embedded(name, split) if info(name).embedded else _read_uci(info(name), split)
 
 

@@ -115,7 +115,7 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
 
 def cut(study: Study, scale: str) -> list[Chunk]:
-    """Cut the study's runs into chunks: neighbours that agree in all but `study.varied`, at most `study.chunk` of them."""
+    """Cut the study's runs into chunks: at most `study.chunk` neighbours that agree in all but `study.varied`."""
     from gradhpo import studies
 
     parts = studies.batches(study, study.runs(scale))

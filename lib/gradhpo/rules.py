@@ -25,8 +25,8 @@ class Rule:
     runs never mix.
 
     `hypers` are the hyperparameters it reads from `lam`; `buffers` the state `[R, D]` it keeps beside the weights and
-    `counters` what it keeps once a run, `[R, 1]` (all zero at the start). tangent: of a rule without buffers, written by
-    hand; None, as nearly always: by automatic differentiation of `update`.
+    `counters` what it keeps once a run, `[R, 1]` (all zero at the start). `tangent`: of a rule without buffers, written
+    by hand (None, as nearly always: by automatic differentiation of `update`).
     """
 
     name: str

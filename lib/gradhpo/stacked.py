@@ -33,9 +33,9 @@ class StackedMLP:
     """`f(w [R, D], x [B, F], y [B]) -> [R]`: mean cross entropies of R nets with layer widths `sizes` and ReLU, weights
     laid out as `nets.mlp`'s.
 
-    Twice differentiable with respect to w, not three times: Hessian products are without a graph. It differs from `modules.batched` on the same net
-    and loss by rounding alone. Cost: 4 R B D multiplications a gradient, as many a Hessian product; memory: the
-    activations, and one `[R, D]` for each derivative.
+    Twice differentiable with respect to w, not three times: Hessian products are without a graph. It differs from
+    `modules.batched` on the same net and loss by rounding alone. Cost: 4 R B D multiplications a gradient, as many a
+    Hessian product; memory: the activations, and one `[R, D]` for each derivative.
     """
 
     # Columns are rows of the batch: `weight @ inputs` takes half the time of `inputs @ weight.T` (MKL, batches of 100).

@@ -123,8 +123,8 @@ def difference_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor], wid
 
 
 def joint_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor]) -> Tensor:
-    """`H z + dg/dlam lam_dot`, `[R, 1, D]`, by (g(w + e z, p + e) - g(w - e z, p - e)) / 2e for one tuned hyperparameter
-    p that is declared with a `difference` e (here z = dw/dp); the same random numbers at both ends.
+    """`H z + dg/dlam lam_dot`, `[R, 1, D]`, by (g(w + e z, p + e) - g(w - e z, p - e)) / 2e for one tuned
+    hyperparameter p that is declared with a `difference` e (here z = dw/dp); the same random numbers at both ends.
 
     Cost: two gradients and no graph, where an exact product and a separate difference cost a graph, a Hessian product
     and two gradients. The error is of order e^2 in the weights and in p, and e |z| may be long; the noise of the masks,

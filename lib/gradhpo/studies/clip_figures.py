@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,7 +73,7 @@ def draw_paths(ax: Axes, frame: pd.DataFrame, column: str, steps: int, methods: 
 
 def _curves(runs: pd.DataFrame, column: str) -> np.ndarray:
     """`[runs, points]` of a series; runs that lack it are left out."""
-    lists = [v for v in (runs[column] if column in runs else ()) if isinstance(v, list)]
+    lists = [v for v in runs.get(column, ()) if isinstance(v, list)]
     return np.array(lists, dtype=float) if lists else np.empty((0, 0))
 
 
@@ -96,7 +96,10 @@ def sensitivity_table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFra
             curves = _curves(frame[frame["method"] == method], column)
             if len(curves):
                 tenth = max(1, curves.shape[1] // 10)
-                row |= {f"{name}, first tenth": curves[:, :tenth].mean(), f"{name}, last tenth": curves[:, -tenth:].mean()}
+                row |= {
+                    f"{name}, first tenth": curves[:, :tenth].mean(),
+                    f"{name}, last tenth": curves[:, -tenth:].mean(),
+                }
         rows[method] = row
     return pd.DataFrame(rows).T
 
@@ -112,6 +115,16 @@ def draw_table(axes: Sequence[Axes], seeds: pd.DataFrame, paper: pd.DataFrame, l
         ax.set_xticks(range(len(paper)), list(paper.index), rotation=60, ha="right")
         ax.set_title(title)
     axes[0].set_ylabel(label)
+
+
+def draw_marks(ax: Axes, frame: pd.DataFrame, steps: int, lines: Mapping[str, float], methods: Sequence[str]) -> None:
+    """Validation perplexity over training, a curve a method, with cross entropies in `lines` as horizontal lines."""
+    shown = frame.assign(perplexity=[np.exp(v).tolist() for v in frame["val_curve"]])
+    draw_paths(ax, shown, "perplexity", steps, methods, "validation perplexity (log scale)")
+    for k, (name, loss) in enumerate(lines.items()):
+        ax.axhline(np.exp(loss), color="black", linestyle=[":", "--", "-."][k % 3], label=name)
+    ax.set_yscale("log")
+    ax.legend(fontsize="x-small")
 
 
 def draw_parting(ax: Axes, frame: pd.DataFrame, steps: int) -> None:

@@ -8,8 +8,8 @@ minibatches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,21 @@ class Config:
     version: int = 1
 
 
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "as chosen": {},
+    "c / 3": {"outer_rate": 0.1 / 3},
+    "3 c": {"outer_rate": 0.3},
+    "half the learning rate": {"lr": 0.05},
+    "half the batch": {"batch_size": 50},
+    "a tenth of the training as warm-up": {"warm_up": 800},
+    "log decay": {"coordinate": "log decay"},
+    "log decay, 100 c": {"coordinate": "log decay", "outer_rate": 10.0},
+}
+"""Settings that the paper leaves open, changed one at a time at laptop scale."""
+
+VARIED = ("Unroll1", "Clip5", "Clip20")
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What a scale sets."""
@@ -83,8 +98,12 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
+    """The runs of a scale; at laptop scale some methods also with each of `VARIATIONS`."""
+    chosen = configs(SIZES[scale])
+    if scale != "laptop":
+        return chosen
+    some = [c for m in VARIED for c in chosen if c.method == m]
+    return chosen + [replace(c, **changes) for changes in list(VARIATIONS.values())[1:] for c in some]
 
 
 def outer(c: Config, scaled: bool) -> Outer:

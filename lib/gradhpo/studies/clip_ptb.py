@@ -135,8 +135,8 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 
     Metrics, cross entropies in nats a word without dropout: val and test at the end, best_val (the lowest reading) with
     best_step and best_test, train (at the end, on as many words as are validated); keep_end, keep_best, clipped,
-    diverged. Series, at the 50 falls of the learning rate: val_curve, train_curve, keep_path; length and clip_share (|y|
-    and clipped steps, means over a fortieth); panel_train, panel_val, panel_keep after the steps of `PANELS`.
+    diverged. Series, at the 50 falls of the learning rate: val_curve, train_curve, keep_path; length and clip_share
+    (|y| and clipped steps, means over a fortieth); panel_train, panel_val, panel_keep after the steps of `PANELS`.
     """
     c = batch[0]
     task = problem(c, [b.seed for b in batch], device)

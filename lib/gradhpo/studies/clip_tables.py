@@ -3,13 +3,15 @@ verdicts on the text's claims."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields as dataclass_fields
 
 import numpy as np
 import pandas as pd
 
 from gradhpo.paths import published_root
 from gradhpo.stats import mean_error, plus_minus
+from gradhpo.studies.clip_mnist import Config
 from gradhpo.studies.clip_training import FIXED, GTGV, METHODS
 
 UNROLLED, CLIPPED = ("Unroll1", "Unroll5", "Unroll10"), ("Clip5", "Clip10", "Clip20")
@@ -52,9 +54,7 @@ def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int 
     out = pd.DataFrame(index=table.index.rename("method"))
     for name, head in HEADS.items():
         errors = table[f"{name}_error"]
-        cells = [
-            f"{m:.{digits}f}" if np.isnan(e) else plus_minus(m, e, digits) for m, e in zip(table[name], errors)
-        ]
+        cells = [f"{m:.{digits}f}" if np.isnan(e) else plus_minus(m, e, digits) for m, e in zip(table[name], errors)]
         out[head] = cells
         if against is not None:
             out[f"{head}, paper"] = [f"{x:.1f}" if np.isfinite(x) else "" for x in against.reindex(out.index)[name]]
@@ -65,8 +65,8 @@ def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int 
 
 
 def mnist_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """`by_seed` of `clip_mnist`, cross entropies times 1000. Of the fixed runs of a seed the one with the lowest best_val
-    stands: the grid search over the same budget."""
+    """`by_seed` of `clip_mnist`, cross entropies times 1000. Of the fixed runs of a seed the one with the lowest
+    best_val stands: the grid search over the same budget."""
     fixed = frame[frame["method"] == FIXED]
     best = fixed.loc[fixed.groupby("seed")["best_val"].idxmin()]
     return by_seed(pd.concat([best, frame[frame["method"] != FIXED]]).assign(row=lambda f: f["method"]), _thousand)
@@ -78,7 +78,7 @@ def _thousand(loss: pd.Series) -> pd.Series:
 
 def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
     """Validation and test cross entropy (times 1000) and test error (per cent) where validation is best, and the gap of
-    the two: how far choosing by validation images has fitted them. Means over runs; the fixed run is the grid's best."""
+    the two: how far choosing by validation images has fitted them. Means over runs, and over the grid's best runs."""
     fixed = frame[frame["method"] == FIXED]
     best = fixed.loc[fixed.groupby("seed")["best_val"].idxmin()] if len(fixed) else fixed
     chosen = pd.concat([best, frame[frame["method"] != FIXED]])
@@ -100,7 +100,9 @@ def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | No
         "larger r is better, with and without early stopping": bool(
             clip["best_val"].is_monotonic_decreasing and clip["val"].is_monotonic_decreasing
         ),
-        "Clip20 beats the best fixed weight decay": bool((mean.loc["Clip20"] < mean.loc[FIXED])[["best_val", "val"]].all()),
+        "Clip20 beats the best fixed weight decay": bool(
+            (mean.loc["Clip20"] < mean.loc[FIXED])[["best_val", "val"]].all()
+        ),
         "small unrolls are the most stable": bool(
             mean["stability"][["Unroll1", "Unroll5"]].max() < mean["stability"].drop(["Unroll1", "Unroll5"]).min()
         ),
@@ -108,6 +110,20 @@ def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | No
             (online <= gaps.loc[FIXED, "gap"] + 1).all()
         ),
     }
+
+
+def choices(frame: pd.DataFrame, variations: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """Mean validation cross entropy at the end (times 1000) of the runs of each variation and method; the settings that
+    a variation does not name are those of the first one, whose values are the defaults."""
+    fields = {n for changes in variations.values() for n in changes}
+    chosen = {f.name: f.default for f in dataclass_fields(Config) if f.name in fields}
+    rows = {}
+    for name, changes in variations.items():
+        wanted = {**chosen, **changes}
+        runs = frame[np.logical_and.reduce([frame[n] == v for n, v in wanted.items()])]
+        rows[name] = 1000 * runs.groupby("method", sort=False)["val"].mean()
+    methods = list(dict.fromkeys(m for changes in list(rows.values())[1:] for m in changes.index))
+    return pd.DataFrame(rows).T.reindex(columns=methods)
 
 
 def _below(first: pd.Series, second: pd.Series) -> bool:
@@ -140,18 +156,17 @@ def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
         return dict.fromkeys(["clipping beats unrolling", "unrolled methods drift", "clipped methods do not"])
     clip, unroll = mean.loc[list(CLIPPED)], mean.loc[[GTGV, *UNROLLED]]
     fixed = mean[mean.index.str.startswith(FIXED)]
-    online = frame[(frame["method"] != FIXED) & (frame["outer_scale"] == 1)]
-    drift = (online["keep_end"] - online["keep_best"]).groupby(online["method"]).mean()
-    gap = (np.log(1) + frame["best_test"] - frame["best_val"]).groupby(frame["method"]).mean()
+    gap = (frame["best_test"] - frame["best_val"]).groupby(frame["method"]).mean()
+    moved = drift(frame)["drift"]
     return {
         "every ClipR beats every unrolled method with early stopping": _below(clip["best_val"], unroll["best_val"]),
         "every ClipR beats every unrolled method without early stopping": _below(clip["val"], unroll["val"]),
         "every unrolled method is less stable than every ClipR": _below(clip["stability"], unroll["stability"]),
         "longer unrolls are more stable": bool(unroll["stability"].is_monotonic_decreasing),
         "unrolled methods drift to higher keep probabilities after their best point": bool(
-            (drift[[GTGV, *UNROLLED]] > 0.01).all()
+            (moved[[GTGV, *UNROLLED]] > 0.01).all()
         ),
-        "clipped methods do not": bool((drift[list(CLIPPED)] <= 0.01).all()),
+        "clipped methods do not": bool((moved[list(CLIPPED)] <= 0.01).all()),
         "the best online method is as good as the best fixed keep probability": bool(
             mean.loc[names, "best_val"].min() <= fixed["best_val"].min()
         ),
@@ -161,7 +176,50 @@ def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
     }
 
 
+def parting(frame: pd.DataFrame) -> pd.DataFrame:
+    """Perplexities of the runs with fixed keep probabilities, means over seeds: at the best reading, and on validation
+    and training text at the end."""
+    fixed = frame[frame["method"] == FIXED].assign(keep=lambda f: f["keep"].map("{:.2f}".format))
+    return np.exp(fixed.groupby("keep")[["best_val", "val", "train"]].mean())
+
+
+def drift(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep probabilities of the online methods where validation is best and at the end, means over seeds."""
+    plain = frame[(frame["method"] != FIXED) & (frame["outer_scale"] == 1)]
+    means = plain.groupby("method", sort=False)[["keep_best", "keep_end"]].mean()
+    return means.assign(drift=means["keep_end"] - means["keep_best"])
+
+
 def marks(text_losses: dict[str, float]) -> pd.DataFrame:
     """Cross entropies in nats a word as perplexity and bits a word: what a working language model is between."""
     losses = pd.Series(text_losses)
     return pd.DataFrame({"perplexity": np.exp(losses), "bits a word": losses / np.log(2)})
+
+
+# --- common to both chapters ----------------------------------------------------------------------------------------
+
+GENERALISATION_HEADS = {
+    "best_val": "validation",
+    "best_test": "test",
+    "gap": "test - validation",
+    "best_test_error": "test error (%)",
+}
+
+
+def answers(claims: dict[str, bool | None]) -> pd.DataFrame:
+    """Claims with "yes", "no" or "not recorded yet"."""
+    words = {True: "yes", False: "no", None: "not recorded yet"}
+    return pd.DataFrame({"claim": claims.keys(), "holds": [words[ok] for ok in claims.values()]}).set_index("claim")
+
+
+def recorded_so_far(frame: pd.DataFrame, configs: list[object]) -> str:
+    """How much of a study is recorded, in words."""
+    return f"{len(frame)} of {len(configs)} runs are recorded" if len(frame) else "not recorded yet"
+
+
+def where(frame: pd.DataFrame) -> pd.DataFrame:
+    """Where, when and by which commits runs were recorded: a column for each combination."""
+    if frame.empty:
+        return pd.DataFrame(index=pd.Index([], name="not recorded yet"))
+    groups = frame.groupby(["device", "commit", "dirty"], dropna=False)
+    return groups.agg(runs=("seed", "size"), first=("date", "min"), last=("date", "max")).reset_index().T

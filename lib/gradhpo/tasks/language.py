@@ -23,8 +23,9 @@ class LanguageModelling:
 
     Piece t follows piece t - 1, as does the LSTM's state, which is a constant there; after the last piece the text
     starts again, from the zero state (Zaremba et al. 2014). So steps must be taken in order; the last two can be taken
-    again. The training loss reads the hyperparameter "keep"; masks are a function of (seed of the run, t), hence coupled
-    between keep probabilities. The validation loss has no dropout, and each of its pieces starts from the zero state.
+    again. The training loss reads the hyperparameter "keep"; masks are a function of (seed of the run, t), hence
+    coupled between keep probabilities. The validation loss has no dropout, and each of its pieces starts from the zero
+    state.
     """
 
     stationary = False

@@ -72,12 +72,16 @@ def load(
     if resolve(data) == "markov":
         return _moved(_markov(vocabulary or 200, tokens or 20_000, val_tokens or 4_000), device)
     names = {Path(path).stem.split(".")[-1]: path for path in datasets.files("ptb")}
-    train, val, test = (_words(datasets.content("ptb", names[part]), names[part]) for part in ("train", "valid", "test"))
+    train, val, test = (
+        _words(datasets.content("ptb", names[part]), names[part]) for part in ("train", "valid", "test")
+    )
     parts = [_cut(train, tokens), _cut(val, val_tokens), _cut(test, val_tokens)]
     words = commonest(parts[0], vocabulary)
     number = {w: k for k, w in enumerate(words)}
     tensors = [numbers(part, number) for part in parts]
-    size = f"{len(parts[0])} of its {len(train)} training words" if len(parts[0]) < len(train) else f"{len(train)} words"
+    size = (
+        f"{len(parts[0])} of its {len(train)} training words" if len(parts[0]) < len(train) else f"{len(train)} words"
+    )
     caption = f"Penn Treebank, {size}, vocabulary {len(words)}"
     return _moved(Text(*tensors, len(words), caption, "ptb", words, None, datasets.digest("ptb")), device)
 
@@ -180,7 +184,7 @@ def uniform(text: Text) -> float:
 
 
 def streams(tokens: Tensor, count: int) -> Tensor:
-    """`[count, N // count]`: the text cut into pieces of equal length that are read side by side; the rest is left out."""
+    """`[count, N // count]`: the text in pieces of equal length, to be read side by side; the rest is left out."""
     length = len(tokens) // count
     if length < 2:
         raise GradhpoError(
