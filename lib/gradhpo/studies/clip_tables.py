@@ -32,6 +32,8 @@ def by_seed(frame: pd.DataFrame, value: Callable[[pd.Series], pd.Series]) -> pd.
     """A row for each row of a table and seed, with best_val and val in the table's unit (`value` of a cross entropy),
     their gap "stability" in per cent, and the number of runs. Runs from several initial values are averaged; a run that
     diverged makes its row NaN."""
+    if frame.empty:
+        return pd.DataFrame(columns=["row", "seed", *HEADS, "runs"])
     kept = frame.assign(best_val=value(frame["best_val"]), val=value(frame["val"]))
     groups = kept.groupby(["row", "seed"], sort=False)
     out = groups[["best_val", "val"]].agg(lambda x: x.mean(skipna=False)).assign(runs=groups.size())
@@ -41,12 +43,13 @@ def by_seed(frame: pd.DataFrame, value: Callable[[pd.Series], pd.Series]) -> pd.
 def summary(seeds: pd.DataFrame) -> pd.DataFrame:
     """Means over the seeds with their standard errors, as columns `<name>` and `<name>_error`, and how many runs there
     are."""
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for row, g in seeds.groupby("row", sort=False):
         rows[row] = {"runs": int(g["runs"].sum()), "seeds": len(g)}
         for name in HEADS:
             rows[row][name], rows[row][f"{name}_error"] = mean_error(g[name])[:2]
-    return pd.DataFrame(rows).T
+    columns = ["runs", "seeds", *(c for name in HEADS for c in (name, f"{name}_error"))]
+    return pd.DataFrame(rows, index=columns).T
 
 
 def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int = 1) -> pd.DataFrame:
@@ -67,9 +70,17 @@ def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int 
 def mnist_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """`by_seed` of `clip_mnist`, cross entropies times 1000. Of the fixed runs of a seed the one with the lowest
     best_val stands: the grid search over the same budget."""
+    chosen = with_the_grids_best(frame)
+    return by_seed(chosen.assign(row=chosen["method"]) if len(chosen) else chosen, _thousand)
+
+
+def with_the_grids_best(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs without those of fixed weight decays that are not the best of their seed."""
+    if frame.empty:
+        return frame
     fixed = frame[frame["method"] == FIXED]
     best = fixed.loc[fixed.groupby("seed")["best_val"].idxmin()]
-    return by_seed(pd.concat([best, frame[frame["method"] != FIXED]]).assign(row=lambda f: f["method"]), _thousand)
+    return pd.concat([best, frame[frame["method"] != FIXED]])
 
 
 def _thousand(loss: pd.Series) -> pd.Series:
@@ -79,9 +90,9 @@ def _thousand(loss: pd.Series) -> pd.Series:
 def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
     """Validation and test cross entropy (times 1000) and test error (per cent) where validation is best, and the gap of
     the two: how far choosing by validation images has fitted them. Means over runs, and over the grid's best runs."""
-    fixed = frame[frame["method"] == FIXED]
-    best = fixed.loc[fixed.groupby("seed")["best_val"].idxmin()] if len(fixed) else fixed
-    chosen = pd.concat([best, frame[frame["method"] != FIXED]])
+    chosen = with_the_grids_best(frame)
+    if chosen.empty:
+        return pd.DataFrame(columns=list(GENERALISATION_HEADS))
     chosen = chosen.assign(gap=chosen["best_test"] - chosen["best_val"])
     means = chosen.groupby("method", sort=False)[["best_val", "best_test", "gap", "best_test_error"]].mean()
     return means * [1000, 1000, 1000, 100]
@@ -135,6 +146,8 @@ def _below(first: pd.Series, second: pd.Series) -> bool:
 
 def ptb_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs of `clip_ptb` with their rows of Table 3; the runs of Clip5 stand in two."""
+    if frame.empty:
+        return frame
     fixed = frame["method"] == FIXED
     label = np.where(fixed, "Fixed " + frame["keep"].map("{:.2f}".format), frame["method"])
     plain = frame.assign(row=label)[frame["outer_scale"] == 1]
