@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+from gradhpo import data
 from gradhpo.errors import GradhpoError
 from gradhpo.tasks import images
 from PIL import Image
@@ -49,6 +52,56 @@ def test_image_files_by_class(root: Path) -> None:
     (root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
     with pytest.raises(GradhpoError, match="test is no folder of equally large images"):
         images.load("cifar10")
+
+
+def idx(values: torch.Tensor) -> bytes:
+    """Compressed bytes in MNIST's format: a header with the sizes, and the numbers."""
+    header = (0x800 + values.dim()).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    return gzip.compress(header + values.to(torch.uint8).numpy().tobytes())
+
+
+@pytest.fixture
+def mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve training and four test images in MNIST's files, with the checksums that belong to them."""
+    raw, digests = root / "MNIST" / "raw", {}
+    raw.mkdir(parents=True)
+    for part, count in (("train", 12), ("t10k", 4)):
+        pixels = torch.arange(count)[:, None, None].expand(count, 28, 28) * 20
+        for name, values in (
+            (f"{part}-images-idx3-ubyte.gz", pixels),
+            (f"{part}-labels-idx1-ubyte.gz", pixels[:, 0, 0] % 7),
+        ):
+            (raw / name).write_bytes(idx(values))
+            digests[f"MNIST/raw/{name}"] = hashlib.sha256((raw / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(data, "checksums", lambda: digests)
+    return raw
+
+
+def test_mnist_from_the_files_that_torchvision_downloads(mnist: Path) -> None:
+    found = images.load("mnist", torch.float64, val_share=0.25)
+    assert [len(x) for x, _ in (found.train, found.val, found.test)] == [9, 3, 4]
+    assert (found.caption, found.name, len(found.sha256)) == ("MNIST, 16 images", "mnist", 64)
+    assert found.y_test.tolist() == [0, 6, 5, 4] and found.x_test.shape == (4, 1, 28, 28)
+    assert found.x_train.mean() == pytest.approx(0, abs=1e-12)
+    assert images.resolve("auto", "mnist") == "mnist" and images.resolve("auto") == "digits"
+    with pytest.raises(GradhpoError, match="val_share is 1"):
+        images.load("mnist", val_share=1)
+
+
+def test_a_damaged_file_of_mnist_is_named(mnist: Path) -> None:
+    path = mnist / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(GradhpoError, match=r"t10k-labels-idx1-ubyte\.gz is truncated.*gradhpo data fetch mnist"):
+        images.load("mnist")
+    path.unlink()
+    with pytest.raises(GradhpoError, match=r"t10k-labels-idx1-ubyte\.gz cannot be read"):
+        images.load("mnist")
+
+
+def test_mnist_asked_for_by_name_and_absent(root: Path) -> None:
+    assert images.resolve("auto", "mnist") == "digits"
+    with pytest.raises(GradhpoError, match=r"dataset 'mnist' is not in .*gradhpo data fetch mnist"):
+        images.load("mnist")
 
 
 def test_damaged_files_of_torchvision_are_named(root: Path) -> None:

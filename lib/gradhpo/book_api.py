@@ -63,7 +63,7 @@ PAGES = (
         "Tasks, networks and data",
         "What is trained. A task offers the two losses of {py:class}`~gradhpo.core.Problem`; networks are ordinary "
         "modules of PyTorch.",
-        ("tasks", "tasks.*", "modules", "nets", "losses", "draws", "data"),
+        ("tasks", "tasks.*", "modules", "nets", "stacked", "stacked_lstm", "losses", "draws", "data"),
     ),
     Page(
         "studies",
