@@ -45,7 +45,8 @@ class Config:
     val_batch_size: int = 100  # validation images of a hypergradient
     lr: float = 0.1  # learning rate at the start
     lr_decay: float = 0.95  # its factor after every eightieth of the training
-    outer_rate: float = 0.1  # c: a hyperparameter step is c times the learning rate times the hypergradient
+    outer_rate: float = 1.0  # c: a step of log decay is c times the learning rate times the hypergradient
+    unrolled_factor: float = 10.0  # of c for UnrollK: its sensitivity starts at a length near 1, that of ClipR at r
     warm_up: int = 0  # steps before the first hyperparameter step
     low: float = 1e-8  # bounds of the weight decay
     high: float = 1.0
@@ -56,13 +57,13 @@ class Config:
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "as chosen": {},
-    "c / 3": {"outer_rate": 0.1 / 3},
-    "3 c": {"outer_rate": 0.3},
+    "c / 10": {"outer_rate": 0.1},
+    "3 c": {"outer_rate": 3.0},
     "half the learning rate": {"lr": 0.05},
     "half the batch": {"batch_size": 50},
     "a tenth of the training as warm-up": {"warm_up": 800},
     "log decay": {"coordinate": "log decay"},
-    "log decay, 100 c": {"coordinate": "log decay", "outer_rate": 10.0},
+    "log decay, 100 c": {"coordinate": "log decay", "outer_rate": 100.0},
 }
 """Settings that the paper leaves open, changed one at a time at laptop scale."""
 
@@ -109,7 +110,8 @@ def runs(scale: str) -> list[Config]:
 def outer(c: Config, scaled: bool) -> Outer:
     """The outer rule on log decay, with rate c times the learning rate, or (for Unroll1-gTgV, whose hypergradient lacks
     the learning rate) c times the initial one, so that it starts with the steps of Unroll1."""
-    rate, times = (c.outer_rate, "lr") if scaled else (c.outer_rate * c.lr, None)
+    rate = c.outer_rate * (1.0 if c.method.startswith("Clip") else c.unrolled_factor)
+    rate, times = (rate, "lr") if scaled else (rate * c.lr, None)
     return SGD(rate, times) if c.coordinate == "log decay" else Exponentiated(rate, times)
 
 
