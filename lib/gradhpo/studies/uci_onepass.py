@@ -136,11 +136,7 @@ def _result(c: Config, t: Trained, k: int) -> Result:
     }
     series = {"test_curve": short(test[at]), "incumbent_curve": short(np.fmin.accumulate(test)[at])}
     series |= {f"{n}_path": short(v[k][path]) for n, v in t.tuned.items()}
-    return Result(metrics, _lists(series), t.wall_s, t.dataset, t.sha256, t.cpu_s)
-
-
-def _lists(series: dict[str, list[float]]) -> dict[str, list[float | None]]:
-    return {n: list(v) for n, v in series.items()}
+    return Result(metrics, series, t.wall_s, t.dataset, t.sha256, t.cpu_s)
 
 
 def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
@@ -166,7 +162,7 @@ def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Res
             f"trial_{n}": short(v) for n, v in tried.items()
         }
         table = found.task.table
-        out.append(Result(metrics, _lists(series), found.wall_s, table.name, table.sha256, found.cpu_s))
+        out.append(Result(metrics, series, found.wall_s, table.name, table.sha256, found.cpu_s))
     return out
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from gradhpo import data as datasets
+from gradhpo.errors import GradhpoError
 from gradhpo.modules import Layout, batched
 from gradhpo.nets import mlp
 
@@ -37,16 +38,27 @@ class Table:
         return Table(x, y, self.x_val, self.y_val, self.x_test, self.y_test, self.y_std, self.name, self.sha256)
 
 
-def load(name: str, split: int = 0, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Table:
+def load(
+    name: str,
+    split: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    train_share: float = 0.8,
+) -> Table:
     """A set by name (`gradhpo data` lists them), standardised by mean and unbiased standard deviation of training +
     validation rows.
 
-    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(0.8 N) rows train and the
-    rest validate.
+    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(train_share N) rows train
+    and the rest validate. Raises GradhpoError for a share that leaves one of the two without rows.
     """
     raw = datasets.regression(name, split)
     train_val, test = np.asarray(raw.train_index), np.asarray(raw.test_index)
-    n_train = int(0.8 * len(raw.x))
+    n_train = int(train_share * len(raw.x))
+    if not 0 < n_train < len(train_val):
+        raise GradhpoError(
+            f"train_share = {train_share} makes {n_train} of the {len(train_val)} rows of {name} that are no test rows "
+            "training rows; expected a share that leaves rows for both training and validation"
+        )
 
     def scaled(values: np.ndarray) -> np.ndarray:
         std = values[train_val].std(axis=0, ddof=1)

@@ -1,0 +1,188 @@
+"""The OnePass paper's sensitivity studies on UCI Energy (Section 4.3, Appendices B.2 and B.8.1): update interval T,
+look-back i, the error of approximate hypergradients, and the size of the validation set.
+
+Figure 4 (right) and 6: 400 hyperparameter updates, hence 400 T training steps, for each T and i. Figure 7: method
+"Hypergradients", both hypergradients at the first update. Table 14: `train_share`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradhpo.errors import unknown
+from gradhpo.estimators.neumann import Neumann
+from gradhpo.estimators.reverse import Reverse
+from gradhpo.hypers import Hypers
+from gradhpo.records import Result
+from gradhpo.rules import sgd
+from gradhpo.studies import Study
+from gradhpo.studies.uci_training import ALL, SETTINGS, declared, draw, regression, short, train
+from gradhpo.studies.uci_training import Config as Training
+from gradhpo.tasks.uci import Table, load
+from gradhpo.train import Loop, Method
+
+UPDATES = 400
+RANDOM, TUNED, HDLR, EXACT = "Random", "WD+LR+M", "WD+HDLR+M", "Diff-through-Opt"
+HYPERGRADIENTS = "Hypergradients"
+SHARES = (0.8, 0.675, 0.5625, 0.45)
+"""Training rows of Table 14 as a share of all rows; a tenth tests, the others validate. The first is the usual one."""
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """One run. The fields of `uci_training.Config` (every: T, look_back: i, steps: 400 T), and:"""
+
+    train_share: float = 0.8  # training rows as a share of all rows
+    look_backs: tuple[int, ...] = ()  # of "Hypergradients": all values of i at once
+
+    def table(self, device: torch.device) -> Table:
+        """The rows of the data set, divided as `train_share` says."""
+        return load(self.dataset, 0, getattr(torch, self.dtype), device, self.train_share)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    dataset: str
+    intervals: tuple[int, ...]  # T
+    look_backs: tuple[int, ...]  # i
+    runs: int  # initialisations for each T and i
+    updates: int  # hyperparameter updates of a run
+    errors: int  # initialisations for the error of hypergradients
+    shares: tuple[float, ...]  # of Table 14, but for the usual one
+    share_runs: int  # initialisations for each share
+
+
+SIZES = {
+    "smoke": Sizes("diabetes", (2, 10), (1, 5), 4, 20, 6, (0.45,), 4),
+    "laptop": Sizes("energy", (1, 5, 10), (1, 5), 20, UPDATES, 50, (0.675,), 10),
+    "paper": Sizes("energy", (1, 2, 5, 10, 20, 50), (1, 2, 5, 10, 20), 100, UPDATES, 50, SHARES[1:], 200),
+}
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """The grid of T and i, from short trainings to long ones; hypergradients; validation sizes.
+
+    Random has no look-back (i = 0). Exact differentiation goes no further back than the last update (i <= T).
+    """
+    seeds = range(seed, seed + sizes.runs)
+    grid = []
+    for every in sizes.intervals:
+        base = Config(RANDOM, 0, sizes.dataset, sizes.updates * every, every=every, look_back=0)
+        grid += [replace(base, seed=s) for s in seeds]
+        for i in sizes.look_backs:
+            grid += [replace(base, method=TUNED, look_back=i, seed=s) for s in seeds]
+            grid += [replace(base, method=EXACT, look_back=i, seed=s) for s in seeds if i <= every]
+    return errors(sizes, seed) + shares(sizes, seed) + grid
+
+
+def errors(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """Hypergradients at the first update, for each T and precision."""
+    return [
+        Config(HYPERGRADIENTS, seed + k, sizes.dataset, every, every=every, dtype=dtype, look_backs=sizes.look_backs)
+        for dtype in ("float64", "float32")
+        for every in sizes.intervals
+        for k in range(sizes.errors)
+    ]
+
+
+def shares(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """Table 14: other proportions of training and validation rows, at T = 10 and i = 5."""
+    return [
+        Config(method, seed + k, sizes.dataset, 10 * sizes.updates, train_share=share)
+        for share in sizes.shares
+        for method in (TUNED, HDLR)
+        for k in range(sizes.share_runs)
+    ]
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """A batch of runs. Metrics of a training: initial values, final test_mse and val_mse in the target's unit squared,
+    best_mse (the lowest test MSE at some 20 readings), diverged. "Hypergradients": see `hypergradients`."""
+    c, seeds = batch[0], [b.seed for b in batch]
+    if c.method == HYPERGRADIENTS:
+        return hypergradients(c, seeds, device)
+    if c.method not in SETTINGS:
+        raise unknown("method", c.method, [*SETTINGS, HYPERGRADIENTS])
+    trained = train(c, seeds, device, c.every * max(1, c.steps // c.every // 20))
+    out = []
+    for k in range(len(seeds)):
+        test = trained.test[k]
+        metrics = trained.start.metrics(k) | {"test_mse": test[-1], "val_mse": trained.val[k]}
+        metrics |= {"best_mse": float(np.nanmin(test)), "diverged": int(np.isnan(test[-1]))}
+        out.append(Result(metrics, {}, trained.wall_s, trained.dataset, trained.sha256, trained.cpu_s))
+    return out
+
+
+@dataclass(frozen=True)
+class Read:
+    """An outer rule that moves nothing and keeps the last hypergradient `[R, P]` as its state."""
+
+    def init(self, raw: Tensor) -> Tensor:
+        return torch.zeros_like(raw)
+
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: Tensor, lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return raw, hypergradient
+
+
+def hypergradients(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
+    """Approximate (Neumann) and exact hypergradients after the first T steps, without limits on the learning rate, in
+    the coordinates that are optimised (Appendix B.2.2).
+
+    Series over `look_backs`: approximate_<name> and exact_<name> for log10 lr, log10 weight decay and logit momentum.
+    Exact differentiation reaches back to the start (min(i, T) steps). Metrics: error_<name>, |approximate - exact| /
+    |exact|, at the last of them.
+    """
+    start, found = draw(seeds), {}
+    task = regression(c, device, merged=False)
+    w = task.init(seeds)
+    hypers = [replace(h, bounds=(0.0, float("inf"))) for h in declared(SETTINGS[TUNED], start, w)]
+    for kind, estimator in (("approximate", Neumann), ("exact", Reverse)):
+        for i in c.look_backs:
+            loop = Loop(task, sgd(), Hypers(hypers, task.layout.sizes), Method(estimator(i), Read(), every=c.every))
+            found[kind, i] = loop.advance(loop.start(w), c.every).outer.double().cpu().numpy()
+    results = []
+    for k in range(len(seeds)):
+        series = {
+            f"{kind}_{name}": short(np.array([found[kind, i][k, p] for i in c.look_backs]), 10)
+            for kind in ("approximate", "exact")
+            for p, name in enumerate(ALL)
+        }
+        last = c.look_backs[-1]
+        metrics = start.metrics(k)
+        for p, name in enumerate(ALL):
+            exact = found["exact", last][k, p]
+            metrics[f"error_{name}"] = float(abs(found["approximate", last][k, p] - exact) / abs(exact))
+        results.append(Result(metrics, series, 0.0, task.table.name, task.table.sha256))
+    return results
+
+
+def _cost(c: Config) -> float:
+    """A step, and the Hessian products of an update spread over its interval."""
+    products = 0.0 if c.method == RANDOM else 1 + 0.5 * c.look_back
+    return c.steps * (1 + products / c.every) / 4000 if c.method != HYPERGRADIENTS else 0.01
+
+
+STUDY = Study(
+    name="uci_sensitivity",
+    title="Figures 4, 6 and 7, Table 14 of the OnePass paper: update interval, look-back, validation rows",
+    paper="OnePass",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=10,
+    cost=_cost,
+)
