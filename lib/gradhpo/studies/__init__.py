@@ -29,7 +29,14 @@ __all__ = ["SCALES", "Study", "batches", "get", "names", "run_now", "sizes_with"
 
 S = TypeVar("S")
 
-_MODULES = ("clip_quadratic", "onepass_uci_trajectories", "uci_onepass", "uci_sensitivity", "uci_horizon")
+_MODULES = (
+    "clip_quadratic",
+    "onepass_uci_trajectories",
+    "uci_onepass",
+    "uci_sensitivity",
+    "uci_horizon",
+    "image_horizon",
+)
 
 
 def _equal(config: Any) -> float:

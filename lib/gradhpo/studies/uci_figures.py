@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,10 +31,10 @@ LOSS = "test MSE"
 
 def grid(count: int, columns: int = 4, width: float = 3.4, height: float = 2.9) -> tuple[Figure, list[Axes]]:
     """Panels in rows of at most `columns`; the legend goes below with `legend`."""
-    rows = -(-count // columns)
-    across = min(count, columns)
+    rows, across = -(-count // columns), min(count, columns)
+    width = max(width, 7.0 / across)
     fig, axes = plots.plt.subplots(
-        rows, across, figsize=(width * across, height * rows + 0.9), layout="constrained", squeeze=False
+        rows, across, figsize=(width * across, height * rows + 1.1), layout="constrained", squeeze=False
     )
     flat = list(axes.flat)
     for ax in flat[count:]:
@@ -42,15 +42,41 @@ def grid(count: int, columns: int = 4, width: float = 3.4, height: float = 2.9) 
     return fig, flat[:count]
 
 
-def legend(fig: Figure, axes: Iterable[Axes], columns: int = 5) -> None:
-    """One legend for all panels, below them."""
+Draw = Callable[[Axes, pd.DataFrame, str], None]
+
+
+def sheet(draw: Draw, frame: pd.DataFrame, sets: Sequence[str] | None = None) -> Figure:
+    """One panel a set (all that have runs by default) and a legend below; without any run, a panel that says so."""
+    names = present(frame) if sets is None else [name for name in sets if name in present(frame)]
+    fig, axes = grid(max(1, len(names)))
+    for ax, name in zip(axes, names):
+        draw(ax, frame, name)
+    if names:
+        legend(fig, axes)
+    else:
+        axes[0].set_axis_off()
+        axes[0].text(0.5, 0.5, "no run is recorded yet", ha="center")
+    return fig
+
+
+def tables(read: Callable[[pd.DataFrame, str], pd.DataFrame], frame: pd.DataFrame) -> pd.DataFrame:
+    """The table of every set that has runs, one below the other."""
+    found = {SETS[name]: read(frame, name) for name in present(frame)}
+    return (
+        pd.concat(found, names=["data"]) if found else pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
+    )
+
+
+def legend(fig: Figure, axes: Iterable[Axes]) -> None:
+    """One legend for all panels, below them, as many columns as fit."""
     found = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
+    columns = max(2, int(fig.get_figwidth() / 2.2))
     fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def present(frame: pd.DataFrame) -> list[str]:
     """The frame's sets, in the order of `SETS`."""
-    return [name for name in SETS if name in set(frame["dataset"])]
+    return [name for name in SETS if len(frame) and name in set(frame["dataset"])]
 
 
 def by_method(frame: pd.DataFrame, dataset: str) -> list[tuple[str, pd.DataFrame]]:
@@ -82,7 +108,8 @@ def draw_evolution(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
         step, middle, error = steps_of(runs, x.shape[1]), stats.nanmedian(x), stats.bootstrap_band(x, stats.nanmedian)
         style = plots.method_style(method)
         ax.plot(step, middle, **style, markevery=0.2, markersize=5, label=TITLES[method])
-        ax.fill_between(step, middle - error, middle + error, color=style["color"], alpha=0.2, linewidth=0)
+        low = np.maximum(middle - error, middle / 10)  # the axis is logarithmic
+        ax.fill_between(step, low, middle + error, color=style["color"], alpha=0.2, linewidth=0)
     ax.set(title=SETS[dataset], xlabel="training step", ylabel=f"median {LOSS}", yscale="log")
 
 
@@ -132,8 +159,13 @@ def cdf_table(frame: pd.DataFrame, dataset: str, column: str = "test_mse") -> pd
 
 def chosen(frame: pd.DataFrame, dataset: str, seed: int = 0) -> pd.DataFrame:
     """All methods' runs from one initialisation, drawn by `seed` among those that every method has."""
-    here = frame[(frame["dataset"] == dataset) & frame["lr_path"].map(lambda v: isinstance(v, list))]
+    here = frame[frame["dataset"] == dataset]
+    here = here[here["lr_path"].map(lambda v: isinstance(v, list))] if "lr_path" in here else here[:0]
+    if here.empty:
+        return here
     common = set.intersection(*(set(g["seed"]) for _, g in here.groupby("method")))
+    if not common:
+        return here[:0]
     picked = sorted(common)[int(np.random.default_rng(seed).integers(len(common)))]
     return here[here["seed"] == picked]
 

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from gradhpo.errors import unknown
@@ -20,7 +23,7 @@ from gradhpo.estimators.reverse import Reverse
 from gradhpo.hypers import Hypers
 from gradhpo.records import Result
 from gradhpo.rules import sgd
-from gradhpo.studies import Study
+from gradhpo.studies import Study, uci_tables
 from gradhpo.studies.uci_training import ALL, SETTINGS, declared, draw, regression, short, train
 from gradhpo.studies.uci_training import Config as Training
 from gradhpo.tasks.uci import Table, load
@@ -186,3 +189,148 @@ STUDY = Study(
     chunk=10,
     cost=_cost,
 )
+
+
+# --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+HYPERS = {"lr": "log10 learning rate", "weight_decay": "log10 weight decay", "momentum": "logit momentum"}
+_EPS = 1e-8  # of Adam
+
+
+def grid_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs of Figure 6: trainings at the usual proportion of rows."""
+    return frame[(frame["method"] != HYPERGRADIENTS) & (frame["train_share"] == SHARES[0])] if len(frame) else frame
+
+
+def medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """Median final test MSE (of the runs that stayed finite) of each method and look-back i, a column for each T."""
+    here = grid_runs(frame)
+    if here.empty:
+        return pd.DataFrame()
+    table = here.groupby(["method", "look_back", "every"])["test_mse"].median().unstack("every")
+    order = [m for m in (RANDOM, TUNED, EXACT) if m in table.index]
+    return table.reindex(order, level="method").rename_axis(["method", "i"]).rename_axis("T", axis=1)
+
+
+def gradient_errors(frame: pd.DataFrame, dtype: str = "float64") -> pd.DataFrame:
+    """Errors of approximate hypergradients, a row for each run, T, i and hyperparameter.
+
+    honest: |approximate - exact| / |exact|. published: the same of the first update that Adam makes of each,
+    g / (|g| + 1e-8), which knows little but the sign of g.
+    """
+    rows = []
+    here = frame[(frame["method"] == HYPERGRADIENTS) & (frame["dtype"] == dtype)] if len(frame) else frame
+    for _, run in here.iterrows():
+        for name in ALL:
+            a, e = (np.array(run[f"{kind}_{name}"], dtype=float) for kind in ("approximate", "exact"))
+            step_a, step_e = a / (np.abs(a) + _EPS), e / (np.abs(e) + _EPS)
+            honest, published = np.abs(a - e) / np.abs(e), np.abs(step_a - step_e) / np.abs(step_e)
+            rows += [
+                {"T": run["every"], "i": i, "hyperparameter": name, "honest": h, "published": p}
+                for i, h, p in zip(run["look_backs"], honest, published, strict=True)
+            ]
+    return pd.DataFrame(rows, columns=["T", "i", "hyperparameter", "honest", "published"])
+
+
+def error_grid(errors: pd.DataFrame, name: str, measure: str, statistic: str = "mean") -> pd.DataFrame:
+    """One panel of Figure 7: an error in per cent for each i (rows) and T (columns)."""
+    here = errors[errors["hyperparameter"] == name]
+    return 100 * here.groupby(["i", "T"])[measure].agg(statistic).unstack("T")
+
+
+def share_table(frame: pd.DataFrame, usual: pd.DataFrame) -> pd.DataFrame:
+    """`uci_tables.summary` of Table 14's runs, index (dataset, method) with the proportion as the data set's name.
+    usual: the runs of `uci_onepass` on the same set, which are the column of the usual proportion."""
+    other = frame[frame["train_share"] != SHARES[0]] if len(frame) else frame
+    parts = []
+    if len(usual):
+        chosen = usual[(usual["dataset"] == "energy") & usual["method"].isin([TUNED, HDLR])]
+        parts.append(chosen.assign(dataset=proportion(SHARES[0])))
+    if len(other):
+        parts.append(other.assign(dataset=other["train_share"].map(proportion)))
+    return uci_tables.summary(pd.concat(parts) if parts else pd.DataFrame())
+
+
+def proportion(share: float) -> str:
+    """Training/validation/test rows in the paper's words."""
+    return f"{100 * share:g}%/{100 * (0.9 - share):g}%/10%"
+
+
+def draw_medians(axes: Sequence[Axes], table: pd.DataFrame, unit: float = 1000.0) -> None:
+    """Figure 6: a panel for each method, i upwards and T to the right, one colour scale for all."""
+    low, high = (float(np.log10(f(table.to_numpy(dtype=float)))) for f in (np.nanmin, np.nanmax))
+    for ax, (method, part) in zip(axes, table.groupby(level="method", sort=False)):
+        here = part.droplevel("method").sort_index(ascending=False)
+        text = here.map(lambda v: "" if np.isnan(v) else f"{unit * v:.3g}")
+        options = {"cbar": False, "annot_kws": {"size": 8}, "vmin": low, "vmax": high, "cmap": "viridis_r"}
+        sns.heatmap(np.log10(here), annot=text, fmt="", ax=ax, **options)
+        ax.set(title=f"{uci_tables.TITLES[str(method)]} (× {unit:g})", xlabel="update interval T", ylabel="look-back i")
+
+
+def draw_errors(axes: Sequence[Axes], errors: pd.DataFrame, measure: str) -> None:
+    """Figure 7: mean error in per cent, a panel for each hyperparameter."""
+    for ax, (name, title) in zip(axes, HYPERS.items()):
+        here = error_grid(errors, name, measure).sort_index(ascending=False)
+        logged = np.log10(here.clip(lower=0.1))
+        text = here.map(lambda v: f"{v:.2g}")
+        sns.heatmap(
+            logged, annot=text, fmt="", ax=ax, cbar=False, annot_kws={"size": 8}, vmin=-1, vmax=3, cmap="viridis_r"
+        )
+        ax.set(title=f"{title}, {measure}", xlabel="update interval T", ylabel="look-back i")
+
+
+def claims(frame: pd.DataFrame) -> dict[str, bool | None]:
+    """The statements of Section 4.3 and Appendix B.2 on the grid of T and i; None without its runs."""
+    table = medians(frame)
+    if table.empty or not {RANDOM, TUNED, EXACT} <= set(table.index.get_level_values("method")):
+        return dict.fromkeys(("WD+LR+M beats Random for every T and i",))
+    random, ours, exact = table.loc[RANDOM].iloc[0], table.loc[TUNED], table.loc[EXACT]
+    by_t = [row.rank().corr(pd.Series(range(len(row)), index=row.index)) for _, row in ours.iterrows()]
+    both = ours.where(exact.notna())
+    return {
+        "WD+LR+M beats Random for every T and i": bool((ours < random).all().all()),
+        "larger T gives lower losses (rank correlation below -0.5 for every i)": bool(np.max(by_t) < -0.5),
+        "exact hypergradients are better still (lower in most cells)": bool(
+            (exact < both).to_numpy()[both.notna().to_numpy()].mean() > 0.5
+        ),
+        "their gap is smaller than that to Random in every cell": bool(
+            ((both - exact).abs() < (random - both).abs()).to_numpy()[both.notna().to_numpy()].all()
+        ),
+        "more terms do not always help: for some T a larger i is worse": bool((ours.diff() > 0).any().any()),
+    }
+
+
+def error_claims(errors: pd.DataFrame) -> dict[str, bool | None]:
+    """The statements of Appendix B.2.2, on the published measure, and what it is worth."""
+    if errors.empty:
+        return dict.fromkeys(("approximate weight-decay hypergradients are better at short look-backs",))
+    decay = error_grid(errors, "weight_decay", "published").mean(axis=1)
+    long = errors[errors["i"] > 1]
+    sign_only = (long["published"] < 0.01) | ((long["published"] - 2).abs() < 0.01)
+    return {
+        "approximate weight-decay hypergradients are better at short look-backs": bool(
+            decay.rank().corr(pd.Series(range(len(decay)), index=decay.index)) > 0.5
+        ),
+        "one term (i = 1) is exact": bool(errors.loc[errors["i"] == 1, "honest"].max() < 1e-3),
+        "the published measure sees little but signs (nine in ten within 1 % of 0 or of 200 %)": bool(
+            sign_only.mean() > 0.9
+        ),
+    }
+
+
+def share_claims(table: pd.DataFrame) -> dict[str, bool | None]:
+    """The statements of Appendix B.8.1; None without runs."""
+    first, second, last = (proportion(s) for s in (SHARES[0], SHARES[1], SHARES[-1]))
+    have = set(table.index)
+
+    def better(method: str, a: str, b: str) -> bool | None:
+        both = {(a, method), (b, method)} <= have
+        return bool(table.loc[(a, method), "mean"] < table.loc[(b, method), "mean"]) if both else None
+
+    return {
+        f"{uci_tables.TITLES[m]}: {second} has a lower mean than {first}": better(m, second, first)
+        for m in (TUNED, HDLR)
+    } | {
+        f"{uci_tables.TITLES[m]}: {last} has a higher mean than {second}": better(m, second, last)
+        for m in (TUNED, HDLR)
+    }

@@ -55,7 +55,7 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "method"), loss
     Losses are in the units of `UNITS`.
     """
     rows = {}
-    for key, g in frame.groupby(list(by), sort=False):
+    for key, g in frame.groupby(list(by), sort=False) if len(frame) else ():
         unit = UNITS.get(str(g["dataset"].iloc[0]), 1.0)
         x = g[loss].to_numpy(dtype=float) * unit
         row: dict[str, float] = {"runs": len(x), "nan": int(np.isnan(x).sum())}
@@ -65,8 +65,8 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "method"), loss
         at_any_time = g[loss.replace("test", "best")].to_numpy(dtype=float) * unit
         row["best"] = float(np.nanmin(at_any_time)) if not np.isnan(at_any_time).all() else np.nan
         rows[key] = row
-    index = pd.MultiIndex.from_tuples(list(rows), names=list(by)) if len(by) > 1 else pd.Index(list(rows), name=by[0])
-    return pd.DataFrame(list(rows.values()), index=index)
+    columns = ["runs", "nan", "mean", "mean_error", "median", "median_error", "best"]
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(list(rows), names=list(by)), columns)
 
 
 def published(file: str) -> pd.DataFrame:
@@ -83,7 +83,9 @@ def published(file: str) -> pd.DataFrame:
 
 def beside(ours: pd.DataFrame, theirs: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """One set's table as text, ours and the paper's side by side; in bold what lies in the error bar of the best of its
-    class (Markdown's asterisks). Methods without runs are left out."""
+    class (Markdown's asterisks). Methods without runs are left out; a set without any gives a table that says so."""
+    if dataset not in ours.index.get_level_values("dataset"):
+        return pd.DataFrame({"runs": [0]}, index=pd.Index(["no run is recorded yet"], name="method"))
     here = ours.loc[[dataset]].droplevel("dataset")
     here = here.loc[[m for m in TITLES if m in here.index]]
     them = theirs.loc[[dataset]].droplevel("dataset") if dataset in theirs.index else None
@@ -95,6 +97,12 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, dataset: str) -> pd.DataFra
             out[f"{name}, paper"] = _column(them.reindex(here.index), name, bold.to_numpy(dtype=bool))
     out["runs"], out["NaN"] = here["runs"].to_numpy(), here["nan"].to_numpy()
     return out.rename_axis("method")
+
+
+def listed(ours: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
+    """Tables of several sets, ours alone, one below the other."""
+    found = [beside(ours, ours.iloc[:0], name).reset_index().assign(data=name) for name in datasets]
+    return pd.concat(found).set_index("data").rename_axis("data") if found else beside(ours, ours, "")
 
 
 def emboldened(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -143,6 +151,21 @@ def rank_correlation(ours: pd.Series, theirs: pd.Series) -> float:
     """Spearman's rank correlation over the methods that both have."""
     both = ours.index.intersection(theirs.index)
     return float(ours[both].rank().corr(theirs[both].rank()))
+
+
+def ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlation of our averages with the published ones, set by set; NaN below three common methods."""
+    rows = {}
+    for dataset in SETS.values():
+        if {dataset} <= set(ours.index.get_level_values("dataset")):
+            a, b = ours.loc[dataset], theirs.loc[dataset]
+            common = [m for m in a.index.intersection(b.index) if m not in NOT_RANKED]
+            enough = len(common) > 2
+            rows[dataset] = {"methods": len(common)} | {
+                n: round(rank_correlation(a.loc[common, n], b.loc[common, n]), 2) if enough else np.nan
+                for n in ("mean", "median", "best")
+            }
+    return pd.DataFrame(rows).T.rename_axis("rank correlation")
 
 
 def claims(ours: pd.DataFrame, frame: pd.DataFrame, dataset: str) -> dict[str, bool | None]:
@@ -226,6 +249,8 @@ def answers(found: Mapping[str, Mapping[str, bool | None]]) -> pd.DataFrame:
 def core_minutes(frame: pd.DataFrame, runs: int = 200) -> pd.DataFrame:
     """Core-minutes of `runs` trainings, from the seconds that the records hold, and relative to Random; the trainings
     of a run are counted."""
+    if frame.empty:
+        return frame
     minutes = frame.groupby(["dataset", "method"], sort=False)["cpu_s"].mean().unstack("dataset") * runs / 60
     minutes = minutes.reindex([m for m in TITLES if m in minutes.index])
     if "Random" in minutes.index:
