@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from gradhpo import environment, methods
@@ -20,7 +22,7 @@ from gradhpo.errors import unknown
 from gradhpo.hypers import Hypers
 from gradhpo.records import Result
 from gradhpo.rules import sgd
-from gradhpo.studies import Study
+from gradhpo.studies import Study, uci_figures, uci_tables
 from gradhpo.studies.restarts import restarted
 from gradhpo.studies.uci_training import SETTINGS, declared, draw, finite, short
 from gradhpo.tasks import fashion
@@ -181,3 +183,46 @@ STUDY = Study(
     chunk=_chunk,
     cost=_cost,
 )
+
+
+# --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+MEASURES = {"cross-entropy": "ce", "error": "error"}
+"""As the published tables call them."""
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """`uci_tables.summary` of cross-entropies and errors, index (dataset, method) with the measure as the data set."""
+    parts = [uci_tables.summary(frame.assign(dataset=name), loss=f"test_{column}") for name, column in MEASURES.items()]
+    return pd.concat(parts)
+
+
+def of_length(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
+    """The runs of the truncated problem (1000 steps) or of the medium horizon (10,000)."""
+    return frame[frame["steps"] == steps] if len(frame) else frame
+
+
+def draw_pair(axes: Sequence[Axes], frame: pd.DataFrame, dataset: str) -> None:
+    """Distribution of final cross-entropies (left) and evolution of the median (right), Figures 16 and 17."""
+    uci_figures.draw_cdf(axes[0], frame, dataset, "test_ce", "test cross-entropy")
+    uci_figures.draw_evolution(axes[1], frame, dataset, "ce_curve", "test cross-entropy")
+    axes[1].set(xscale="log", xlabel="training step, restarts included")
+
+
+def claims(ours: pd.DataFrame, longer: str) -> dict[str, bool | None]:
+    """The statements of Appendices B.7.1 (longer: LONG) and B.7.2 (MEDIUM) on images: short horizons beat Random, and
+    a longer one does not improve on them (median cross-entropy, 5 % either way counting as the same)."""
+    if "cross-entropy" not in ours.index.get_level_values("dataset"):
+        return {}
+    t = ours.loc["cross-entropy"]
+    if not {*SHORT, longer} <= set(t.index):
+        return {}
+    short_horizon = t.loc[["WD+LR+M", "Diff-through-Opt"], "median"]
+    return {
+        "WD+LR+M and Diff-through-Opt have lower medians than Random": bool(
+            short_horizon.max() < t.loc["Random", "median"]
+        ),
+        f"{uci_tables.TITLES[longer]} does not improve on them by more than 5 %": bool(
+            t.loc[longer, "median"] > 0.95 * short_horizon.min()
+        ),
+    }

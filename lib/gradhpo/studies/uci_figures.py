@@ -92,25 +92,28 @@ def curves(runs: pd.DataFrame, column: str = "test_curve") -> np.ndarray:
 
 
 def steps_of(runs: pd.DataFrame, points: int) -> np.ndarray:
-    """Training steps at which a series of `points` points was read."""
+    """Training steps at which a series of `points` points was read: evenly spaced in one training, the ends of
+    several."""
+    if "trainings" in runs and runs["trainings"].iloc[0] > 1:
+        return float(runs["steps"].iloc[0]) * np.arange(1, points + 1)
     return np.linspace(0, float(runs["steps"].iloc[0]), points).round()
 
 
 # --- Figure 8: medians over the steps ---------------------------------------------------------------------------------
 
 
-def draw_evolution(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
-    """Median test MSE of the runs that are finite, against the training step, with its bootstrap standard error."""
+def draw_evolution(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_curve", loss: str = LOSS) -> None:
+    """Median test loss of the runs that are finite, against the training step, with its bootstrap standard error."""
     for method, runs in by_method(frame, dataset):
-        if "test_curve" not in runs or not isinstance(runs["test_curve"].iloc[0], list):
+        if column not in runs or not isinstance(runs[column].iloc[0], list):
             continue
-        x = curves(runs)
+        x = curves(runs, column)
         step, middle, error = steps_of(runs, x.shape[1]), stats.nanmedian(x), stats.bootstrap_band(x, stats.nanmedian)
         style = plots.method_style(method)
         ax.plot(step, middle, **style, markevery=0.2, markersize=5, label=TITLES[method])
         low = np.maximum(middle - error, middle / 10)  # the axis is logarithmic
         ax.fill_between(step, low, middle + error, color=style["color"], alpha=0.2, linewidth=0)
-    ax.set(title=SETS[dataset], xlabel="training step", ylabel=f"median {LOSS}", yscale="log")
+    ax.set(title=SETS.get(dataset, dataset), xlabel="training step", ylabel=f"median {loss}", yscale="log")
 
 
 def evolution_table(
@@ -135,13 +138,13 @@ def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 # --- Figure 9: distributions of final losses --------------------------------------------------------------------------
 
 
-def draw_cdf(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_mse") -> None:
+def draw_cdf(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_mse", loss: str = LOSS) -> None:
     """Share of all runs, diverged ones included, whose final loss is at most x."""
     for method, runs in by_method(frame, dataset):
         x, share = stats.cdf(runs[column].to_numpy(dtype=float) * UNITS.get(dataset, 1.0))
         style = plots.method_style(method)
         ax.step(x, share, where="post", **style, markevery=max(1, len(x) // 5), markersize=5, label=TITLES[method])
-    ax.set(title=SETS.get(dataset, dataset), xlabel=f"final {LOSS}", ylabel="share of runs", xscale="log", ylim=(0, 1))
+    ax.set(title=SETS.get(dataset, dataset), xlabel=f"final {loss}", ylabel="share of runs", xscale="log", ylim=(0, 1))
 
 
 def cdf_table(frame: pd.DataFrame, dataset: str, column: str = "test_mse") -> pd.DataFrame:

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from gradhpo import data, environment, methods
@@ -21,7 +23,7 @@ from gradhpo.errors import unknown
 from gradhpo.hypers import Hypers
 from gradhpo.records import Result
 from gradhpo.rules import sgd
-from gradhpo.studies import Study
+from gradhpo.studies import Study, uci_figures
 from gradhpo.studies.restarts import restarted
 from gradhpo.studies.uci_training import ALL, SETTINGS, declared, draw, finite, points, regression, short, train
 from gradhpo.studies.uci_training import Config as Training
@@ -51,7 +53,7 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(("diabetes", "friedman"), 4, 40, 4, 2, 100),
+    "smoke": Sizes(("diabetes", "friedman"), 4, 40, 3, 2, 60),
     "laptop": Sizes(("energy",), 12, 200, 30, 0, 4000),
     "paper": Sizes(("energy", "kin8nm", "power"), 60, 200, 30, 36, 4000),
 }
@@ -146,3 +148,57 @@ STUDY = Study(
     chunk=_chunk,
     cost=_cost,
 )
+
+
+# --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+
+def short_runs(frame: pd.DataFrame, steps: int = SIZES["paper"].steps) -> pd.DataFrame:
+    """The runs of the truncated problem."""
+    return frame[frame["steps"] == steps] if len(frame) else frame
+
+
+def full_runs(frame: pd.DataFrame, usual: pd.DataFrame, steps: int = SIZES["paper"].full_steps) -> pd.DataFrame:
+    """Table 13: the full-horizon runs together with `uci_onepass`'s runs on the same set."""
+    mine = frame[(frame["steps"] == steps) & (frame["method"] == LONG)] if len(frame) else frame
+    others = usual[(usual["dataset"] == "energy") & (usual["method"] != "Bayes")] if len(usual) else usual
+    parts = [each for each in (others, mine) if len(each)]
+    return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def draw_pair(axes: Sequence[Axes], frame: pd.DataFrame, dataset: str) -> None:
+    """Distribution of final losses (left) and evolution of the median (right), Figures 16 and 18. The restarted method
+    is drawn at all steps it has taken, over its trainings."""
+    uci_figures.draw_cdf(axes[0], frame, dataset)
+    uci_figures.draw_evolution(axes[1], frame, dataset)
+    axes[1].set(xscale="log", xlabel="training step, restarts included")
+
+
+def claims_short(ours: pd.DataFrame) -> dict[str, dict[str, bool | None]]:
+    """The statement of Appendix B.7.1 for each set: a full horizon gives lower losses than all short ones."""
+    found: dict[str, dict[str, bool | None]] = {}
+    for name in dict.fromkeys(ours.index.get_level_values("dataset")):
+        t = ours.loc[name]
+        if set(METHODS) <= set(t.index):
+            others = t.drop(index=LONG)
+            found[name] = {
+                f"the full horizon has the lowest {n} of all": bool(t.loc[LONG, n] < others[n].min())
+                for n in ("mean", "median", "best")
+            }
+    return found
+
+
+def claims_full(ours: pd.DataFrame) -> dict[str, bool | None]:
+    """The statements of Appendix B.7.3 on Energy."""
+    t = ours.loc["energy"] if "energy" in ours.index.get_level_values("dataset") else pd.DataFrame()
+    if not set(METHODS) <= set(t.index):
+        return {}
+    both, scalar = ["mean", "median"], ["WD+LR+M", "Diff-through-Opt"]
+    return {
+        "the full horizon of 4000 steps beats Random (mean and median)": bool(
+            (t.loc[LONG, both] < t.loc["Random", both]).all()
+        ),
+        "and is much worse than short horizons with 400 updates (twice their mean and median)": bool(
+            (t.loc[LONG, both] > 2 * t.loc[scalar, both].max()).all()
+        ),
+    }
