@@ -97,6 +97,11 @@ def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["dtype"] == "float32") & (frame["form"] == "stacked")] if len(frame) else frame
 
 
+def timed_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs on the sets of Tables 1 and 6."""
+    return frame[frame["dataset"].isin(TABLE_SETS)] if len(frame) else frame
+
+
 def rounding_table(frame: pd.DataFrame) -> pd.DataFrame:
     """How far 4000 steps carry rounding: relative differences of final test losses of the same run, medians and
     maxima over the runs that stay finite. float32 against float64; float64 with two orders of summation."""

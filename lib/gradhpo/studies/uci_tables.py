@@ -246,6 +246,14 @@ def answers(found: Mapping[str, Mapping[str, bool | None]]) -> pd.DataFrame:
     return pd.DataFrame({d: {k: words[v] for k, v in c.items()} for d, c in found.items()}).rename_axis("claim")
 
 
+def where(frame: pd.DataFrame) -> pd.DataFrame:
+    """Where, when and by which commits runs were recorded: a column for each combination."""
+    if frame.empty:
+        return pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
+    groups = frame.groupby(["device", "commit", "dirty"], dropna=False)
+    return groups.agg(runs=("seed", "size"), first=("date", "min"), last=("date", "max")).reset_index().T
+
+
 def core_minutes(frame: pd.DataFrame, runs: int = 200) -> pd.DataFrame:
     """Core-minutes of `runs` trainings, from the seconds that the records hold, and relative to Random; the trainings
     of a run are counted."""
