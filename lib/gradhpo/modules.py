@@ -249,7 +249,9 @@ def _nothing(output: object, target: None) -> Tensor:
 
 def _row(x: Tensor | Named | None, r: int) -> Tensor | dict[str, Tensor]:
     """Row r of a tensor or of every tensor in a mapping, as views: writes reach the original."""
-    return x[r] if isinstance(x, Tensor) else {n: v[r] for n, v in (x or {}).items()}
+    if isinstance(x, Tensor):
+        return x.squeeze(0) if len(x) == 1 else x[r]  # the derivative of x[r] is a copy into zeros, of this a view
+    return {n: _row(v, r) for n, v in (x or {}).items()}
 
 
 def _per_run(w: Tensor, lam: Named | None) -> dict[str, Tensor]:
