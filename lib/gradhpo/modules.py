@@ -24,11 +24,12 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from gradhpo.draws import Draws
 from gradhpo.errors import GradhpoError, unknown
 from gradhpo.nets import Dropout
+from gradhpo.swapped import Places
 
 Named = Mapping[str, Tensor]
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -71,7 +72,7 @@ class Batched:
     def __init__(self, module: nn.Module, loss: Callable[..., Tensor], shared_batch: bool = True) -> None:
         self.module, self.loss, self.shared_batch = module, loss, shared_batch
         self.layout = Layout.of(module)
-        self._parts = list(module.modules())
+        self._parts, self._places = list(module.modules()), Places(module)
 
     def __call__(
         self,
@@ -107,7 +108,7 @@ class Batched:
     def buffers(self, w: Tensor, given: Named | None = None) -> dict[str, Tensor]:
         """Copies `[R, *shape]` of the module's buffers on the device of `w`, floating ones in its type, or of those
         that are given."""
-        own = dict(self.module.named_buffers())
+        own = self._places.own_buffers()
         for name, b in (given or {}).items():
             if name not in own:
                 raise unknown(f"buffer of {type(self.module).__name__}", name, own)
@@ -156,8 +157,8 @@ class Batched:
         loss_lam: Named,
     ) -> Tensor:
         """The loss of one run: what `vmap` maps over the runs."""
-        with draws.inside(run) if draws else nullcontext():
-            output = functional_call(self.module, {**params, **own}, (x,), dict(net_lam))
+        with draws.inside(run) if draws else nullcontext(), self._places.swapped(params, own):
+            output = self.module(x, **net_lam)
         return self.loss(output, y, **loss_lam)
 
     def _checked(self, losses: Tensor, w: Tensor) -> Tensor:

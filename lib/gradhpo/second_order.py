@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
+
+from gradhpo.errors import GradhpoError
 
 _aten = torch.ops.aten
 
@@ -174,8 +175,12 @@ class _BatchNormBackward(torch.autograd.Function):
         return dx, dw, db
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, zx: Tensor, zw: Tensor, zb: Tensor) -> Any:
+        if torch.is_grad_enabled():  # mean and r would count as constants
+            raise GradhpoError(
+                "the gradient of batch norm is differentiated here once, and a third derivative was asked for "
+                "(create_graph=True on a Hessian product); compute the loss outside of second_order.lean()"
+            )
         g, x, w, mean, r, dw = ctx.saved_tensors
         m = x.numel() // x.shape[1]
 
