@@ -30,9 +30,10 @@ class Rule:
     `counters` what it keeps once a run, `[R, 1]` (all zero at the start).
 
     tangent: the derivative of `update` along (w_dot, buffers_dot, g_dot, lam_dot), written out: the arguments of
-    `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of lam_dot for each tuned hyperparameter. None: by
-    forward-mode automatic differentiation of `update`, which gives the same in two to four times the passes over
-    memory. A rule made from another by `dataclasses.replace(rule, update=...)` needs `tangent=None`, or one of its own.
+    `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of lam_dot for each tuned
+    hyperparameter. None: by forward-mode automatic differentiation of `update`, which gives the same in several times
+    the passes over memory. A rule made from another by `dataclasses.replace(rule, update=...)` needs `tangent=None`,
+    or one of its own.
     """
 
     name: str
