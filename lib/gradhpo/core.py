@@ -30,7 +30,7 @@ from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hypers, Values
 from gradhpo.rules import Rule
 from gradhpo.rules import Tangent as RuleTangent
-from gradhpo.second_order import lean
+from gradhpo.second_order import wanted
 
 # torch's own first use of a dual number compiles its derivative formulas with the deprecated torch.jit, and says so
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
@@ -88,7 +88,7 @@ class Step:
         self.curvature = curvature
         self.w = state.w.detach().requires_grad_()
         self.loss_lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
-        with lean() if curvature else nullcontext():
+        with wanted() if curvature else nullcontext():
             loss = problem.train_loss(self.w, self.loss_lam, t)
         inputs = (self.w, *self._smooth.values()) if curvature else (self.w,)
         grads = torch.autograd.grad(loss, inputs, torch.ones_like(loss), create_graph=curvature, allow_unused=True)

@@ -29,6 +29,7 @@ from torch.func import vmap
 from gradhpo.draws import Draws
 from gradhpo.errors import GradhpoError, unknown
 from gradhpo.nets import Dropout
+from gradhpo.second_order import granted, layers_in
 from gradhpo.swapped import Places
 
 Named = Mapping[str, Tensor]
@@ -56,14 +57,17 @@ class Layout:
     def split(self, w: Tensor) -> dict[str, Tensor]:
         """Views of `w [..., D]` as named tensors `[..., *shape]`."""
         parts = torch.split(w, self.sizes, dim=-1)
-        return {
-            n: p.unflatten(-1, s) if s else p.squeeze(-1)
-            for n, p, s in zip(self.names, parts, self.shapes, strict=True)
-        }
+        return {n: _shaped(p, s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def flatten(self, named: Named) -> Tensor:
         """One vector `[D]` from a module's `named_parameters()` or an equal mapping."""
         return torch.cat([named[n].detach().reshape(-1) for n in self.names])
+
+
+def _shaped(p: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) == 1:
+        return p  # one node less in the graph, at each of its derivatives
+    return p.unflatten(-1, shape) if shape else p.squeeze(-1)
 
 
 class Batched:
@@ -72,7 +76,7 @@ class Batched:
     def __init__(self, module: nn.Module, loss: Callable[..., Tensor], shared_batch: bool = True) -> None:
         self.module, self.loss, self.shared_batch = module, loss, shared_batch
         self.layout = Layout.of(module)
-        self._parts, self._places = list(module.modules()), Places(module)
+        self._parts, self._places, self._lean = list(module.modules()), Places(module), layers_in(module)
 
     def __call__(
         self,
@@ -129,7 +133,7 @@ class Batched:
         """The call itself, with the module's flags as they are; what the forward pass writes to buffers lands in
         `own`."""
         data = None if self.shared_batch else 0
-        mapped = (self.layout.split(w), own, torch.arange(len(w), device=w.device), x, y, net_lam, loss_lam)
+        mapped = (w, own, torch.arange(len(w), device=w.device), x, y, net_lam, loss_lam)
         dims = (0, 0, 0, data, None if y is None else data, 0, 0)
         single = partial(self._single, draws)
         alone = partial(single, *(a if d is None else _row(a, 0) for a, d in zip(mapped, dims, strict=True)))
@@ -148,7 +152,7 @@ class Batched:
     def _single(
         self,
         draws: Draws | None,
-        params: Named,
+        w: Tensor,
         own: Named,
         run: Tensor,
         x: Tensor,
@@ -157,7 +161,11 @@ class Batched:
         loss_lam: Named,
     ) -> Tensor:
         """The loss of one run: what `vmap` maps over the runs."""
-        with draws.inside(run) if draws else nullcontext(), self._places.swapped(params, own):
+        with (
+            draws.inside(run) if draws else nullcontext(),
+            self._places.swapped(self.layout.split(w), own),
+            granted(self._lean),
+        ):
             output = self.module(x, **net_lam)
         return self.loss(output, y, **loss_lam)
 

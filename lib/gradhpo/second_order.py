@@ -5,17 +5,20 @@ their values and gradients, which come from torch's own kernels, and differentia
 torch's formula for a convolution takes the weights' share as a convolution with the images as kernels, for which CPUs
 have no fast kernel, and its formula for batch norm makes about 30 passes over the activations.
 
-`core.Step` uses it where it builds a graph over a gradient. Inside `torch.func` transforms (several runs under `vmap`)
-and for forms not covered here torch's own formulas stay in charge; both are exact.
+`core.Step` asks for it (`wanted`) where it builds a graph over a gradient, and `modules.batched` grants it to a module
+with such layers. Inside `torch.func` transforms (several runs under `vmap`) and for forms not covered here torch's own
+formulas stay in charge; both are exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
@@ -23,6 +26,27 @@ from torch.overrides import TorchFunctionMode
 from gradhpo.errors import GradhpoError
 
 _aten = torch.ops.aten
+_wanted: ContextVar[bool] = ContextVar("wanted", default=False)
+
+
+@contextmanager
+def wanted() -> Iterator[None]:
+    """Context: a graph over the gradient of the losses computed inside is going to be differentiated."""
+    token = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def layers_in(module: nn.Module) -> bool:
+    """Whether `module` has layers that `lean` makes cheaper."""
+    return any(isinstance(m, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)) for m in module.modules())
+
+
+def granted(has_layers: bool) -> AbstractContextManager[object]:
+    """`lean()` where it is wanted and there are layers for it; a context costs every call inside a little."""
+    return lean() if has_layers and _wanted.get() else nullcontext()
 
 
 class lean(TorchFunctionMode):
