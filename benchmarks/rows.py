@@ -45,7 +45,7 @@ def _oho(device: torch.device, quick: bool, width: int = 128) -> Pair:
     steps = 3 if quick else 30
     hypers = net.hypers([Hyper("lr", 1e-3), Hyper("weight_decay", 1e-4)])
     base = plain(net, steps, SGD, lr=1e-3, weight_decay=1e-4)
-    return Pair(base, looped(net, steps, sgd(momentum=False), hypers, methods.oho()))
+    return Pair(base, looped(net, steps, sgd(momentum=False), hypers, methods.oho(), trace=True))
 
 
 def _schedule(windows: int, tuned: bool) -> list[Hyper]:

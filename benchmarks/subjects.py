@@ -39,6 +39,14 @@ class Subject:
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
         return self._loss(w, *self.val)
 
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        return *self.train, *self.val
+
+    def on(self, batch: tuple[Tensor, ...]) -> Subject:
+        other = copy.copy(self)
+        other.train, other.val = batch[:2], batch[2:]  # type: ignore[assignment]
+        return other
+
     def hypers(self, hypers: Sequence[Hyper], horizon: int | None = None) -> Hypers:
         return Hypers(hypers, self.layout.sizes, horizon)
 

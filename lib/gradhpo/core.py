@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -73,6 +73,20 @@ class Problem(Protocol):
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
 
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
+
+
+@runtime_checkable
+class WithBatches(Protocol):
+    """A problem whose losses depend on `t` through tensors alone, so that a traced loop can hand them over:
+    `problem.on(problem.batch(t))` has at every step the losses that `problem` has at step `t`."""
+
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        """All that both losses of step `t` read beside weights and hyperparameters. Every new shape is recorded."""
+        ...
+
+    def on(self, batch: tuple[Tensor, ...]) -> Problem:
+        """The problem with losses on these tensors, whatever `t`."""
+        ...
 
 
 class Step:
@@ -258,6 +272,7 @@ __all__: Sequence[str] = [
     "Step",
     "Tangent",
     "Values",
+    "WithBatches",
     "cotangent",
     "initial_state",
     "validation_gradient",
