@@ -54,6 +54,7 @@ CASES = {
     "norm without weights": lambda: _case(nn.BatchNorm2d(3, affine=False), 4, 3, 5, 5),
     "norm without statistics": lambda: _case(nn.BatchNorm2d(3, track_running_stats=False), 4, 3, 5, 5),
     "norm in eval mode": lambda: _case(nn.BatchNorm2d(3).eval(), 4, 3, 5, 5),
+    "relu": lambda: _case(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(inplace=True)), 3, 4),
     "wide residual net": lambda: (wrn(10), torch.randn(4, 3, 8, 8, dtype=torch.float64)),
 }
 

@@ -1,9 +1,10 @@
-"""Convolution and batch norm with a lean derivative of their gradient, for the Hessian products of a step.
+"""Convolution, batch norm and ReLU with a lean derivative of their gradient, for the Hessian products of a step.
 
-`lean()` is a context in which `torch.conv1d` to `conv3d` and `torch.nn.functional.batch_norm` in training mode keep
-their values and gradients, which come from torch's own kernels, and differentiate the gradient by the formulas below.
-torch's formula for a convolution takes the weights' share as a convolution with the images as kernels, for which CPUs
-have no fast kernel, and its formula for batch norm makes about 30 passes over the activations.
+`lean()` is a context in which `torch.conv1d` to `conv3d`, `relu`, and `torch.nn.functional.batch_norm` in training mode
+keep their values and gradients, which come from torch's own kernels, and differentiate the gradient by the formulas
+below. torch's formula for a convolution takes the weights' share as a convolution with the images as kernels, for which
+CPUs have no fast kernel; its formula for batch norm makes about 30 passes over the activations; and that for ReLU adds
+a tensor of zeros, the second derivative.
 
 `core.Step` asks for it (`wanted`) where it builds a graph over a gradient, and `modules.batched` grants it to a module
 with such layers. Inside `torch.func` transforms (several runs under `vmap`) and for forms not covered here torch's own
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, relu
 from torch.overrides import TorchFunctionMode
 
 from gradhpo.errors import GradhpoError
@@ -41,7 +42,9 @@ def wanted() -> Iterator[None]:
 
 def layers_in(module: nn.Module) -> bool:
     """Whether `module` has layers that `lean` makes cheaper."""
-    return any(isinstance(m, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)) for m in module.modules())
+    return any(
+        isinstance(m, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.ReLU)) for m in module.modules()
+    )
 
 
 def granted(has_layers: bool) -> AbstractContextManager[object]:
@@ -233,9 +236,44 @@ def _norm_backward(
     return _aten.native_batch_norm_backward(g, x, w, None, None, mean, inverse, True, eps, [True, True, True])
 
 
+# --- ReLU -------------------------------------------------------------------------------------------------------------
+
+
+def _relu(func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor:
+    return func(input, inplace) if inplace else _Relu.apply(input)
+
+
+class _Relu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return _Masked.apply(g, *ctx.saved_tensors)
+
+
+class _Masked(torch.autograd.Function):
+    """(g, y) -> g where y > 0; linear in g, and without derivative in y."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return _aten.threshold_backward(g, y, 0)
+
+    @staticmethod
+    def backward(ctx: Any, z: Tensor) -> Any:
+        return _Masked.apply(z, *ctx.saved_tensors), None
+
+
 _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.conv1d: _convolution,
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
     batch_norm: _batch_norm,
+    relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
 }
