@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -35,11 +36,11 @@ def derivatives(net: nn.Module, x: Tensor, context: Any) -> list[Tensor]:
     return [loss, *grads, *torch.autograd.grad(grads, inputs, seeds), *(b.double() for b in net.buffers())]
 
 
-def _case(layer: nn.Module, *shape: int) -> tuple[nn.Module, Tensor]:
+def _case(layer: nn.Module, *shape: int) -> tuple[nn.Sequential, Tensor]:
     return nn.Sequential(nn.Tanh(), layer, nn.Tanh()), torch.randn(shape, dtype=torch.float64)
 
 
-CASES = {
+CASES: dict[str, Callable[[], tuple[nn.Sequential, Tensor]]] = {
     "plain": lambda: _case(nn.Conv2d(3, 4, 3), 2, 3, 7, 7),
     "stride and padding": lambda: _case(nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), 2, 3, 7, 7),
     "uneven": lambda: _case(nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding=(0, 1)), 2, 3, 7, 7),
@@ -72,7 +73,7 @@ def test_lean_derivatives_are_torchs(name: str) -> None:
 
 def test_frozen_weights_and_missing_cotangents() -> None:
     net, x = CASES["plain"]()
-    net = net.double()
+    net.double()
     found = []
     for context in (nullcontext(), lean()):
         with context:
@@ -147,9 +148,8 @@ def test_the_written_tangent_is_the_automatic_one(options: tuple[bool, ...], gra
         w = problem.init(2)
         state = initial_state(w, rule)._replace(buf={n: torch.randn_like(w) for n in rule.buffers})
         now = hypers.at(*hypers.init(w))
-        z = Tangent(*(torch.randn(2, hypers.columns, 21, dtype=w.dtype) for _ in "z"), {})
-        z = z._replace(buf={n: torch.randn_like(z.w) for n in rule.buffers})
-        g_dot = torch.randn_like(z.w)
+        g_dot = torch.randn(2, hypers.columns, 21, dtype=w.dtype)
+        z = Tangent(torch.randn_like(g_dot), {n: torch.randn_like(g_dot) for n in rule.buffers})
         ends = [
             Step(problem, each, now, state, 0, curvature=False).push(z, now.tangents(), g_dot)
             for each in (rule, replace(rule, tangent=None))

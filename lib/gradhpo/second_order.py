@@ -103,8 +103,8 @@ def _convolution(
     sizes = weight.dim() - 2
     if isinstance(padding, str) or input.dim() != weight.dim():
         return func(input, weight, bias, stride, padding, dilation, groups)
-    lists = [[v] * sizes if isinstance(v, int) else (list(v) * sizes)[:sizes] for v in (stride, padding, dilation)]
-    return _Convolution.apply(input, weight, bias, _Shape(*lists, groups))
+    lists = ([v] * sizes if isinstance(v, int) else (list(v) * sizes)[:sizes] for v in (stride, padding, dilation))
+    return _Convolution.apply(input, weight, bias, _Shape._make((*lists, groups)))
 
 
 class _Convolution(torch.autograd.Function):
