@@ -146,8 +146,9 @@ def store(notebook: str | Path) -> Path:
 def key(notebook: Path, values: Mapping[str, Any]) -> str:
     """Return the digest of all that a notebook's outputs depend on.
 
-    The notebook's source, the library and its benchmarks, the parameters, the records, the published numbers, the versions of Python and
-    of what computes and draws; and, when the notebook has a parameter `data`, which datasets are there.
+    The notebook's source, the library and its benchmarks, the parameters, the records, the published numbers, the
+    versions of Python and of what computes and draws; and, when the notebook has a parameter `data`, which datasets are
+    there.
     """
     state = {
         "source": [(cell["cell_type"], _text(cell["source"])) for cell in _read(notebook)["cells"]],
