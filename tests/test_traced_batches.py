@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,16 +25,16 @@ class Handing(Net):
     """`Net` whose losses see their rows only through `batch`; five training batches, the last one shorter, and a
     validation batch that changes as well."""
 
-    def __init__(self, given: tuple[Tensor, ...] | None = None) -> None:
-        super().__init__()
-        self.given = given
+    given: tuple[Tensor, ...] | None = None
 
     def batch(self, t: int) -> tuple[Tensor, ...]:
         rows, val = slice(3 * (t % 5), 3 * (t % 5) + 3), slice(t % 3, t % 3 + 4)
         return self.x[rows], self.y[rows], self.val[0][val], self.val[1][val]
 
     def on(self, batch: tuple[Tensor, ...]) -> Handing:
-        return Handing(batch)
+        other = copy.copy(self)
+        other.given = batch
+        return other
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
         return self.loss(w, *(self.given or self.batch(t))[:2])
