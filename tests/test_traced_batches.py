@@ -67,7 +67,7 @@ def ends(problem: Any, method: Method, cuts: tuple[int, ...] = (8,)) -> list[Any
 
 @pytest.mark.parametrize("method", [methods.oho(1e-2), methods.baydin()], ids=["forward", "trace"])
 def test_traced_batches_are_eager_to_the_bit(method: Method) -> None:
-    eager, traced = ends(Steady(), method)
+    eager, traced = ends(Steady(), method, cuts=(3,))
     assert torch.equal(eager.raw, traced.raw) and torch.equal(eager.state.w, traced.state.w)
 
 
