@@ -42,7 +42,7 @@ PAGES = (
         "Methods and training",
         "A method is an estimator, an outer rule and a cadence; the loop trains with it. "
         "{doc}`/executed/one_recursion` shows the table of methods.",
-        ("methods", "train", "outer", "metaoptimize"),
+        ("methods", "train", "outer", "metaoptimize", "optim"),
     ),
     Page(
         "search",
@@ -69,8 +69,10 @@ PAGES = (
 BEHIND_THE_COMMANDS = (
     *("__main__", "book", "book_api", "book_docstrings", "book_figures", "checks", "cli", "download", "environment"),
     *(
+        "foreach",
         "jsonl",
         "notebooks",
+        "optim_settings",
         "parameters",
         "paths",
         "ranges",
