@@ -51,7 +51,7 @@ def test_a_quick_run_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert next(text for text in out.splitlines() if text.startswith("forward mode")).count("<=") == 0
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("baydin", 0.1, 10), ("fds-wrn", 2, 200), ("oho", 1, 50)])
+@pytest.mark.parametrize(("name", "low", "high"), [("baydin", 0.1, 10), ("fds-wrn", 2, 200)])
 def test_other_rows_run(name: str, low: float, high: float) -> None:
     found, _ = step_cost.measure(step_cost.chosen([name], False), 1, CPU, quick=True)
     assert low < found[name].ratio < high
@@ -125,7 +125,7 @@ def same(name: str) -> None:
     subject = peers.classifier(peers.mlp([784, 16, 10]), [784], 20, CPU)
     l2 = torch.tensor(peers.L2, requires_grad=True)
     theirs = peers.PEERS[name](subject, l2)
-    assert torch.allclose(peers.ours(subject)().squeeze(), theirs, rtol=1e-4) and theirs.abs() > 1e-6
+    assert torch.allclose(peers.ours(subject, trace=False)().squeeze(), theirs, rtol=1e-4) and theirs.abs() > 1e-6
 
 
 def test_unrolled_autograd_is_ours() -> None:
