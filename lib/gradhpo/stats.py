@@ -79,11 +79,12 @@ def plus_minus(mean: float, error: float, digits: int = 3) -> str:
 
 def verdict(checks: Mapping[str, bool | None]) -> str:
     """ "reproduced" when every check holds, "not" when none does, "partly" between; "not run" when there is nothing
-    to check (None)."""
+    to check (None). Where some checks have not been run it says how many have."""
     known = [ok for ok in checks.values() if ok is not None]
     if not known:
         return "not run"
-    return "reproduced" if all(known) else "partly" if any(known) else "not"
+    word = "reproduced" if all(known) else "partly" if any(known) else "not"
+    return word if len(known) == len(checks) else f"{word} ({len(known)} of {len(checks)} claims run)"
 
 
 def bound(difference: float) -> str:
