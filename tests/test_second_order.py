@@ -45,6 +45,8 @@ CASES: dict[str, Callable[[], tuple[nn.Sequential, Tensor]]] = {
     "stride and padding": lambda: _case(nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), 2, 3, 7, 7),
     "uneven": lambda: _case(nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding=(0, 1)), 2, 3, 7, 7),
     "groups and dilation": lambda: _case(nn.Conv2d(4, 6, 3, groups=2, dilation=2), 2, 4, 8, 8),
+    "few channels": lambda: _case(nn.Conv2d(6, 5, 3, stride=2), 2, 6, 7, 7),
+    "few channels, no bias": lambda: _case(nn.Conv2d(6, 5, 3, bias=False), 2, 6, 7, 7),
     "same": lambda: _case(nn.Conv2d(3, 4, 3, padding="same"), 2, 3, 5, 5),
     "reflected": lambda: _case(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), 2, 3, 5, 5),
     "no batch": lambda: _case(nn.Conv2d(3, 4, 3), 3, 7, 7),
@@ -83,6 +85,18 @@ def test_frozen_weights_and_missing_cotangents() -> None:
             (g,) = torch.autograd.grad(loss, inputs, create_graph=True)
             found.append(torch.autograd.grad(g.sin().sum(), inputs, retain_graph=True)[0])
     assert torch.allclose(found[0], found[2]) and torch.allclose(found[1], found[3])
+
+
+def test_frozen_inputs_of_few_channels() -> None:
+    """The weights' gradient is taken on its own, the bias along with it."""
+    net, x = CASES["few channels"]()
+    net.double()
+    found = []
+    for context in (nullcontext(), lean()):
+        with context:
+            loss = net[1](x).sin().sum()
+        found.append(torch.autograd.grad(loss, list(net.parameters())))
+    assert all(torch.allclose(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_third_derivative_of_batch_norm_is_refused() -> None:
