@@ -167,11 +167,11 @@ ROWS = (
     Row("diff-through-opt", "Diff-through-Opt (5), UCI Energy", partial(_uci, _three, methods.diff_through_opt), 2.2),
     Row("baydin", "Baydin, UCI Energy", partial(_uci, _only_lr, methods.baydin), 1.8),
     Row(
-        *("metaoptimize", "MetaOptimize(AdamW, Lion), 1M-weight MLP: whole step", partial(_metaoptimize, False), 1.12),
+        *("metaoptimize", "MetaOptimize(AdamW, Lion), 1M weights: step", partial(_metaoptimize, False), 1.12),
         against="foreach AdamW step",
     ),
     Row(
-        *("metaoptimize-alone", "MetaOptimize(AdamW, Lion): optimiser alone", partial(_metaoptimize, True), 1.4),
+        *("metaoptimize-alone", "MetaOptimize(AdamW, Lion), optimiser alone", partial(_metaoptimize, True), 1.4),
         against="foreach AdamW alone",
     ),
 )
@@ -179,7 +179,7 @@ ROWS = (
 PEERS = tuple(
     Row(
         f"peer-{name}",
-        f"Diff-through-Opt (5), the same hypergradient as {name}",
+        f"Diff-through-Opt (5) and {name}",
         partial(peers.pair, name),
         1.0,
         against=name,

@@ -102,7 +102,7 @@ def test_measurements_are_kept_and_read_again(tmp_path: Path) -> None:
     assert file == tmp_path / "step_cost" / "paper" / "oho.jsonl"
     last = kept.load(root=tmp_path).loc["oho"]
     assert (last["seed"], last["ratio"], last["base_ms"], last["method_ms"]) == (1, 4.0, 1000.0, 4000.0)
-    assert last["ratios"] == [3.0, 4.0, 5.0] and last["repeats"] == 3 and last["device"].startswith("cpu")
+    assert last["ratios"] == [3.0, 4.0, 5.0] and last["repeats"] == 3 and last["machine"].startswith("cpu: ")
     assert records.provenance(tmp_path).loc[0, ["study", "method", "runs"]].tolist() == ["step_cost", "oho", 2]
     shown = report.table(rows.ROWS[:2], {"oho": last}).reset_index()
     assert shown["met"].tolist() == ["yes", ""] and shown["cost"].tolist() == ["4.00 (3.00 to 5.00)", "not run"]
