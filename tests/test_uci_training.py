@@ -16,6 +16,7 @@ from gradhpo.search import Bayes, Training
 from gradhpo.search import search as black_box
 from gradhpo.studies import uci_bayes, uci_training
 from gradhpo.studies.uci_training import RANGES, SETTINGS, Config, Start, declared, draw, regression, train
+from gradhpo.tasks import relu_nets
 from gradhpo.tasks.uci import Table, TableRegression, load
 from torch import Tensor
 
@@ -33,9 +34,11 @@ THEIRS = {
 }
 
 
+@pytest.mark.parametrize("cached", [2**20, 2**12], ids=["one block", "many blocks"])
 @pytest.mark.parametrize("runs", [1, 3])
-def test_stacked_loss_is_the_modules(runs: int) -> None:
+def test_stacked_loss_is_the_modules(runs: int, cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, gradient and Hessian product in float64, on rows where the gradient is not small."""
+    monkeypatch.setattr(relu_nets, "_CACHED", cached)
     table = load("diabetes")
     tasks = [TableRegression(table, 7, stacked) for stacked in (False, True)]
     w = tasks[0].init(range(runs))
@@ -44,12 +47,20 @@ def test_stacked_loss_is_the_modules(runs: int) -> None:
     for task in tasks:
         leaf = w.clone().requires_grad_()
         losses = task.train_loss(leaf, {})
-        (g,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+        (g,) = torch.autograd.grad(losses @ torch.arange(1.0, runs + 1).to(w), leaf, create_graph=True)
         (product,) = torch.autograd.grad(g, leaf, v)
         found.append((losses.detach(), g.detach(), product))
     for module, stacked in zip(*found, strict=True):
         assert module.abs().max() > 1e-3
         assert torch.allclose(module, stacked, rtol=1e-12, atol=1e-13)
+
+
+def test_rows_are_cut_into_blocks_that_fit() -> None:
+    first = torch.zeros(10, 50, 9)
+    blocks = list(relu_nets._blocks(first, torch.zeros(9, 7373)))
+    assert [b.start for b in blocks[1:]] == [b.stop for b in blocks[:-1]]
+    assert blocks[0].start == 0 and blocks[-1].stop == 7373
+    assert len(blocks) == 15 and max(b.stop - b.start for b in blocks) * 10 * 50 * 4 <= relu_nets._CACHED
 
 
 def test_stacked_loss_keeps_a_diverged_run_to_itself() -> None:
