@@ -15,10 +15,10 @@ from gradhpo.errors import GradhpoError
 from gradhpo.estimators.forward import FirstOrder, Forward
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD, Exponentiated
-from gradhpo.rules import clipped, descent, sgd
+from gradhpo.rules import sgd
 from gradhpo.studies import clip_mnist, clip_tables, clip_training
 from gradhpo.studies.clip_training import METHODS, Schedule, Trained
-from gradhpo.tasks.classification import Classification
+from gradhpo.tasks.classification import Classification, fully_connected
 from gradhpo.tasks.images import load
 from gradhpo.train import Loop, Method, Run
 from torch import Tensor
@@ -28,7 +28,7 @@ SIZES = clip_mnist.Sizes("digits", 80, 1, starts=3, width=8, batch_size=20)
 
 
 def digits(stacked: bool = True) -> Classification:
-    return Classification(load("digits", torch.float64, val_share=0.25), [6, 5], 20, 20, 3, stacked)
+    return fully_connected(load("digits", torch.float64, validation=0.25), [6, 5], 20, 20, 3, stacked)
 
 
 class Penalised:
@@ -60,7 +60,7 @@ def test_weight_decay_in_the_rule_is_the_penalty_in_the_loss(estimator: Forward)
     """Weights, sensitivities and tuned values, by the stacked loss and by the module under vmap."""
     method = Method(estimator, Exponentiated(0.5, "lr"), every=estimator.reset_every or 1)
     lr = Hyper("lr", 0.1, tuned=False)
-    ours = trained(digits(), descent(), [lr, Hyper("weight_decay", STARTS)], method)
+    ours = trained(digits(), sgd(momentum=False), [lr, Hyper("weight_decay", STARTS)], method)
     plain = sgd(momentum=False, weight_decay=False)
     theirs = trained(Penalised(digits(stacked=False)), plain, [lr, Hyper("penalty", STARTS)], method)
     assert torch.allclose(ours.state.w, theirs.state.w, rtol=1e-10, atol=1e-13)
@@ -72,24 +72,13 @@ def test_unroll1_gtgv_is_the_first_order_method_on_the_penalty() -> None:
     c = clip_mnist.Config("Unroll1-gTgV", 0, 1e-4)
     method = clip_training.method(c.method, lambda scaled: Exponentiated(0.02) if not scaled else SGD(1.0))
     lr = Hyper("lr", 0.1, tuned=False)
-    ours = trained(digits(), descent(), [lr, Hyper("weight_decay", STARTS)], method)
+    ours = trained(digits(), sgd(momentum=False), [lr, Hyper("weight_decay", STARTS)], method)
     luketina = Method(FirstOrder(), Exponentiated(0.2, "lr"))  # 0.02 / 0.1 x the learning rate x (y without it)
     plain = sgd(momentum=False, weight_decay=False)
     theirs = trained(Penalised(digits()), plain, [lr, Hyper("penalty", STARTS)], replace(luketina))
     # ours: 0.02 <gV, -lr w>; Luketina's: rate <gV, -w>, so the rates differ by the learning rate
     moved = [torch.log(r.raw[:, 0] / STARTS) for r in (ours, theirs)]
     assert torch.allclose(moved[0] * 10, moved[1], rtol=1e-2)
-
-
-def test_written_out_tangent_of_descent() -> None:
-    """Against automatic differentiation of the same update, for both hyperparameters; wrapped, it is not used."""
-    method = Method(Forward(), SGD(0.0))
-    hypers = [Hyper("lr", 0.1), Hyper("weight_decay", STARTS)]
-    ours, theirs = (trained(digits(), rule, hypers, method) for rule in (descent(), sgd(momentum=False)))
-    assert torch.allclose(ours.state.w, theirs.state.w, rtol=1e-12, atol=1e-14)
-    assert torch.allclose(ours.memory.w, theirs.memory.w, rtol=1e-10, atol=1e-13)
-    limited, same = (trained(digits(), clipped(r, 0.01), hypers, method) for r in (descent(), sgd(momentum=False)))
-    assert torch.allclose(limited.memory.w, same.memory.w, rtol=1e-10, atol=1e-13)
 
 
 def test_exponentiated_steps_are_gradient_steps_on_the_logarithm() -> None:

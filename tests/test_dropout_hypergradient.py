@@ -52,12 +52,12 @@ class TinyNet:
 
 def expected_gradient(p: Tensor) -> Tensor:
     """The gradient averaged over all masks with their probabilities, exactly, differentiable in p."""
-    w, total = TinyNet(1).init().clone().requires_grad_(), 0.0
+    w, total = TinyNet(1).init().clone().requires_grad_(), torch.zeros((), dtype=torch.float64)
     for kept in itertools.product((0.0, 1.0), repeat=UNITS):
         mask = torch.tensor([kept], dtype=torch.float64)
         chance = torch.where(mask == 1, p, 1 - p).prod()
         total = total + chance * TinyNet.loss(w, mask / p).sum()
-    return torch.autograd.grad(total, w, create_graph=True)[0][0]  # type: ignore[arg-type]
+    return torch.autograd.grad(total, w, create_graph=True)[0][0]
 
 
 def slopes(runs: int, coupled: bool, difference: float) -> Tensor:

@@ -78,14 +78,14 @@ def mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_mnist_from_the_files_that_torchvision_downloads(mnist: Path) -> None:
-    found = images.load("mnist", torch.float64, val_share=0.25)
+    found = images.load("mnist", torch.float64, validation=0.25)
     assert [len(x) for x, _ in (found.train, found.val, found.test)] == [9, 3, 4]
     assert (found.caption, found.name, len(found.sha256)) == ("MNIST, 16 images", "mnist", 64)
     assert found.y_test.tolist() == [0, 6, 5, 4] and found.x_test.shape == (4, 1, 28, 28)
-    assert found.x_train.mean() == pytest.approx(0, abs=1e-12)
+    assert found.x_train.mean() == pytest.approx(0, abs=1e-6)
     assert images.resolve("auto", "mnist") == "mnist" and images.resolve("auto") == "digits"
-    with pytest.raises(GradhpoError, match="val_share is 1"):
-        images.load("mnist", val_share=1)
+    with pytest.raises(GradhpoError, match="validation = 12 of 12 images of mnist"):
+        images.load("mnist", validation=12)
 
 
 def test_a_damaged_file_of_mnist_is_named(mnist: Path) -> None:
@@ -94,13 +94,13 @@ def test_a_damaged_file_of_mnist_is_named(mnist: Path) -> None:
     with pytest.raises(GradhpoError, match=r"t10k-labels-idx1-ubyte\.gz is truncated.*gradhpo data fetch mnist"):
         images.load("mnist")
     path.unlink()
-    with pytest.raises(GradhpoError, match=r"t10k-labels-idx1-ubyte\.gz cannot be read"):
+    with pytest.raises(GradhpoError, match=r"t10k-labels-idx1-ubyte is missing in .*gradhpo data fetch mnist"):
         images.load("mnist")
 
 
 def test_mnist_asked_for_by_name_and_absent(root: Path) -> None:
     assert images.resolve("auto", "mnist") == "digits"
-    with pytest.raises(GradhpoError, match=r"dataset 'mnist' is not in .*gradhpo data fetch mnist"):
+    with pytest.raises(GradhpoError, match=r"MNIST is not in .*gradhpo data fetch mnist"):
         images.load("mnist")
 
 

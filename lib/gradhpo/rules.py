@@ -16,7 +16,9 @@ from torch import Tensor
 from gradhpo.errors import GradhpoError
 
 Buffers = dict[str, Tensor]
-Update = Callable[[Tensor, Buffers, Tensor, Mapping[str, Tensor]], tuple[Tensor, Buffers]]
+Lam = Mapping[str, Tensor]
+Update = Callable[[Tensor, Buffers, Tensor, Lam], tuple[Tensor, Buffers]]
+Tangent = Callable[[Tensor, Buffers, Tensor, Lam, Tensor, Buffers, Tensor, Lam], tuple[Tensor, Buffers]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,13 @@ class Rule:
     runs never mix.
 
     `hypers` are the hyperparameters it reads from `lam`; `buffers` the state `[R, D]` it keeps beside the weights and
-    `counters` what it keeps once a run, `[R, 1]` (all zero at the start). `tangent`: of a rule without buffers, written
-    by hand (None, as nearly always: by automatic differentiation of `update`).
+    `counters` what it keeps once a run, `[R, 1]` (all zero at the start).
+
+    tangent: the derivative of `update` along (w_dot, buffers_dot, g_dot, lam_dot), written out: the arguments of
+    `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of lam_dot for each tuned
+    hyperparameter. None: by forward-mode automatic differentiation of `update`, which gives the same in several times
+    the passes over memory. A rule made from another by `dataclasses.replace(rule, update=...)` needs `tangent=None`,
+    or one of its own.
     """
 
     name: str
@@ -34,7 +41,7 @@ class Rule:
     buffers: tuple[str, ...]
     update: Update
     counters: tuple[str, ...] = ()
-    tangent: Callable[..., Tensor] | None = None
+    tangent: Tangent | None = None
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
@@ -54,33 +61,26 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
         step = d + lam["momentum"] * v if nesterov else v
         return w - lam["lr"] * step, {"v": v}
 
-    hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
-    return Rule("sgd", hypers, ("v",) if momentum else (), update)
-
-
-def descent() -> Rule:
-    """Plain gradient descent with weight decay, hyperparameters `lr` and `weight_decay`: w <- (1 - lr weight_decay) w -
-    lr g, which is descent on the loss plus weight_decay / 2 |w|^2.
-
-    The same as `sgd(momentum=False)` up to rounding. Here step and tangent are written with a third of the passes over
-    memory, which for small batches cost as much as the gradient (a seventh of a training step of ClipR on MNIST).
-    """
-
-    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
-        return w * (1 - lam["lr"] * lam["weight_decay"]) - lam["lr"] * g, {}
-
     def tangent(
-        w: Tensor, g: Tensor, lam: Mapping[str, Tensor], z: Tensor, g_dot: Tensor, lam_dot: Mapping[str, Tensor]
-    ) -> Tensor:
-        lr, decay = lam["lr"][:, None], lam["weight_decay"][:, None]
-        out = z * (1 - lr * decay) - lr * g_dot
-        if "weight_decay" in lam_dot:
-            out -= (lr * lam_dot["weight_decay"]) * w[:, None]
-        if "lr" in lam_dot:
-            out -= lam_dot["lr"] * (g + lam["weight_decay"] * w)[:, None]
-        return out
+        w: Tensor, buf: Buffers, g: Tensor, lam: Lam, w_dot: Tensor, buf_dot: Buffers, g_dot: Tensor, lam_dot: Lam
+    ) -> tuple[Tensor, Buffers]:
+        def plus(total: Tensor, name: str, x: Tensor, x_dot: Tensor, factor: int = 1) -> Tensor:
+            """total + factor (lam x)', by the product rule."""
+            total = torch.addcmul(total, lam[name], x_dot, value=factor)
+            return torch.addcmul(total, lam_dot[name], x, value=factor) if name in lam_dot else total
 
-    return Rule("descent", ("lr", "weight_decay"), (), update, tangent=tangent)
+        d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay else g
+        d_dot = plus(g_dot, "weight_decay", w, w_dot) if weight_decay else g_dot
+        if not momentum:
+            return plus(w_dot, "lr", d, d_dot, -1), {}
+        v, v_dot = torch.addcmul(d, lam["momentum"], buf["v"]), plus(d_dot, "momentum", buf["v"], buf_dot["v"])
+        step, step_dot = v, v_dot
+        if nesterov:
+            step, step_dot = torch.addcmul(d, lam["momentum"], v), plus(d_dot, "momentum", v, v_dot)
+        return plus(w_dot, "lr", step, step_dot, -1), {"v": v_dot}
+
+    hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
+    return Rule("sgd", hypers, ("v",) if momentum else (), update, tangent=tangent)
 
 
 def root(x: Tensor) -> Tensor:

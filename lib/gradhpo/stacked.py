@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gradhpo.modules import Layout
@@ -47,6 +47,17 @@ class StackedMLP:
 
     def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return _Loss.apply(w, self, x, y)
+
+    def fresh(self) -> nn.Module:
+        """One net with newly drawn weights."""
+        return mlp(self.sizes)
+
+    @torch.no_grad()
+    def measured(self, w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross entropies and shares of errors, `[R]` each, without derivatives."""
+        log_p = self.outputs(w, x)[-1].log_softmax(1)
+        loss = -log_p.gather(1, y.expand(len(w), 1, -1)).mean((1, 2))
+        return loss, (log_p.argmax(1) != y).to(w.dtype).mean(-1)
 
     def layers(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Views of `w` as (weight `[R, out, in]`, bias `[R, out, 1]`) of each layer."""

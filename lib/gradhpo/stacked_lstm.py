@@ -124,13 +124,13 @@ def _turned_along(p: _Passed, dot: _Passed, d: _Turned, weight: Tensor, v: Tenso
     of_cells = (torch.cat([g, p.cells[:-1], i], dim=-1) * p.slopes[..., : -g.shape[-1]]).unbind()
     of_outputs = (p.squashed * p.slopes[..., -g.shape[-1] :]).unbind()
     through, later, d_cells = (o * bent).unbind(), _per_word(d.inputs[1:], v).unbind(), d.cells.unbind()
-    f, f_dot, words = f.unbind(), f_dot.unbind(), inputs.unbind()
+    forgotten, f_dots, words = f.unbind(), f_dot.unbind(), inputs.unbind()
     parts = [x.unbind() for x in inputs.split([3 * g.shape[-1], g.shape[-1]], dim=-1)]
     out_dot, cell_dot = torch.zeros_like(d_cells[0]), own[-1]
     for t in reversed(range(len(own))):
         if t < len(own) - 1:
             out_dot = torch.baddbmm(later[t], words[t + 1], weight)
-            cell_dot = torch.addcmul(own[t], cell_dot, f[t + 1]).addcmul_(d_cells[t + 1], f_dot[t + 1])
+            cell_dot = torch.addcmul(own[t], cell_dot, forgotten[t + 1]).addcmul_(d_cells[t + 1], f_dots[t + 1])
             cell_dot.addcmul_(out_dot, through[t])
         torch.mul(cell_dot.repeat(1, 1, 3), of_cells[t], out=parts[0][t])
         torch.mul(out_dot, of_outputs[t], out=parts[1][t])

@@ -29,7 +29,16 @@ __all__ = ["SCALES", "Study", "batches", "get", "names", "run_now", "sizes_with"
 
 S = TypeVar("S")
 
-_MODULES = ("clip_quadratic", "clip_mnist", "clip_ptb", "onepass_uci_trajectories", "uci_onepass")
+_MODULES = (
+    "clip_quadratic",
+    "clip_mnist",
+    "clip_ptb",
+    "onepass_uci_trajectories",
+    "uci_onepass",
+    "uci_sensitivity",
+    "uci_horizon",
+    "image_horizon",
+)
 
 
 def _equal(config: Any) -> float:

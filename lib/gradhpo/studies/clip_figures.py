@@ -91,7 +91,7 @@ def sensitivity_table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFra
     """Means over the runs in the first and last tenth of the training: |y| and the share of clipped steps."""
     rows = {}
     for method in methods:
-        row = {}
+        row: dict[str, float] = {}
         for column, name in (("length", "|y|"), ("clip_share", "clipped")):
             curves = _curves(frame[frame["method"] == method], column)
             if len(curves):

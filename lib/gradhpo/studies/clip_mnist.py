@@ -18,10 +18,10 @@ from torch import Tensor
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD, Exponentiated, Outer
 from gradhpo.records import Result
-from gradhpo.rules import descent
+from gradhpo.rules import sgd
 from gradhpo.studies import Study, clip_training
 from gradhpo.studies.clip_training import FIXED, GTGV, METHODS, Schedule, Trained, in_force, short
-from gradhpo.tasks.classification import Classification
+from gradhpo.tasks.classification import Classification, fully_connected
 from gradhpo.tasks.images import load
 from gradhpo.train import Loop, Run
 
@@ -92,7 +92,7 @@ SIZES = {
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Seed by seed all methods, each from all initial values."""
     starts = np.logspace(-6, -1, sizes.starts).round(12).tolist()
-    common = {"steps": sizes.steps, "data": sizes.data, "width": sizes.width}
+    common: dict[str, Any] = {"steps": sizes.steps, "data": sizes.data, "width": sizes.width}
     common |= {"batch_size": sizes.batch_size, "val_batch_size": sizes.batch_size}
     seeds = range(seed, seed + sizes.seeds)
     return [Config(m, s, decay, **common) for s in seeds for m in METHODS for decay in starts]
@@ -129,7 +129,7 @@ def loop(c: Config, problem: Classification, starts: Sequence[float]) -> Loop:
     decay = Hyper("weight_decay", values, transform, bounds=(c.low, c.high), tuned=c.method != FIXED)
     hypers = Hypers([Hyper("lr", c.lr, tuned=False), decay], problem.layout.sizes)
     method = clip_training.method(c.method, lambda scaled: outer(c, scaled), c.warm_up)
-    return Loop(problem, descent(), hypers, method)
+    return Loop(problem, sgd(momentum=False), hypers, method)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
@@ -142,8 +142,8 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     panel_train, panel_val, panel_decay after the steps of `PANELS`.
     """
     c = batch[0]
-    images = load(c.data, getattr(torch, c.dtype), device, val_share=0.25)
-    problem = Classification(images, [c.width] * 3, c.batch_size, c.val_batch_size, c.seed)
+    images = load(c.data, getattr(torch, c.dtype), device, validation=0.25)
+    problem = fully_connected(images, [c.width] * 3, c.batch_size, c.val_batch_size, c.seed)
     training, plan = loop(c, problem, [b.decay for b in batch]), schedule(c)
     shown = {*plan.panels}
 

@@ -93,9 +93,9 @@ class LanguageModelling:
         """Numbers from U[0, 1) for each place of dropout `[R, T, B, hidden]`: those of the module under `batched`."""
         if self._drawn is None or self._drawn[0] != t:
             generators = Draws(self.seeds, t).generators(w.device)
-            shape, options = (*tokens.shape, self.net.hidden), {"dtype": w.dtype, "device": w.device}
+            shape = (*tokens.shape, self.net.hidden)
             draws = [
-                torch.stack([torch.rand(shape, generator=g, **options) for g in generators])
+                torch.stack([torch.rand(shape, generator=g, dtype=w.dtype, device=w.device) for g in generators])
                 for _ in range(self.net.layers + 1)
             ]
             self._drawn = t, draws

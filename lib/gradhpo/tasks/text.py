@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -79,16 +79,16 @@ def load(
     words = commonest(parts[0], vocabulary)
     number = {w: k for k, w in enumerate(words)}
     tensors = [numbers(part, number) for part in parts]
-    size = (
-        f"{len(parts[0])} of its {len(train)} training words" if len(parts[0]) < len(train) else f"{len(train)} words"
+    size = f"{len(parts[0])} of its {len(train)}" if len(parts[0]) < len(train) else str(len(train))
+    caption = f"Penn Treebank, {size} training words, vocabulary {len(words)}"
+    return _moved(
+        Text(tensors[0], tensors[1], tensors[2], len(words), caption, "ptb", words, None, datasets.digest("ptb")),
+        device,
     )
-    caption = f"Penn Treebank, {size}, vocabulary {len(words)}"
-    return _moved(Text(*tensors, len(words), caption, "ptb", words, None, datasets.digest("ptb")), device)
 
 
 def _moved(text: Text, device: torch.device | str) -> Text:
-    parts = (x.to(device) for x in (text.train, text.val, text.test))
-    return Text(*parts, text.vocabulary, text.caption, text.name, text.words, text.entropy, text.sha256)
+    return replace(text, train=text.train.to(device), val=text.val.to(device), test=text.test.to(device))
 
 
 def _words(content: bytes, path: str) -> list[str]:
@@ -120,7 +120,7 @@ def commonest(words: Sequence[str], vocabulary: int | None) -> tuple[str, ...]:
     order = sorted(counts, key=lambda w: (-counts[w], w))
     if vocabulary in (None, len(counts)):
         return tuple(order)
-    kept = [w for w in order if w != UNKNOWN][: vocabulary - 1]  # type: ignore[operator]
+    kept = [w for w in order if w != UNKNOWN][: (vocabulary or len(order)) - 1]
     return (UNKNOWN, *kept)
 
 
@@ -159,8 +159,8 @@ def _markov(vocabulary: int, tokens: int, val_tokens: int) -> Text:
     train, val, test = np.split(chain_of, [tokens, tokens + val_tokens])
     caption = f"generated Markov language (embedded stand-in), {tokens} training words, vocabulary {vocabulary}"
     words = tuple(f"w{k}" for k in range(vocabulary))
-    parts = (torch.from_numpy(part) for part in (train, val, test))
-    return Text(*parts, vocabulary, caption, "markov", words, _entropy(table))
+    parts = [torch.from_numpy(part) for part in (train, val, test)]
+    return Text(parts[0], parts[1], parts[2], vocabulary, caption, "markov", words, _entropy(table))
 
 
 def _entropy(table: np.ndarray) -> float:
