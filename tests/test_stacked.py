@@ -85,6 +85,6 @@ def test_evaluation_reads_the_whole_text() -> None:
     """As many words as there are, in pieces of any length, with one state."""
     task = language()
     w = task.init(0.5)
-    rows = text.streams(task.text.val, 10)
-    whole = task.net(w, rows[:, :-1].T, rows[:, 1:].T, task.net.zero_state(w, 10))[0]
+    rows = text.streams(task.text.val, 20)
+    whole = task.net(w, rows[:, :-1].T, rows[:, 1:].T, task.net.zero_state(w, 20))[0]
     assert torch.allclose(task.evaluate(w, "val"), whole, rtol=1e-12)

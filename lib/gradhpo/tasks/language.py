@@ -15,7 +15,7 @@ from gradhpo.nets import KEEP, LanguageModel
 from gradhpo.stacked_lstm import StackedLanguageModel, State
 from gradhpo.tasks.text import Text, streams
 
-_STREAMS = 10  # that a text is read as when it is evaluated
+_STREAMS = 20  # that a text is read as when it is evaluated
 
 
 class LanguageModelling:
@@ -111,7 +111,7 @@ class LanguageModelling:
     @torch.no_grad()
     def evaluate(self, w: Tensor, part: str, most: int | None = None) -> Tensor:
         """Mean cross entropy `[R]` on a part, "train", "val" or "test" (its first `most` words), without dropout; the
-        state goes on through the text, which is read as 10 streams."""
+        state goes on through the text, which is read as 20 streams."""
         rows = streams(getattr(self.text, part)[:most], _STREAMS)
         state, total, length = self.net.zero_state(w, _STREAMS), w.new_zeros(len(w)), rows.shape[1] - 1
         for start in range(0, length, self.unrolled):
