@@ -65,7 +65,8 @@ def load(
     """A text by `resolve`, cut to its first `tokens` training and `val_tokens` validation and test words (None: all).
 
     vocabulary: how many words there are. Of Penn Treebank the commonest of all training words are kept (so that words
-    of a cut training part are no better known than those of the others), the rest becomes `<unk>`; None: all 10,000. The generated language has 200 unless asked otherwise.
+    of a cut training part are no better known than those of the others), the rest becomes `<unk>`; None: all 10,000.
+    The generated language has 200 unless asked otherwise.
     Raises GradhpoError for absent, damaged or wrongly encoded files, and for a vocabulary or a length that the text
     does not have.
     """
