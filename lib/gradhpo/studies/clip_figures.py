@@ -27,11 +27,8 @@ def draw_dynamics(
     methods = [m for m in methods if (frame["method"] == m).any()]
     if not methods:
         return _nothing()
-    fig, axes = plt.subplots(
-        *(len(methods), len(steps)),
-        **{"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"},
-        figsize=(10, 2 * len(methods) + 0.9),
-    )
+    fig = plt.figure(figsize=(10, 2 * len(methods) + 0.9), layout="constrained")
+    axes = fig.subplots(len(methods), len(steps), sharex=True, sharey=True, squeeze=False)
     for row, method in zip(axes, methods):
         runs = frame[frame["method"] == method]
         for k, ax in enumerate(row):

@@ -84,7 +84,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(
-        *("markov", 80, 1, 4_000, 400, 40), hidden=48, unrolled=5, batch_size=40, layers=1, lr=4.0, init=0.3
+        *("markov", 100, 1, 4_000, 400, 40), hidden=48, unrolled=5, batch_size=40, layers=1, lr=2.0, init=0.3
     ),
     "laptop": Sizes(
         *("ptb", 2_000, 3, 20_000, 4_000, 1_000),

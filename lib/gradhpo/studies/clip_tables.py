@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -123,8 +124,11 @@ def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | No
     def clip(column: str) -> pd.Series:
         return mean.loc[list(CLIPPED), column]
 
+    def worse(column: str) -> bool:
+        return _below(clip(column), mean.loc[unrolled, column])
+
     claims: list[Claim] = [
-        (f"every ClipR beats every unrolled method {head}", online, lambda c=c: _below(clip(c), mean.loc[unrolled, c]))
+        (f"every ClipR beats every unrolled method {head}", online, partial(worse, c))
         for c, head in list(HEADS.items())[:2]
     ]
     claims += [
@@ -206,7 +210,7 @@ def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
         return (frame["best_test"] - frame["best_val"]).groupby(frame["method"]).mean()
 
     claims: list[Claim] = [
-        (f"every ClipR beats every unrolled method {head}", online, lambda c=c: worse(c))
+        (f"every ClipR beats every unrolled method {head}", online, partial(worse, c))
         for c, head in list(HEADS.items())[:2]
     ]
     claims += [
