@@ -83,7 +83,7 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes("digits", 600, 1, width=32, batch_size=40),
+    "smoke": Sizes("digits", 500, 1, width=32, batch_size=40),
     "laptop": Sizes("mnist", 8_000, 1),
     "paper": Sizes("mnist", 80_000, 3),
 }
