@@ -22,7 +22,7 @@ from gradhpo.tasks.language import LanguageModelling
 from gradhpo.train import Loop, Method
 
 STUDY = studies.get("clip_ptb")
-SIZES = clip_ptb.Sizes("markov", 20, 2, 1_000, 60, 30, hidden=6, unrolled=4, batch_size=10)
+SIZES = clip_ptb.Sizes("markov", 20, 2, 1_000, 60, 30, hidden=6, unrolled=4, batch_size=10, layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_papers_configuration_takes_some_steps() -> None:
         *("Clip5", 650, 2, 35, 20),
         *(0.05, 5.0),
     )
-    c = replace(c, data="markov", tokens=200, val_tokens=100, vocabulary=10_000, steps=2, batch_size=2)
+    c = replace(c, warm_up=0, data="markov", tokens=200, val_tokens=100, vocabulary=10_000, steps=2, batch_size=2)
     task = clip_ptb.problem(c, [0], torch.device("cpu"))
     assert sum(task.layout.sizes) == 2 * 6_500_000 + 10_000 + 2 * (4 * 650 * 1300 + 8 * 650) == 19_780_400
     loop = clip_ptb.loop(c, task)
