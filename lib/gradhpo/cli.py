@@ -128,7 +128,7 @@ def _recorded(study: str | None) -> list[str]:
             if len(frame):
                 found = frame.groupby(["dataset", "method"], sort=False, dropna=False).size()
                 lines += [f"{name}  {scale}  {dataset}  {method}: {n} runs" for (dataset, method), n in found.items()]
-    return lines
+    return lines or [f"no run of {study or 'any study'} is recorded"]
 
 
 def _methods(*columns: str) -> list[str]:
