@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gradhpo.errors import GradhpoError, unknown
 
-LISTS = ("studies", "notebooks", "methods", "scales")
+LISTS = ("studies", "notebooks", "methods", "scales", "records")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("list", help=f"what there is: {', '.join(LISTS)}")
     command.add_argument("what", nargs="?", metavar="WHAT", help="one of these; all by default")
+    command.add_argument("study", nargs="?", metavar="STUDY", help="with records: of this study alone")
     command.set_defaults(call=_list)
 
     command = commands.add_parser("run", help="execute one notebook, parameters strictly checked")
@@ -84,16 +85,20 @@ def _add_record(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _list(options: argparse.Namespace) -> int:
     if options.what is not None and options.what not in LISTS:
         raise unknown("list", options.what, LISTS)
+    if options.study is not None and options.what != "records":
+        raise GradhpoError(
+            f"`gradhpo list {options.what}` takes no further name; only `gradhpo list records STUDY` does"
+        )
     for what in LISTS if options.what is None else [options.what]:
         if options.what:
-            lines = _methods("method", "paper", "cost", "memory") if what == "methods" else _listed(what)
+            lines = _recorded(options.study) if what == "records" else _listed(what, wide=True)
         else:
             lines = [f"{what}:", *(f"  {line}" for line in _listed(what))]
         print("\n".join(lines))
     return 0
 
 
-def _listed(what: str) -> list[str]:
+def _listed(what: str, wide: bool = False) -> list[str]:
     if what == "scales":
         from gradhpo import config
 
@@ -103,11 +108,27 @@ def _listed(what: str) -> list[str]:
 
         return sorted(file.stem for file in (paths.ROOT / "notebooks").glob("*.ipynb"))
     if what == "methods":
-        return _methods("method", "paper")[2:]
+        return _methods("method", "paper", "cost", "memory") if wide else _methods("method", "paper")[2:]
+    if what == "records":
+        return _recorded(None)
     from gradhpo import studies
 
     width = max((len(name) for name in studies.names()), default=0)
     return [f"{name:{width}}  {studies.get(name).title}" for name in studies.names()]
+
+
+def _recorded(study: str | None) -> list[str]:
+    """Recorded runs by study, scale, data set and method; of the studies' present runs only."""
+    from gradhpo import config, records, studies
+
+    lines = []
+    for name in [studies.get(study).name] if study else studies.names():
+        for scale in config.SCALES:
+            frame = records.load(studies.get(name), scale)
+            if len(frame):
+                found = frame.groupby(["dataset", "method"], sort=False, dropna=False).size()
+                lines += [f"{name}  {scale}  {dataset}  {method}: {n} runs" for (dataset, method), n in found.items()]
+    return lines
 
 
 def _methods(*columns: str) -> list[str]:

@@ -100,6 +100,15 @@ _ALL = (
         features=10,
         folder=None,
     ),
+    DatasetInfo(
+        name="friedman",
+        title="Friedman's first problem (generated stand-in)",
+        source="Friedman (1991), Multivariate adaptive regression splines, eq. 61; generated with noise of deviation 1",
+        licence="none needed",
+        rows=400,
+        features=10,
+        folder=None,
+    ),
 )
 DATASETS: dict[str, DatasetInfo] = {each.name: each for each in _ALL}
 
@@ -164,7 +173,7 @@ def regression(name: str, split: int = 0) -> Regression:
     """
     if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < SPLITS:
         raise GradhpoError(f"split must be a whole number from 0 to {SPLITS - 1}, not {split!r}")
-    return _diabetes(split) if info(name).embedded else _read_uci(info(name), split)
+    return _embedded(name, split) if info(name).embedded else _read_uci(info(name), split)
 
 
 def status() -> pd.DataFrame:
@@ -270,16 +279,29 @@ def _read_uci(dataset: DatasetInfo, split: int) -> Regression:
     return Regression(dataset.name, x, y, train, test, digest, embedded=False)
 
 
-def _diabetes(split: int) -> Regression:
-    """Return scikit-learn's diabetes rows, unscaled; splits from NumPy's legacy generator, whose stream is frozen."""
+def _diabetes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return scikit-learn's diabetes rows, unscaled."""
     from sklearn.datasets import load_diabetes  # a second of import that real data does not need
 
     loaded: Any = load_diabetes(scaled=False)
-    x, y = np.asarray(loaded.data, dtype=np.float64), np.asarray(loaded.target, dtype=np.float64)
+    return np.asarray(loaded.data, dtype=np.float64), np.asarray(loaded.target, dtype=np.float64)
+
+
+def _friedman() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return rows of y = 10 sin(pi x1 x2) + 20 (x3 - 1/2)^2 + 10 x4 + 5 x5 + noise with x uniform in [0, 1]^10."""
+    random = np.random.RandomState(0)
+    x = random.uniform(size=(400, 10))
+    y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
+    return x, np.round(y + random.normal(size=400), 6)  # processors differ in the last digits of a sine
+
+
+def _embedded(name: str, split: int) -> Regression:
+    """Return an embedded set; splits from NumPy's legacy generator, whose stream is frozen."""
+    x, y = _diabetes() if name == "diabetes" else _friedman()
     order = np.random.RandomState(split).permutation(len(x)).astype(np.int64)
     cut = round(0.9 * len(x))
     arrays = (x, y, order[:cut], order[cut:])
     digest = download.digest(
         "\n".join(download.digest(a.astype(a.dtype.newbyteorder("<")).tobytes()) for a in arrays).encode()
     )
-    return Regression("diabetes", *arrays, digest, embedded=True)
+    return Regression(name, *arrays, digest, embedded=True)

@@ -1,10 +1,12 @@
 """What a run was computed with: commit, versions, device, memory; and how the installation departs from the pins."""
 
 import contextlib
+import ctypes
 import platform
 import re
 import resource
 import subprocess
+import time
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,8 @@ import torch
 
 from gradhpo import paths
 from gradhpo.errors import GradhpoError
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
 
 
 @cache
@@ -71,6 +75,28 @@ def peak_mb(chosen: torch.device) -> float:
         return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library to keep freed memory for the next allocation instead of handing it back (Linux; elsewhere
+    nothing happens).
+
+    A training step frees and allocates the same large tensors again and again; without this every one of them costs
+    the page faults of fresh memory, up to four fifths of a step. Numbers do not change; a process keeps its peak.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def busy_seconds(chosen: torch.device) -> float:
+    """Return the seconds this process has computed so far: of its processor on a CPU, which other programs do not
+    lengthen, and of the clock on CUDA, once the device is idle. Differences of two readings mean something."""
+    if chosen.type == "cuda":
+        torch.cuda.synchronize(chosen)
+        return time.perf_counter()
+    return time.process_time()
 
 
 def differences() -> tuple[int, list[str]]:

@@ -30,6 +30,10 @@ class Chunk:
     configs: list[Any]
     keys: list[str]
 
+    def cost(self, study: Study) -> float:
+        """Return how long it takes, compared with other chunks of the study."""
+        return len(self.configs) * study.cost(self.configs[0])
+
 
 @dataclass(frozen=True)
 class Job:
@@ -92,12 +96,14 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
     chunks = cut(study, scale)
     total, before = sum(len(chunk.keys) for chunk in chunks), _count(job, chunks)
     added, reason = 0, "another process has the rest" if minutes is None else "time is up"
-    with tqdm(total=total, initial=before, desc=f"{study.name}/{scale}", unit="run", disable=None) as bar:
+    with _bar(job, chunks) as bar:
+        bar.set_postfix_str(f"{before}/{total} runs")
 
-        def progress(runs: int) -> None:
+        def progress(done: tuple[int, float]) -> None:
             nonlocal added
-            added += runs
-            bar.update(runs)
+            added += done[0]
+            bar.set_postfix_str(f"{before + added}/{total} runs", refresh=False)
+            bar.update(done[1])
 
         try:
             if before < total:
@@ -132,9 +138,11 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
     return [records.line(study.name, scale, cfg, result, where, len(results), peak) for cfg, result in runs]
 
 
-def work(job: Job) -> Iterator[int]:
-    """Compute every chunk that is neither recorded nor claimed by another process; yield the runs each one added."""
+def work(job: Job) -> Iterator[tuple[int, float]]:
+    """Compute every chunk that is neither recorded nor claimed by another process; yield for each one the runs it
+    added and its cost."""
     torch.set_num_threads(1)
+    environment.keep_freed_memory()
     device, slowest = environment.device(job.device), 0.0
     with _claims(job) as claim:
         for chunk in cut(job.study, job.scale):
@@ -145,7 +153,7 @@ def work(job: Job) -> Iterator[int]:
                 return
             added = jsonl.append(_file(job, chunk), compute(job.study, job.scale, chunk, device))
             slowest = max(slowest, time.monotonic() - start)
-            yield added
+            yield added, chunk.cost(job.study)
 
 
 def _file(job: Job, chunk: Chunk) -> Path:
@@ -187,10 +195,24 @@ def _claims(job: Job) -> Iterator[Callable[[int], bool]]:
         os.close(descriptor)
 
 
-def _in_this_process(job: Job, progress: Callable[[int], Any]) -> None:
+def _bar(job: Job, chunks: Sequence[Chunk]) -> Any:
+    """A progress bar in units of cost: chunks may differ in it a hundredfold, and the time left should be right."""
+    have = {file: jsonl.keys(file) for file in {_file(job, chunk) for chunk in chunks}}
+    costs = [(chunk.cost(job.study), have[_file(job, chunk)].issuperset(chunk.keys)) for chunk in chunks]
+    return tqdm(
+        total=sum(cost for cost, _ in costs),
+        initial=sum(cost for cost, done in costs if done),
+        desc=f"{job.study.name}/{job.scale}",
+        bar_format="{l_bar}{bar}| {postfix} [{elapsed}, {remaining} left]",
+        smoothing=0,
+        disable=None,
+    )
+
+
+def _in_this_process(job: Job, progress: Callable[[tuple[int, float]], Any]) -> None:
     threads = torch.get_num_threads()
     try:
-        for added in work(job):
-            progress(added)
+        for done in work(job):
+            progress(done)
     finally:
         torch.set_num_threads(threads)

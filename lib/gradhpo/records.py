@@ -23,6 +23,7 @@ POINTS = 50
 """Most points a recorded series keeps."""
 
 _COLUMNS = ("device", "dataset", "commit", "dirty", "date", "wall_s", "batch", "peak_mb")
+_LATER = ("cpu_s",)  # columns that older records do not have
 _PROVENANCE = (
     *("study", "scale", "method", "runs", "device", "commit", "dirty", "versions"),
     *("dataset", "first", "last", "minutes"),
@@ -37,6 +38,8 @@ class Result:
         metrics: final numbers by name. NaN and infinities are recorded as null and read back as NaN.
         series: curves by name; recorded with at most `POINTS` points (see `thin`) and 7 digits.
         wall_s: seconds of training, without evaluation and compilation.
+        cpu_s: the same in seconds that the processor computed (`environment.busy_seconds`), which a busy machine does
+            not lengthen; None where it was not measured.
         dataset: name of the dataset in `gradhpo.data`, or of the generated problem.
         dataset_sha256: digest of the data that was used, "" for a generated problem.
     """
@@ -46,6 +49,7 @@ class Result:
     wall_s: float = 0.0
     dataset: str = ""
     dataset_sha256: str = ""
+    cpu_s: float | None = None
 
 
 class Runs(Protocol):
@@ -117,6 +121,7 @@ def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: i
         "dataset_sha256": result.dataset_sha256,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "wall_s": round(float(result.wall_s), 4),
+        **({} if result.cpu_s is None else {"cpu_s": round(float(result.cpu_s), 4)}),
         "batch": batch,
         "peak_mb": None if peak_mb is None else round(peak_mb, 1),
         "metrics": {name: number(value) for name, value in result.metrics.items()},
@@ -139,7 +144,8 @@ def load(study: Runs | str, scale: str, methods: Sequence[str] | None = None, ro
 
     Returns:
         Columns: key, the configuration's fields, device, dataset, commit, dirty, date, wall_s, batch, peak_mb (where
-        a field has such a name it stands in its place), metrics (float, NaN where null), series (lists).
+        a field has such a name it stands in its place), cpu_s (if recorded), metrics (float, NaN where null), series
+        (lists).
 
     Raises:
         GradhpoError: unknown scale, a method the study does not have, or an invalid line in a file.
@@ -175,7 +181,7 @@ def _short(value: Any) -> float | int | None:
 
 def _refuse_clashes(cfg: Any, result: Result) -> None:
     names = [*result.metrics, *result.series]
-    taken = {"key", *_COLUMNS, *config.to_dict(cfg)}
+    taken = {"key", *_COLUMNS, *_LATER, *config.to_dict(cfg)}
     if clashes := sorted({name for name in names if name in taken or names.count(name) > 1}):
         raise GradhpoError(
             f"metrics and series need names that no field of {type(cfg).__name__} and no column of a record has; "
@@ -215,6 +221,7 @@ def _sort_key(record: Line) -> tuple[Any, ...]:
 def _row(record: Line) -> Line:
     metrics = {name: math.nan if value is None else float(value) for name, value in record["metrics"].items()}
     columns = {name: record[name] for name in _COLUMNS if name not in record["config"]}
+    columns |= {name: record[name] for name in _LATER if name in record}
     return {"key": record["key"], **record["config"], **columns, **metrics, **record["series"]}
 
 

@@ -14,11 +14,11 @@ from typing import Any
 from gradhpo.errors import GradhpoError
 
 
-def share(work: Callable[[Any], Iterator[int]], job: Any, jobs: int, progress: Callable[[int], Any]) -> None:
+def share(work: Callable[[Any], Iterator[Any]], job: Any, jobs: int, progress: Callable[[Any], Any]) -> None:
     """Run `work(job)` in each of `jobs` new processes, which divide the work among themselves.
 
     Args:
-        work: a module's function; each number it yields is passed on to `progress`.
+        work: a module's function; each (picklable) value it yields is passed on to `progress`.
         job: its picklable argument, the same for all.
         jobs: how many processes.
         progress: called in this process.
@@ -53,7 +53,7 @@ def share(work: Callable[[Any], Iterator[int]], job: Any, jobs: int, progress: C
         )
 
 
-def _start(work: Callable[[Any], Iterator[int]], job: Any) -> tuple[Any, BaseProcess]:
+def _start(work: Callable[[Any], Iterator[Any]], job: Any) -> tuple[Any, BaseProcess]:
     """Start a worker; return the pipe it reports through and its process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -89,7 +89,7 @@ def _exit_code(process: BaseProcess) -> int:
     return process.exitcode or 0
 
 
-def _worker(work: Callable[[Any], Iterator[int]], job: Any, pipe: Any) -> None:
+def _worker(work: Callable[[Any], Iterator[Any]], job: Any, pipe: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for added in work(job):

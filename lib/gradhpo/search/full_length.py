@@ -91,22 +91,23 @@ class Bayes:
 
     def run(self, ledger: Ledger, space: Space) -> str:
         full, worst = ledger.trainable.steps, self.worst
-        with asking(space, ledger.seed, self._sampler(ledger.seed)) as asker:
+        with asking(space, ledger.seed, self.sampler(ledger.seed)) as asker:
             while ledger.left:
                 trial, config = asker.ask()
                 cohort = ledger.start([config])
                 worst = ledger.untrained_loss(cohort) if worst is None else worst
                 (loss,) = ledger.train(cohort, min(full, ledger.left))
-                asker.complete(trial, _height(loss, worst))
+                asker.complete(trial, height(loss, worst))
         return ending(cohort, full)
 
-    def _sampler(self, seed: int) -> Builder:
+    def sampler(self, seed: int) -> Builder:
+        """What asks for the configurations: makes the sampler of one seed."""
         return lambda optuna: optuna.samplers.GPSampler(
             seed=seed, n_startup_trials=self.startup, warn_independent_sampling=False
         )
 
 
-def _height(loss: float, worst: float) -> float:
+def height(loss: float, worst: float) -> float:
     """What the Gaussian process sees of a loss."""
     worst = worst if math.isfinite(worst) else 1.0
     loss = min(loss, worst) if math.isfinite(loss) else worst

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from gradhpo import environment
 from gradhpo.config import SCALES, replace
 from gradhpo.errors import unknown
 from gradhpo.records import Result
@@ -28,7 +29,7 @@ __all__ = ["SCALES", "Study", "batches", "get", "names", "run_now", "sizes_with"
 
 S = TypeVar("S")
 
-_MODULES = ("clip_quadratic", "onepass_uci_trajectories")
+_MODULES = ("clip_quadratic", "onepass_uci_trajectories", "uci_onepass")
 
 
 def _equal(config: Any) -> float:
@@ -40,9 +41,9 @@ class Study:
     """One study. `config` is a frozen dataclass with at least the fields `method`, `seed` and `version`.
 
     runs: scale -> configurations in a fixed order. run: configurations that agree in all but `seed`, computed as one
-    batch on a device.
-    chunk: most runs in a batch. cost: how long a run takes compared with others, where they differ much. All of them
-    are functions of a module, not lambdas: a study travels to worker processes.
+    batch on a device. chunk: most runs in a batch, or a function of a configuration that says so. cost: how long a run
+    takes compared with others, where they differ much. All of them are functions of a module, not lambdas: a study
+    travels to worker processes.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Study:
     config: type
     runs: Callable[[str], list[Any]]
     run: Callable[[Sequence[Any], torch.device], list[Result]]
-    chunk: int
+    chunk: int | Callable[[Any], int]
     cost: Callable[[Any], float] = _equal
 
 
@@ -94,7 +95,8 @@ def batches(study: Study, configs: Sequence[Any]) -> list[list[Any]]:
     out = []
     for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != "seed"}):
         together = list(group)
-        out += [together[i : i + study.chunk] for i in range(0, len(together), study.chunk)]
+        size = study.chunk if isinstance(study.chunk, int) else study.chunk(together[0])
+        out += [together[i : i + size] for i in range(0, len(together), size)]
     return out
 
 
@@ -106,6 +108,7 @@ def sizes_with(sizes: S, **given: Any) -> S:
 def _compute(work: tuple[str, Sequence[Any], str]) -> list[Result]:
     name, batch, device = work
     threads = torch.get_num_threads()
+    environment.keep_freed_memory()
     torch.set_num_threads(1)  # the same sums in the same order, however many cores there are
     try:
         return get(name).run(batch, torch.device(device))

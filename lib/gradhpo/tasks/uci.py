@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,17 +66,71 @@ def load(name: str, split: int = 0, dtype: torch.dtype = torch.float64, device: 
     return Table(a, b, c, d, e, f, y_std=float(columns[train_val].std(ddof=1)), name=name, sha256=raw.sha256)
 
 
+class _Outputs(torch.autograd.Function):
+    """Outputs `[R, N]` of R nets with one hidden ReLU layer at the same inputs.
+
+    first `[R, H, F + 1]`: weights and biases of the hidden layer; second `[R, H]`; x `[N, F + 1]` with a last column
+    of ones, and x_t, its transpose. A ReLU net is linear while the signs of its units stay, so with the units' mask M
+    the derivatives of <c, outputs> need one product, G = M (c x): second G by first, <first, G> by second. They are
+    differentiable again: M is constant but for kinks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, x: Tensor, x_t: Tensor) -> Tensor:
+        active = torch.mm(first.flatten(0, 1), x_t).view(*first.shape[:2], -1).relu()
+        ctx.save_for_backward(first, second, active.sign(), x)
+        return torch.bmm(second[:, None], active)[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        first, second, mask, x = ctx.saved_tensors
+        g = torch.bmm(mask, c[:, :, None] * x)
+        return second[:, :, None] * g, (first * g).sum(-1), None, None
+
+
+class StackedLoss:
+    """`f(w [R, D], x, y) -> [R]`: mean squared errors of R nets F - hidden - 1 with ReLU, weights laid out as
+    `nets.mlp`'s.
+
+    The runs share their matrix products, and a gradient reads the `[R, H, N]` activations four times instead of ten
+    (`_Outputs`). It differs from `modules.batched` by rounding alone. Cost: 2 R N H (F + 1) multiplications a
+    gradient and as many a Hessian product.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        w1, b1, w2, b2 = self.layout.split(w).values()
+        _, ones, transposed = self._prepared(x)
+        outputs = _Outputs.apply(torch.cat([w1, b1[:, :, None]], dim=-1), w2.flatten(1), ones, transposed)
+        error = outputs + b2 - y[:, 0]
+        return (error * error).mean(-1)
+
+    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x itself (held so that its id stays its own), x with a column of ones, and that transposed; made once."""
+        if id(x) not in self._inputs:
+            ones = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+            self._inputs[id(x)] = (x, ones, ones.T.contiguous())
+        return self._inputs[id(x)]
+
+
 class TableRegression:
     """Mean squared error of R nets on one table; full batch, so the losses do not depend on `t`. Net: F - hidden -
-    1, ReLU, torch's default initialisation."""
+    1, ReLU, torch's default initialisation.
+
+    stacked: the same losses by `StackedLoss`, up to 5 times as fast on a CPU and equal to rounding, in place of the
+    module under `vmap`.
+    """
 
     stationary = True
 
-    def __init__(self, table: Table, hidden: int = 50) -> None:
+    def __init__(self, table: Table, hidden: int = 50, stacked: bool = False) -> None:
         self.table, self._sizes = table, [table.x_train.shape[1], hidden, 1]
         self.module = mlp(self._sizes).to(table.x_train)
         self.layout = Layout.of(self.module)
-        self._loss = batched(self.module, mse_loss)
+        self._loss = StackedLoss(self.layout) if stacked else batched(self.module, mse_loss)
 
     def init(self, seeds: Sequence[int]) -> Tensor:
         """Initial weights `[R, D]`, one row a seed; drawn on the CPU in float32 and then cast, so that they are the

@@ -1,0 +1,199 @@
+"""The OnePass paper's UCI study (Section 4.1, Appendices B.3 to B.5): nine one-pass methods and Bayesian optimisation
+from random initial hyperparameters on eight sets.
+
+A run trains the 50-unit net for 4000 full-batch steps. For "Random-3-batched" it trains three and keeps the one of
+lowest validation loss; for "Bayes" it is a search of 30 trainings. Settings, initial values and what is common to the
+studies on these sets: `uci_training`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from gradhpo import data
+from gradhpo.errors import unknown
+from gradhpo.records import Result
+from gradhpo.search import MULTIPLIER
+from gradhpo.studies import Study, uci_bayes
+from gradhpo.studies.uci_training import SETTINGS, Trained, points, short, train
+from gradhpo.studies.uci_training import Config as Training
+
+THREE, BAYES = "Random-3-batched", "Bayes"
+ONE_PASS = ("Random", "Random-xLR", THREE, *(m for m in SETTINGS if not m.startswith("Random")))
+METHODS = (*ONE_PASS, BAYES)
+TABLE_SETS = ("energy", "kin8nm", "power")
+OTHER_SETS = ("boston", "concrete", "wine", "yacht", "naval")
+
+_THIRDS = 10_000  # a 3-batched run's trainings start from other draws than the Random runs
+_CURVE, _PATH = 41, 21  # points of a series: losses, hyperparameters
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """One run of one method on one set. The fields of `uci_training.Config`, and:"""
+
+    trials: int = 1  # trainings of a run: 3 of a 3-batched one, 30 of Bayesian optimisation
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    datasets: tuple[str, ...]
+    runs: int  # initialisations for each one-pass method
+    steps: int  # training steps of a run
+    searches: int  # repetitions of Bayesian optimisation
+    trials: int = 30  # trainings of one search
+
+
+SIZES = {
+    "smoke": Sizes(("diabetes", "friedman"), 6, 200, 2, 6),
+    "laptop": Sizes(("energy", "yacht"), 20, 4000, 2),
+    "paper": Sizes(TABLE_SETS, 200, 4000, 32),
+}
+_OTHERS = Sizes(OTHER_SETS, 50, 4000, 0)
+ROUNDING = 20
+"""Runs of each method on Energy that are repeated in float64, and in float64 by another order of summation."""
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """Set by set, the one-pass methods and then Bayesian optimisation."""
+    out = []
+    for name in sizes.datasets:
+        for method in ONE_PASS:
+            trials = 3 if method == THREE else 1
+            out += [Config(method, seed + k, name, sizes.steps, trials=trials) for k in range(sizes.runs)]
+        out += [Config(BAYES, seed + k, name, sizes.steps, trials=sizes.trials) for k in range(sizes.searches)]
+    return out
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale. At paper scale, those that most depends on come first."""
+    every = configs(SIZES[scale])
+    if scale != "paper":
+        return every
+    late = [c for c in every if c.method == BAYES and c.dataset != "energy"]
+    small = [c for c in configs(_OTHERS) if c.dataset != "naval"]
+    naval = [c for c in configs(_OTHERS) if c.dataset == "naval"]
+    return [c for c in every if c not in set(late)] + rounding(every) + small + late + naval
+
+
+def rounding(every: Sequence[Config]) -> list[Config]:
+    """The first `ROUNDING` runs of each method on Energy again, in float64 and with the loss in its two forms."""
+    first = [c for c in every if c.dataset == "energy" and c.method in SETTINGS and c.seed < ROUNDING]
+    return [replace(c, dtype="float64", form=form) for form in ("stacked", "module") for c in first]
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """A batch of runs of one method on one set.
+
+    Metrics: initial values (log10_lr, log10_decay, momentum_start, multiplier), final test_mse and val_mse in the
+    target's unit squared, best_mse and best_step (the lowest test MSE at any multiple of 10 steps), diverged (1 when
+    the final weights give no finite loss: the losses are NaN then). Series: test_curve and incumbent_curve (lowest so
+    far) at 41 evenly spaced steps, the path of each moving hyperparameter at 21.
+    """
+    c, seeds = batch[0], [b.seed for b in batch]
+    if c.method == BAYES:
+        return _searches(c, seeds, device)
+    if c.method == THREE:
+        return _best_of_three(c, seeds, device)
+    if c.method not in SETTINGS:
+        raise unknown("method", c.method, METHODS)
+    trained = train(c, seeds, device, _reading(c))
+    return [_result(c, trained, k) for k in range(len(seeds))]
+
+
+def _reading(c: Config) -> int:
+    return max(1, min(10, c.steps))
+
+
+def _best_of_three(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
+    plain = replace(c, method="Random")
+    thirds = [train(plain, [_THIRDS + c.trials * s + j for s in seeds], device, _reading(c)) for j in range(c.trials)]
+    val = np.stack([t.val for t in thirds])
+    kept = np.where(np.isnan(val), np.inf, val).argmin(0)
+    cpu_s, wall_s = sum(t.cpu_s for t in thirds), sum(t.wall_s for t in thirds)
+    results = [_result(c, thirds[kept[k]], k) for k in range(len(seeds))]
+    return [replace(r, cpu_s=cpu_s, wall_s=wall_s) for r in results]
+
+
+def _result(c: Config, t: Trained, k: int) -> Result:
+    test, at, path = t.test[k], points(t, _CURVE), points(t, _PATH)
+    best = int(np.nanargmin(test))
+    metrics = t.start.metrics(k)
+    if c.method == "Random-xLR":
+        metrics[MULTIPLIER] = float(t.start.multiplier[k])
+    metrics |= {
+        "test_mse": test[-1],
+        "val_mse": t.val[k],
+        "best_mse": test[best],
+        "best_step": int(t.steps[best]),
+        "diverged": int(np.isnan(test[-1])),
+    }
+    series = {"test_curve": short(test[at]), "incumbent_curve": short(np.fmin.accumulate(test)[at])}
+    series |= {f"{n}_path": short(v[k][path]) for n, v in t.tuned.items()}
+    return Result(metrics, _lists(series), t.wall_s, t.dataset, t.sha256, t.cpu_s)
+
+
+def _lists(series: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    return {n: list(v) for n, v in series.items()}
+
+
+def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
+    """Metrics of a search are those of the training of lowest validation MSE; series: every training's values."""
+    found = uci_bayes.search(c, seeds, c.trials, device)
+    out = []
+    for r in found.repetitions:
+        val, test = (np.where(np.isfinite(x), x, np.nan) for x in (r.val, r.test))
+        lost = bool(np.isnan(val).all())
+        best = 0 if lost else int(np.nanargmin(val))
+        metrics: dict[str, float | int | None] = {
+            "log10_lr": float(np.log10(r.configs[best]["lr"])),
+            "log10_decay": float(np.log10(r.configs[best]["weight_decay"])),
+            "momentum_start": r.configs[best]["momentum"],
+            "test_mse": test[best],
+            "val_mse": val[best],
+            "best_mse": float(np.nanmin(test)) if not np.isnan(test).all() else np.nan,
+            "best_step": int(c.steps * (best + 1)),
+            "diverged": int(lost),
+        }
+        tried = {n: np.array([config[n] for config in r.configs]) for n in r.configs[0]}
+        series = {"trial_val": short(val), "trial_test": short(test)} | {
+            f"trial_{n}": short(v) for n, v in tried.items()
+        }
+        table = found.task.table
+        out.append(Result(metrics, _lists(series), found.wall_s, table.name, table.sha256, found.cpu_s))
+    return out
+
+
+# Seconds of a training relative to Random, measured in float32; a step also has a fixed overhead, worth 200 rows.
+_WEIGHTS = {"Random-xLR": 1.05, "Lorraine": 1.2, "WD+LR": 1.2, "WD+LR+M": 1.25, "WD+HDLR+M": 1.3}
+_WEIGHTS |= {"Diff-through-Opt": 1.25}
+
+
+def _cost(c: Config) -> float:
+    precision = {"float32": 1.0, "float64": 2.0}[c.dtype] * (1.0 if c.form == "stacked" else 3.0)
+    return _WEIGHTS.get(c.method, 1.0) * c.trials * c.steps * (data.info(c.dataset).rows + 200) * precision / 4e6
+
+
+def _chunk(c: Config) -> int:
+    """Runs side by side. A search of 30 trainings on a large set takes minutes, which a stop would lose."""
+    if c.method != BAYES:
+        return 10
+    return 8 if data.info(c.dataset).rows < 5000 else 4
+
+
+STUDY = Study(
+    name="uci_onepass",
+    title="Tables 1 and 6, Figures 8 to 11 of the OnePass paper: ten methods on eight regression sets",
+    paper="OnePass",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=_chunk,
+    cost=_cost,
+)
