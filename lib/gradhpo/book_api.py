@@ -28,7 +28,7 @@ PAGES = (
         "Recursion and hyperparameters",
         "The state of a training, one step of it with its derivatives, the hyperparameters in their coordinates, the "
         "rules that move the weights, and the slow, independent computation that everything is tested against.",
-        ("core", "hypers", "transforms", "rules", "oracle", "errors"),
+        ("core", "second_order", "hypers", "transforms", "rules", "oracle", "errors"),
     ),
     Page(
         "estimators",
@@ -63,7 +63,7 @@ PAGES = (
         "Tasks, networks and data",
         "What is trained. A task offers the two losses of {py:class}`~gradhpo.core.Problem`; networks are ordinary "
         "modules of PyTorch.",
-        ("tasks", "tasks.*", "modules", "nets", "losses", "draws", "data"),
+        ("tasks", "tasks.*", "modules", "swapped", "nets", "nets_wrn", "losses", "draws", "data"),
     ),
     Page(
         "studies",

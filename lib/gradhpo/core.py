@@ -18,8 +18,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -28,6 +29,8 @@ from torch import Tensor
 from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hypers, Values
 from gradhpo.rules import Rule
+from gradhpo.rules import Tangent as RuleTangent
+from gradhpo.second_order import wanted
 
 # torch's own first use of a dual number compiles its derivative formulas with the deprecated torch.jit, and says so
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
@@ -72,6 +75,20 @@ class Problem(Protocol):
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
 
 
+@runtime_checkable
+class WithBatches(Protocol):
+    """A problem whose losses depend on `t` through tensors alone, so that a traced loop can hand them over:
+    `problem.on(problem.batch(t))` has at every step the losses that `problem` has at step `t`."""
+
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        """All that both losses of step `t` read beside weights and hyperparameters. Every new shape is recorded."""
+        ...
+
+    def on(self, batch: tuple[Tensor, ...]) -> Problem:
+        """The problem with losses on these tensors, whatever `t`."""
+        ...
+
+
 class Step:
     """One training step `x -> Phi_t(x, lam)` and its first derivatives. Cost: a gradient; with `curvature` about one
     and a half.
@@ -85,7 +102,8 @@ class Step:
         self.curvature = curvature
         self.w = state.w.detach().requires_grad_()
         self.loss_lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
-        loss = problem.train_loss(self.w, self.loss_lam, t)
+        with wanted() if curvature else nullcontext():
+            loss = problem.train_loss(self.w, self.loss_lam, t)
         inputs = (self.w, *self._smooth.values()) if curvature else (self.w,)
         grads = torch.autograd.grad(loss, inputs, torch.ones_like(loss), create_graph=curvature, allow_unused=True)
         self.g, self.g_lam = grads[0], dict(zip(self._smooth, grads[1:], strict=False))
@@ -157,6 +175,8 @@ class Step:
     def push(self, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
         """Forward mode: `dPhi/dx Z + dPhi/dlam lam_dot`, given the tangent `g_dot [R, A, D]` of the gradient
         (`gradient_tangent`). Cost: elementwise."""
+        if self.rule.tangent is not None:
+            return self._push_written(self.rule.tangent, z, lam_dot, g_dot)
         with torch.no_grad(), forward_ad.dual_level():
             dual = forward_ad.make_dual
 
@@ -171,6 +191,13 @@ class Step:
             buf = {n: lift(b, z.buf[n]) for n, b in self.state.buf.items()}
             w, buf = self.rule.update(lift(self.state.w, z.w), buf, lift(self.g.detach(), g_dot), lam)
             return Tangent(_tangent(w), {n: _tangent(b) for n, b in buf.items()})
+
+    @torch.no_grad()
+    def _push_written(self, tangent: RuleTangent, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
+        """`push` for a rule with a tangent of its own."""
+        lam = {n: self.values.lam[n][:, None] for n in self.rule.hypers}
+        w, buf = self.state.w[:, None], {n: b[:, None] for n, b in self.state.buf.items()}
+        return Tangent(*tangent(w, buf, self.g.detach()[:, None], lam, z.w, z.buf, g_dot, lam_dot))
 
     def pull(self, cot: State, *, to_state: bool = True) -> tuple[State, Tensor]:
         """Reverse mode: cotangent of the state after the step -> cotangent of the state before it, and its share of
@@ -245,6 +272,7 @@ __all__: Sequence[str] = [
     "Step",
     "Tangent",
     "Values",
+    "WithBatches",
     "cotangent",
     "initial_state",
     "validation_gradient",

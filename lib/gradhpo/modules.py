@@ -24,11 +24,13 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from gradhpo.draws import Draws
 from gradhpo.errors import GradhpoError, unknown
 from gradhpo.nets import Dropout
+from gradhpo.second_order import granted, layers_in
+from gradhpo.swapped import Places
 
 Named = Mapping[str, Tensor]
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -59,14 +61,17 @@ class Layout:
     def split(self, w: Tensor) -> dict[str, Tensor]:
         """Views of `w [..., D]` as named tensors `[..., *shape]`."""
         parts = torch.split(w, self.sizes, dim=-1)
-        return {
-            n: p.unflatten(-1, s) if s else p.squeeze(-1)
-            for n, p, s in zip(self.names, parts, self.shapes, strict=True)
-        }
+        return {n: _shaped(p, s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def flatten(self, named: Named) -> Tensor:
         """One vector `[D]` from a module's `named_parameters()` or an equal mapping."""
         return torch.cat([named[n].detach().reshape(-1) for n in self.names])
+
+
+def _shaped(p: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) == 1:
+        return p  # one node less in the graph, at each of its derivatives
+    return p.unflatten(-1, shape) if shape else p.squeeze(-1)
 
 
 class Batched:
@@ -75,7 +80,7 @@ class Batched:
     def __init__(self, module: nn.Module, loss: Callable[..., Tensor], shared_batch: bool = True) -> None:
         self.module, self.loss, self.shared_batch = module, loss, shared_batch
         self.layout = Layout.of(module)
-        self._parts = list(module.modules())
+        self._parts, self._places, self._lean = list(module.modules()), Places(module), layers_in(module)
 
     def __call__(
         self,
@@ -119,7 +124,7 @@ class Batched:
     def buffers(self, w: Tensor, given: Named | None = None) -> dict[str, Tensor]:
         """Copies `[R, *shape]` of the module's buffers on the device of `w`, floating ones in its type, or of those
         that are given."""
-        own = dict(self.module.named_buffers())
+        own = self._places.own_buffers()
         for name, b in (given or {}).items():
             if name not in own:
                 raise unknown(f"buffer of {type(self.module).__name__}", name, own)
@@ -140,7 +145,7 @@ class Batched:
         """The call itself, with the module's flags as they are; what the forward pass writes to buffers lands in
         `own`."""
         data = None if self.shared_batch else 0
-        mapped = (self.layout.split(w), own, torch.arange(len(w), device=w.device), x, y, net_lam, loss_lam)
+        mapped = (w, own, torch.arange(len(w), device=w.device), x, y, net_lam, loss_lam)
         dims = (0, 0, 0, data, None if y is None else data, 0, 0)
         single = partial(self._single, draws)
         alone = partial(single, *(a if d is None else _row(a, 0) for a, d in zip(mapped, dims, strict=True)))
@@ -159,7 +164,7 @@ class Batched:
     def _single(
         self,
         draws: Draws | None,
-        params: Named,
+        w: Tensor,
         own: Named,
         run: Tensor,
         x: Tensor,
@@ -168,8 +173,12 @@ class Batched:
         loss_lam: Named,
     ) -> Tensor:
         """The loss of one run: what `vmap` maps over the runs."""
-        with draws.inside(run) if draws else nullcontext():
-            output = functional_call(self.module, {**params, **own}, (x,), dict(net_lam))
+        with (
+            draws.inside(run) if draws else nullcontext(),
+            self._places.swapped(self.layout.split(w), own),
+            granted(self._lean),
+        ):
+            output = self.module(x, **net_lam)
         return self.loss(output, y, **loss_lam)
 
     def _checked(self, losses: Tensor, w: Tensor) -> Tensor:
@@ -262,7 +271,9 @@ def _nothing(output: object, target: None) -> Tensor:
 
 def _row(x: Tensor | Named | None, r: int) -> Tensor | dict[str, Tensor]:
     """Row r of a tensor or of every tensor in a mapping, as views: writes reach the original."""
-    return x[r] if isinstance(x, Tensor) else {n: v[r] for n, v in (x or {}).items()}
+    if isinstance(x, Tensor):
+        return x.squeeze(0) if len(x) == 1 else x[r]  # the derivative of x[r] is a copy into zeros, of this a view
+    return {n: _row(v, r) for n, v in (x or {}).items()}
 
 
 def _per_run(w: Tensor, lam: Named | None) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ from torch import Tensor
 from gradhpo.errors import GradhpoError
 
 Buffers = dict[str, Tensor]
-Update = Callable[[Tensor, Buffers, Tensor, Mapping[str, Tensor]], tuple[Tensor, Buffers]]
+Lam = Mapping[str, Tensor]
+Update = Callable[[Tensor, Buffers, Tensor, Lam], tuple[Tensor, Buffers]]
+Tangent = Callable[[Tensor, Buffers, Tensor, Lam, Tensor, Buffers, Tensor, Lam], tuple[Tensor, Buffers]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class Rule:
 
     `hypers` are the hyperparameters it reads from `lam`; `buffers` the state `[R, D]` it keeps beside the weights and
     `counters` what it keeps once a run, `[R, 1]` (all zero at the start).
+
+    tangent: the derivative of `update` along (w_dot, buffers_dot, g_dot, lam_dot), written out: the arguments of
+    `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of lam_dot for each tuned
+    hyperparameter. None: by forward-mode automatic differentiation of `update`, which gives the same in several times
+    the passes over memory. A rule made from another by `dataclasses.replace(rule, update=...)` needs `tangent=None`,
+    or one of its own.
     """
 
     name: str
@@ -33,6 +41,7 @@ class Rule:
     buffers: tuple[str, ...]
     update: Update
     counters: tuple[str, ...] = ()
+    tangent: Tangent | None = None
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
@@ -52,8 +61,26 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
         step = d + lam["momentum"] * v if nesterov else v
         return w - lam["lr"] * step, {"v": v}
 
+    def tangent(
+        w: Tensor, buf: Buffers, g: Tensor, lam: Lam, w_dot: Tensor, buf_dot: Buffers, g_dot: Tensor, lam_dot: Lam
+    ) -> tuple[Tensor, Buffers]:
+        def plus(total: Tensor, name: str, x: Tensor, x_dot: Tensor, factor: int = 1) -> Tensor:
+            """total + factor (lam x)', by the product rule."""
+            total = torch.addcmul(total, lam[name], x_dot, value=factor)
+            return total.addcmul_(lam_dot[name], x, value=factor) if name in lam_dot else total
+
+        d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay else g
+        d_dot = plus(g_dot, "weight_decay", w, w_dot) if weight_decay else g_dot
+        if not momentum:
+            return plus(w_dot, "lr", d, d_dot, -1), {}
+        v, v_dot = torch.addcmul(d, lam["momentum"], buf["v"]), plus(d_dot, "momentum", buf["v"], buf_dot["v"])
+        step, step_dot = v, v_dot
+        if nesterov:
+            step, step_dot = torch.addcmul(d, lam["momentum"], v), plus(d_dot, "momentum", v, v_dot)
+        return plus(w_dot, "lr", step, step_dot, -1), {"v": v_dot}
+
     hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
-    return Rule("sgd", hypers, ("v",) if momentum else (), update)
+    return Rule("sgd", hypers, ("v",) if momentum else (), update, tangent=tangent)
 
 
 def root(x: Tensor) -> Tensor:
@@ -130,7 +157,7 @@ def _before(rule: Rule, change: Callable[[Tensor], Tensor], limit: float, name: 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
         return rule.update(w, buf, change(g), lam)
 
-    return replace(rule, name=f"{name} {rule.name}", update=update)
+    return replace(rule, name=f"{name} {rule.name}", update=update, tangent=None)
 
 
 def clipped(rule: Rule, limit: float) -> Rule:

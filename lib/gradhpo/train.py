@@ -1,20 +1,20 @@
 """The one-pass loop: weights and hyperparameters learn together, the hyperparameters after every `every` steps.
 
-`Loop` runs the same few lines in two ways. Eagerly; or, with `trace=True` and a problem whose losses do not depend
-on the step number, as a straight list of
-tensor operations recorded once and replayed (`tracing`), without the autograd engine's overhead.
+`Loop` runs the same few lines in two ways. Eagerly; or, with `trace=True`, as a straight list of tensor operations
+recorded once and replayed (`tracing`), without the autograd engine's overhead. For that the losses must not depend on
+the step number, or only through tensors that the problem hands over (`core.WithBatches`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gradhpo.core import Problem, State, Step, initial_state, validation_gradient
+from gradhpo.core import Problem, State, Step, WithBatches, initial_state, validation_gradient
 from gradhpo.errors import GradhpoError, unknown
 from gradhpo.estimators import Estimator
 from gradhpo.hypers import Hypers, Values
@@ -86,6 +86,7 @@ class Run(NamedTuple):
 
 
 Watch = Callable[[Run], None]
+Batches = Mapping[int, tuple[Tensor, ...]]
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Loop:
     hypers: Hypers
     method: Method
     trace: bool = False
-    _traced: dict[tuple[int, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
+    _traced: dict[tuple[Any, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
     _values: tuple[Tensor, dict[str, Tensor], Values] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -108,10 +109,10 @@ class Loop:
                 f"the rule {self.rule.name} reads {list(self.rule.hypers)}, "
                 f"and {missing} are not given; declare them as Hyper(name, value)"
             )
-        if self.trace and (self.hypers.windowed or not self.problem.stationary):
+        if self.trace and (self.hypers.windowed or not (self.problem.stationary or self._handed_over)):
             raise GradhpoError(
-                "trace=True needs losses and hyperparameters that do not depend on the step number; "
-                "use trace=False for this problem"
+                "trace=True needs losses and hyperparameters that do not depend on the step number, or a problem with "
+                "batch(t) and on(batch); use trace=False for this problem"
             )
         of_loss = [n for n in self.hypers.tuned if n not in self.rule.hypers]
         if self.method.outer_loss == "training" and of_loss:
@@ -119,6 +120,10 @@ class Loop:
                 f"{of_loss} change the training loss itself, which outer_loss='training' would minimise over them; "
                 "tune them on the validation loss"
             )
+
+    @property
+    def _handed_over(self) -> bool:
+        return not self.problem.stationary and isinstance(self.problem, WithBatches)
 
     def start(self, w: Tensor) -> Run:
         """A run from weights `w [R, D]` and the hyperparameters' initial values."""
@@ -145,7 +150,7 @@ class Loop:
         last = self._values
         if last is None or last[0] is not run.raw or last[1] is not run.fixed or self.hypers.windowed:
             self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)
-        return self._steps(run, 1, recent, last[2])
+        return self._steps(run, 1, recent=recent, values=last[2])
 
     def due(self, t: int) -> bool:
         """Whether an outer update belongs to step number `t`."""
@@ -170,14 +175,34 @@ class Loop:
             return self._steps(run, n)
         reset = getattr(self.method.estimator, "reset_every", None) or 1
         updates = (run.t + n) % self.method.every == 0
-        key = (n, updates, run.t % reset, run.t >= self.method.warm_up, len(run.past))
+        batches: Batches = {}
+        if isinstance(self.problem, WithBatches) and self._handed_over:
+            batches = {t: self.problem.batch(t) for t in range(run.t - len(run.past), run.t + n)}
+        shapes = tuple(x.shape for batch in batches.values() for x in batch)
+        key = (n, updates, run.t % reset, run.t >= self.method.warm_up, len(run.past), shapes)
         if key not in self._traced:
-            self._traced[key] = record(lambda *parts: tuple(self._steps(Run(run.t, *parts), n)[1:]), tuple(run[1:]))
-        return Run(run.t + n, *self._traced[key](*run[1:]))
+            steps = tuple(batches)
 
-    def _steps(self, run: Run, n: int, recent: deque[Step] | None = None, values: Values | None = None) -> Run:
-        """The loop itself."""
+            def block(given: Sequence[tuple[Tensor, ...]], *parts: Any) -> tuple[Any, ...]:
+                return tuple(self._steps(Run(run.t, *parts), n, dict(zip(steps, given, strict=True)))[1:])
+
+            self._traced[key] = record(block, (tuple(batches.values()), *run[1:]))
+        return Run(run.t + n, *self._traced[key](tuple(batches.values()), *run[1:]))
+
+    def _problem(self, t: int, batches: Batches) -> Problem:
+        return self.problem.on(batches[t]) if isinstance(self.problem, WithBatches) and t in batches else self.problem
+
+    def _steps(
+        self,
+        run: Run,
+        n: int,
+        batches: Batches | None = None,
+        recent: deque[Step] | None = None,
+        values: Values | None = None,
+    ) -> Run:
+        """The loop itself; `batches` of a traced block by step."""
         m, end = self.method, run.t + n
+        batches = batches or {}
         values = values or self.hypers.at(run.raw, run.fixed, run.t)
         recent = deque[Step](maxlen=m.keep) if recent is None else recent
         past = run.past[: len(run.past) - len(recent)]
@@ -187,19 +212,20 @@ class Loop:
             if self.hypers.windowed:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
             curvature = m.estimator is not None and m.estimator.curvature(ahead)
-            step = Step(self.problem, self.rule, values, run.state, run.t, curvature=curvature)
+            problem = self._problem(run.t, batches)
+            step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature)
             seen = run.memory
             if due and m.immediate:
-                run = self._update(run, values, seen, (), step.g.detach())
+                run = self._update(run, problem, values, seen, (), step.g.detach())
                 values = self.hypers.at(run.raw, run.fixed, run.t)
                 step = step.with_values(values)
             memory = m.estimator.observe(run.memory, step) if m.estimator else ()
             recent.append(step)
             run = run._replace(t=run.t + 1, state=step.next, memory=memory)
             if due and m.outer_loss == "training" and not m.immediate:
-                run = self._update(run, values, seen, (), step.g.detach())
+                run = self._update(run, problem, values, seen, (), step.g.detach())
             elif due and m.outer_loss == "validation":
-                run = self._update(run, values, memory, self._kept(run, past, recent))
+                run = self._update(run, problem, values, memory, self._kept(run, past, recent, batches))
             if ahead == 0:
                 past = ()
                 recent.clear()
@@ -208,25 +234,31 @@ class Loop:
         states = (*past, *(s.state for s in recent))
         return run._replace(past=states[-m.keep :] if m.keep else ())
 
-    def _kept(self, run: Run, past: Sequence[State], recent: Sequence[Step]) -> list[Step]:
+    def _kept(self, run: Run, past: Sequence[State], recent: Sequence[Step], batches: Batches) -> list[Step]:
         """The steps the estimator looks back on; those of an earlier call are taken again from their stored states."""
         missing = min(self.method.keep - len(recent), len(past))
         first = run.t - len(recent) - missing
         before = []
         for t, state in enumerate(past[len(past) - missing :], start=first):
             values = self.hypers.at(run.raw, run.fixed, t)
-            before.append(Step(self.problem, self.rule, values, state, t, curvature=True))
+            before.append(Step(self._problem(t, batches), self.rule, values, state, t, curvature=True))
         return [*before, *recent]
 
     def _update(
-        self, run: Run, values: Values, memory: Any, recent: Sequence[Step], outer_gradient: Tensor | None = None
+        self,
+        run: Run,
+        problem: Problem,
+        values: Values,
+        memory: Any,
+        recent: Sequence[Step],
+        outer_gradient: Tensor | None = None,
     ) -> Run:
-        """One outer update; `values` are the hyperparameters of the last step. Without an outer gradient it is that of
+        """One outer update; `problem` and `values` are those of the last step. Without an outer gradient it is that of
         the validation loss at the run's weights."""
         assert self.method.estimator is not None and self.method.outer is not None
         direct: Tensor | float = 0.0
         if outer_gradient is None:
-            outer_gradient, direct = validation_gradient(self.problem, self.rule, values, run.state, run.t - 1)
+            outer_gradient, direct = validation_gradient(problem, self.rule, values, run.state, run.t - 1)
         hypergradient = self.method.estimator.hypergradient(memory, recent, outer_gradient, values) + direct
         raw, outer = self.method.outer.update(run.raw, hypergradient, run.outer, values.lam)
         return run._replace(raw=self.hypers.clamp(raw).detach(), outer=outer)

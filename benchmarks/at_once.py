@@ -1,0 +1,41 @@
+"""Many runs at once on an accelerator, in wall time: OnePass on UCI Energy, and WRN-16-1 run by run against `vmap`."""
+
+from __future__ import annotations
+
+import torch
+from gradhpo import methods
+from gradhpo.nets import mlp
+from gradhpo.nets_wrn import wrn
+from gradhpo.rules import sgd
+
+from benchmarks.rows import _schedule, _three
+from benchmarks.subjects import Subject, classifier, looped, regression
+from benchmarks.timing import Work, seconds
+
+
+def energy(runs: int, device: torch.device, steps: int = 200) -> Work:
+    """R runs of OnePass WD+LR+M side by side, replayed."""
+    net = regression(mlp([8, 50, 1]), (614, 78), 8, device)
+    return looped(net, steps, sgd(), net.hypers(_three()), methods.onepass(), trace=True, runs=runs)
+
+
+def wide(runs: int, device: torch.device, batch: int = 256) -> Work:
+    """R runs of WRN-16-1 with one learning rate, momentum and weight decay, forward mode; R > 1 under `vmap`."""
+    net: Subject = classifier(wrn(), [3, 32, 32], batch, device)
+    return looped(net, 1, sgd(), net.hypers(_schedule(1, True)), methods.fds(10**9), runs=runs)
+
+
+def main(device: torch.device) -> None:
+    """Print both comparisons."""
+    for runs in (1, 10, 200):
+        work = energy(runs, device)
+        work.call()
+        took = seconds(work, device)
+        print(
+            f"OnePass, UCI Energy, {runs} runs at once: {1e3 * took:.3g} ms a step, 4000 steps in {4000 * took:.1f} s"
+        )
+    for runs in (1, 4):
+        work = wide(runs, device)
+        work.call()
+        took = seconds(work, device)
+        print(f"WRN-16-1, {runs} at once: {1e3 * took:.4g} ms a step, {1e3 * took / runs:.4g} ms a run")

@@ -1,0 +1,63 @@
+"""The table of measurements, what explains a missed goal, and the figures of growth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from benchmarks import kept
+from benchmarks.rows import GROWTH, Row
+from benchmarks.timing import Work, where_time_goes
+
+COLUMNS = ("cost", "goal", "published", "met")
+
+
+def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One line a row: median cost (and quartiles), goal, the published program's cost, whether the goal is met.
+
+    found: metrics by row name, as `kept.metrics` gives them; a row without is marked "not run".
+    """
+    programs = kept.published()
+    lines = {}
+    for row in rows:
+        m, program = found.get(row.name), programs.get(row.name)
+        lines[row.title] = {
+            "cost": "not run" if m is None else f"{m['ratio']:.2f} ({m['low']:.2f} to {m['high']:.2f})",
+            "ms a step": "" if m is None else f"{m['method_ms']:.3g} / {m['base_ms']:.3g}",
+            "goal": "" if row.goal is None else f"<= {row.goal:g}",
+            "published": "" if program is None else f"{program:g}",
+            "met": "" if m is None or row.goal is None else "yes" if m["ratio"] <= row.goal else "no",
+        }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("row")
+
+
+def why(row: Row, ratio: float, work: Work) -> str:
+    """One sentence on a missed goal: which operators take the method's time."""
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in where_time_goes(work))
+    return f"{row.name}: {ratio:.2f} misses the goal of {row.goal:g}; of the method's time: {shares}"
+
+
+def growth(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Cost by series and size: columns series, x, ratio."""
+    rows = [(r.series, r.x, found[r.name]["ratio"]) for r in GROWTH if r.name in found]
+    return pd.DataFrame(rows, columns=["series", "x", "ratio"])
+
+
+_AXES = {
+    "columns": ("sensitivity columns", "MLP 784-128x3-10, forward mode"),
+    "width": ("hidden units a layer", "MLP 784-n-n-n-10, OHO lr + l2"),
+    "runs": ("runs side by side", "OnePass, UCI Energy"),
+}
+
+
+def draw_growth(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Three panels: cost over the number of columns, the width of the net, the number of runs."""
+    for ax, (series, (label, title)) in zip(axes, _AXES.items(), strict=True):
+        part = frame[frame["series"] == series]
+        ax.plot(part["x"], part["ratio"], "o-")
+        ax.set(xscale="log", yscale="log", xlabel=label, ylabel="cost in plain steps", title=title)
+        ax.set_xticks(part["x"], [str(x) for x in part["x"]], minor=False)
+        ax.minorticks_off()

@@ -1,0 +1,197 @@
+"""The rows of the table, each with its goal, and the series that show how cost grows."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from gradhpo import methods
+from gradhpo.hypers import Hyper
+from gradhpo.nets import lenet, mlp
+from gradhpo.nets_wrn import wrn
+from gradhpo.rules import sgd
+from torch.optim import SGD, AdamW
+
+from benchmarks import peers
+from benchmarks.subjects import Subject, classifier, looped, plain, regression, sampled
+from benchmarks.timing import Pair, Work
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `make(device, quick)` prepares both sides; `quick` takes fewer steps a repeat.
+
+    against: what the cost is relative to. goal: the largest ratio that is good enough. series, x: name of the growth
+    series and the position in it, for rows without a goal.
+    """
+
+    name: str
+    title: str
+    make: Callable[[torch.device, bool], Pair]
+    goal: float | None = None
+    against: str = "torch.optim step"
+    series: str = ""
+    x: int = 0
+
+
+# --- OHO and FDS ------------------------------------------------------------------------------------------------------
+
+
+def _oho(device: torch.device, quick: bool, width: int = 128) -> Pair:
+    net = classifier(mlp([784, width, width, width, 10]), [784], 100, device)
+    steps = 3 if quick else 30
+    hypers = net.hypers([Hyper("lr", 1e-3), Hyper("weight_decay", 1e-4)])
+    base = plain(net, steps, SGD, lr=1e-3, weight_decay=1e-4)
+    return Pair(base, looped(net, steps, sgd(momentum=False), hypers, methods.oho(), trace=True))
+
+
+def _schedule(windows: int, tuned: bool) -> list[Hyper]:
+    """FDS: `windows` learning rates, and one momentum and one weight decay, tuned or not."""
+    return [
+        Hyper("lr", 0.01, windows=windows),
+        Hyper("momentum", 0.9, tuned=tuned),
+        Hyper("weight_decay", 5e-4, tuned=tuned),
+    ]
+
+
+def _fds_lenet(windows: int, device: torch.device, quick: bool) -> Pair:
+    """A training of max(windows, 10) steps; quick: steps at its start, middle and end."""
+    net, horizon = classifier(lenet(), [1, 28, 28], 128, device), max(windows, 10)
+    hypers = net.hypers(_schedule(windows, False), horizon)
+    times = [0, horizon // 2, horizon - 1] if quick else list(range(horizon))
+    base = plain(net, len(times[:10]), SGD, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    return Pair(base, sampled(net, times, sgd(), hypers, methods.fds(horizon)))
+
+
+def _fds_wrn(device: torch.device, quick: bool) -> Pair:
+    """One step in the fourth of seven windows: 4 + 1 + 1 columns are in use, which is their mean over the training."""
+    net = classifier(wrn(), [3, 32, 32], 8 if quick else 256, device)
+    hypers = net.hypers(_schedule(7, True), 7)
+    base = plain(net, 1, SGD, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    return Pair(base, sampled(net, [3], sgd(), hypers, methods.fds(7)))
+
+
+# --- OnePass ----------------------------------------------------------------------------------------------------------
+
+
+def _energy(device: torch.device) -> Subject:
+    return regression(mlp([8, 50, 1]), (614, 78), 8, device)
+
+
+def _three(per_weight: bool = False) -> list[Hyper]:
+    return [
+        Hyper("lr", 0.01, "log10", "weight" if per_weight else "global", bounds=(1e-10, 1.0)),
+        Hyper("weight_decay", 1e-4, "log10"),
+        Hyper("momentum", 0.5, "sigmoid"),
+    ]
+
+
+def _only_lr() -> list[Hyper]:
+    return [Hyper("lr", 1e-3, "log10"), Hyper("weight_decay", 1e-4, tuned=False), Hyper("momentum", 0.5, tuned=False)]
+
+
+def _uci(
+    hypers: Callable[[], list[Hyper]], method: Callable[[], methods.Method], device: torch.device, quick: bool
+) -> Pair:
+    net, steps = _energy(device), 20 if quick else 400
+    base = plain(net, steps, SGD, lr=0.01, momentum=0.5, weight_decay=1e-4)
+    return Pair(base, looped(net, steps, sgd(), net.hypers(hypers()), method(), trace=True))
+
+
+# --- MetaOptimize -----------------------------------------------------------------------------------------------------
+
+
+def _metaoptimize(alone: bool, device: torch.device, quick: bool) -> Pair:
+    """784-768-512-10, 1,001,738 weights, batch 128; `alone`: the optimiser's step without the gradient."""
+    if importlib.util.find_spec("gradhpo.optim") is None:
+        raise peers.Absent("gradhpo.optim is not there")
+    from gradhpo.optim import MetaOptimize
+
+    net = classifier(mlp([784, 768, 512, 10]), [784], 128, device)
+    sides = [(AdamW, {"lr": 1e-3, "foreach": True}), (MetaOptimize, {"lr": 1e-3, "base": "adamw", "meta": "lion"})]
+    work = _update if alone else plain
+    base, method = (work(net, 3 if quick else 30, make, **options) for make, options in sides)
+    return Pair(base, method)
+
+
+def _update(subject: Subject, steps: int, make: Callable[..., torch.optim.Optimizer], **options: object) -> Work:
+    """`optimiser.step()` alone, on gradients that stay."""
+    params = [p.detach().clone().requires_grad_() for p in subject.net.parameters()]
+    rng = torch.Generator().manual_seed(1)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=rng).to(p)
+    optimiser = make(params, **options)
+
+    def call() -> None:
+        for _ in range(steps):
+            optimiser.step()
+
+    return Work(call, steps)
+
+
+# --- how cost grows ---------------------------------------------------------------------------------------------------
+
+
+def _columns(count: int, device: torch.device, quick: bool) -> Pair:
+    """MLP 784-128x3-10, batch 100: forward mode over `count` windows of the learning rate, all columns in use."""
+    net, steps = classifier(mlp([784, 128, 128, 128, 10]), [784], 100, device), 2 if quick else 10
+    hypers = [Hyper("lr", 1e-3, windows=count), Hyper("weight_decay", 1e-4, tuned=False)]
+    base = plain(net, steps, SGD, lr=1e-3, weight_decay=1e-4)
+    times = [count - 1] * steps  # the last window: every column is in use
+    return Pair(base, sampled(net, times, sgd(momentum=False), net.hypers(hypers, count), methods.fds(10**9)))
+
+
+def _runs(count: int, device: torch.device, quick: bool) -> Pair:
+    """`count` runs of OnePass WD+LR+M side by side, against one plain run."""
+    net, steps = _energy(device), 20 if quick else 100
+    base = plain(net, steps, SGD, lr=0.01, momentum=0.5, weight_decay=1e-4)
+    return Pair(base, looped(net, steps, sgd(), net.hypers(_three()), methods.onepass(), trace=True, runs=count))
+
+
+def _growth(series: str, x: int, title: str, make: Callable[[torch.device, bool], Pair]) -> Row:
+    return Row(f"{series}-{x}", title, make, series=series, x=x)
+
+
+ROWS = (
+    Row("oho", "OHO lr + l2, MLP 784-128x3-10, batch 100", _oho, 5.0),
+    *(
+        Row(f"fds-{n}", f"FDS, LeNet, batch 128, {n} window{'s' * (n > 1)}", partial(_fds_lenet, n), goal)
+        for n, goal in ((1, 2.3), (5, 5.0), (10, 8.0), (50, 35.0))
+    ),
+    Row("fds-wrn", "FDS, WRN-16-1, batch 256, 7+1+1 columns", _fds_wrn, 30.0),
+    Row("onepass", "OnePass WD+LR+M, UCI Energy", partial(_uci, _three, methods.onepass), 2.2),
+    Row("onepass-hdlr", "OnePass WD+HDLR+M, UCI Energy", partial(_uci, partial(_three, True), methods.onepass), 2.5),
+    Row("diff-through-opt", "Diff-through-Opt (5), UCI Energy", partial(_uci, _three, methods.diff_through_opt), 2.2),
+    Row("baydin", "Baydin, UCI Energy", partial(_uci, _only_lr, methods.baydin), 1.8),
+    Row(
+        *("metaoptimize", "MetaOptimize(AdamW, Lion), 1M-weight MLP: whole step", partial(_metaoptimize, False), 1.12),
+        against="foreach AdamW step",
+    ),
+    Row(
+        *("metaoptimize-alone", "MetaOptimize(AdamW, Lion): optimiser alone", partial(_metaoptimize, True), 1.4),
+        against="foreach AdamW alone",
+    ),
+)
+
+PEERS = tuple(
+    Row(
+        f"peer-{name}",
+        f"Diff-through-Opt (5), the same hypergradient as {name}",
+        partial(peers.pair, name),
+        1.0,
+        against=name,
+    )
+    for name in peers.PEERS
+)
+
+GROWTH = (
+    *(_growth("columns", n, f"forward mode, {n} columns", partial(_columns, n)) for n in (1, 2, 4, 8, 16)),
+    *(
+        _growth("width", n, f"OHO lr + l2, MLP 784-{n}x3-10", partial(_oho, width=n))
+        for n in (16, 32, 64, 128, 256, 512)
+    ),
+    *(_growth("runs", n, f"OnePass WD+LR+M, {n} runs", partial(_runs, n)) for n in (1, 3, 10, 30, 100)),
+)

@@ -1,0 +1,102 @@
+"""Cost of one step of each method relative to a plain `torch.optim` step of the same model.
+
+CPU time of this process with one thread, both sides in turns, median over the repeats:
+
+    python benchmarks/step_cost.py [--rows NAME ...] [--repeats 10] [--record] [--quick] [--growth] [--device cuda]
+
+`--record` keeps every measurement in data/records/step_cost; `--growth` also measures how cost grows with the number of
+columns, weights and runs. On CUDA it is wall time with synchronisation, and R = 1, 10, 200 runs at once are timed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pandas as pd
+import torch
+from gradhpo import environment
+from gradhpo.errors import GradhpoError, at_least, unknown
+from tqdm import tqdm
+
+from benchmarks import kept, report
+from benchmarks.peers import Absent
+from benchmarks.rows import GROWTH, PEERS, ROWS, Row
+from benchmarks.timing import Timing, interleaved
+
+ALL = (*ROWS, *PEERS, *GROWTH)
+
+
+def chosen(names: Sequence[str] | None, growth: bool) -> list[Row]:
+    """The rows of these names; None: all with a goal, and the growth series where they are asked for."""
+    by_name = {row.name: row for row in ALL}
+    for name in names or ():
+        if name not in by_name:
+            raise unknown("row", name, by_name)
+    return [by_name[n] for n in names] if names else [*ROWS, *PEERS, *(GROWTH if growth else ())]
+
+
+def measure(
+    rows: Sequence[Row], repeats: int, device: torch.device, quick: bool = False, record: bool = False
+) -> tuple[dict[str, Timing], list[str]]:
+    """Timings by row name, and sentences on rows that were skipped or that miss their goal."""
+    at_least(1, repeats=repeats)
+    found: dict[str, Timing] = {}
+    notes: list[str] = []
+    for row in tqdm(rows, disable=None, desc="rows"):
+        try:
+            pair = row.make(device, quick)
+        except Absent as absent:
+            notes.append(f"{row.name}: skipped, {absent}")
+            continue
+        timing = found[row.name] = interleaved(pair, repeats, device)
+        if record:
+            kept.keep(row, timing, device)
+        if row.goal is not None and timing.ratio > row.goal:
+            notes.append(report.why(row, timing.ratio, pair.method))
+    return found, notes
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help=f"among {', '.join(r.name for r in ALL)}")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--quick", action="store_true", help="few steps a repeat and a small batch for WRN")
+    parser.add_argument("--growth", action="store_true", help="also how cost grows")
+    parser.add_argument("--record", action="store_true", help="keep the measurements in data/records/step_cost")
+    arguments = parser.parse_args(argv)
+    if arguments.quick and arguments.record:
+        parser.error("--quick is no measurement to keep; leave out --quick or --record")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit status."""
+    arguments = _arguments(argv)
+    try:
+        device, rows = environment.device(arguments.device), chosen(arguments.rows, arguments.growth)
+        found, notes = measure(rows, arguments.repeats, device, arguments.quick, arguments.record)
+    except GradhpoError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    clock = "wall time" if device.type == "cuda" else "CPU time, 1 thread"
+    print(f"{environment.describe(device)}, {clock}, {arguments.repeats} repeats{', quick' * arguments.quick}")
+    print("cost of a step in steps of what a row is compared with: median (quartiles); ms: method / compared\n")
+    with pd.option_context("display.width", 200, "display.max_colwidth", 80, "display.max_columns", None):
+        print(report.table(rows, {n: kept.metrics(t) for n, t in found.items()}))
+    print("", *notes, sep="\n")
+    if device.type == "cuda":
+        from benchmarks import at_once
+
+        at_once.main(device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
