@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from gradhpo.errors import GradhpoError, at_least
+from gradhpo.nets import xavier
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -48,13 +49,4 @@ def wrn(depth: int = 16, width: int = 1, classes: int = 10, channels: int = 3) -
             layers.append(Block(inputs, outputs, 2 if group and k == 0 else 1))
             inputs = outputs
     tail = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
-    return _xavier(nn.Sequential(*layers, *tail))
-
-
-def _xavier(net: nn.Sequential) -> nn.Sequential:
-    for m in net.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)):
-            nn.init.xavier_normal_(m.weight)
-            if m.bias is not None:
-                nn.init.zeros_(m.bias)
-    return net
+    return xavier(nn.Sequential(*layers, *tail))

@@ -237,3 +237,27 @@ class Clipped:
 
     def update(self, raw: Tensor, hypergradient: Tensor, state: Any, lam: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         return self.outer.update(raw, hypergradient.clamp(-self.limit, self.limit), state, lam)
+
+
+class KeptState(NamedTuple):
+    """The inner rule's state, and the last hypergradient `[R, P]` as it came in."""
+
+    inner: Any
+    hypergradient: Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An outer rule that also keeps the hypergradient of its last update in its state, for records and figures (FDS,
+    Figures 2 and 7). With SGD(0.0) the hyperparameters stay as they are. State: P a run more."""
+
+    outer: Outer
+
+    def init(self, raw: Tensor) -> KeptState:
+        return KeptState(self.outer.init(raw), torch.zeros_like(raw))
+
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: KeptState, lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, KeptState]:
+        raw, inner = self.outer.update(raw, hypergradient, state.inner, lam)
+        return raw, KeptState(inner, hypergradient)

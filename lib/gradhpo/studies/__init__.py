@@ -29,7 +29,7 @@ __all__ = ["SCALES", "Study", "batches", "get", "names", "run_now", "sizes_with"
 
 S = TypeVar("S")
 
-_MODULES = ("clip_quadratic", "onepass_uci_trajectories", "uci_onepass")
+_MODULES = ("clip_quadratic", "onepass_uci_trajectories", "uci_onepass", "fds_sharing_mse")
 
 
 def _equal(config: Any) -> float:
