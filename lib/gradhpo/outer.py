@@ -261,3 +261,19 @@ class Kept:
     ) -> tuple[Tensor, KeptState]:
         raw, inner = self.outer.update(raw, hypergradient, state.inner, lam)
         return raw, KeptState(inner, hypergradient)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An outer rule fed with 0 where the hypergradient is NaN or infinite: a coordinate whose training diverged stays
+    where it is, and the next training may do better (FDS's program gives NaN the sign 0). Without it a NaN stays in its
+    run for ever."""
+
+    outer: Outer
+
+    def init(self, raw: Tensor) -> Any:
+        return self.outer.init(raw)
+
+    def update(self, raw: Tensor, hypergradient: Tensor, state: Any, lam: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        finite = torch.where(hypergradient.isfinite(), hypergradient, 0.0)
+        return self.outer.update(raw, finite, state, lam)

@@ -74,10 +74,11 @@ class Forward:
         return Tangent(memory.w.index_copy(1, active, part.w), buf)
 
     def _advanced(self, z: Tangent, step: Step, lam_dot: Mapping[str, Tensor]) -> Tangent:
-        if self.reset_every and step.t % self.reset_every == 0:
+        reset = self.reset_every is not None and step.t % self.reset_every == 0
+        if reset:
             z = Tangent(torch.zeros_like(z.w), {n: torch.zeros_like(b) for n, b in z.buf.items()})
         if self.product is None:
-            g_dot = step.gradient_tangent(z.w, lam_dot)
+            g_dot = step.gradient_tangent(None if reset else z.w, lam_dot)
         else:
             g_dot = difference_product(step, z.w, lam_dot, self.product)
         if self.product_limit is not None:

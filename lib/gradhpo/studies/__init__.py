@@ -29,7 +29,14 @@ __all__ = ["SCALES", "Study", "batches", "get", "names", "run_now", "sizes_with"
 
 S = TypeVar("S")
 
-_MODULES = ("clip_quadratic", "onepass_uci_trajectories", "uci_onepass", "fds_sharing_mse")
+_MODULES = (
+    "clip_quadratic",
+    "onepass_uci_trajectories",
+    "uci_onepass",
+    "fds_sharing_mse",
+    "fds_schedules",
+    "fds_cifar_regret",
+)
 
 
 def _equal(config: Any) -> float:

@@ -125,10 +125,8 @@ def hypergradients(task: Classification, c: Config) -> tuple[Tensor, Run]:
     rates = schedule(c.schedule, c.lr, c.steps).to(w)
     declared = [Hyper("lr", rates, windows=c.steps), Hyper("momentum", c.momentum, tuned=False)]
     greedy = c.method == GREEDY
-    # a step is its own graph in the greedy method; the horizon's graphs would not fit into memory
-    method = Method(
-        Reverse(1, store="graph") if greedy else Reverse(c.steps), Kept(SGD(0.0)), every=1 if greedy else c.steps
-    )
+    horizon = 1 if greedy else c.steps
+    method = Method(Reverse(horizon), Kept(SGD(0.0)), every=horizon)
     loop = Loop(task, sgd(weight_decay=False), Hypers(declared, task.layout.sizes, c.steps), method)
     total = torch.zeros(len(w), c.steps).to(w)
 
