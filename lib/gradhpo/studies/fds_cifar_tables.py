@@ -1,0 +1,216 @@
+"""Tables, figures and claims of the study `fds_cifar_regret`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from gradhpo.paths import published_root
+from gradhpo.stats import mean_error, plus_minus
+from gradhpo.studies.fds_cifar_regret import FDS, FULL, GRID, GRID_VALUES, HD, METHODS, SEARCHES
+from gradhpo.studies.fds_cifar_training import DECAY, LR, MOMENTUM
+
+Array = NDArray[np.float64]
+COMPARED = (FDS, *SEARCHES, HD)
+"""The methods of Figure 1."""
+
+
+def best_of_grid(frame: pd.DataFrame) -> tuple[float, pd.Series]:
+    """Test accuracy of the best setting of the grid, mean over its trainings, and the setting. With one training a
+    setting the best of many is too high by the luck of the draw: regret against it errs on the strict side."""
+    runs = frame[frame["method"] == GRID]
+    mean = runs.groupby(list(GRID_VALUES))["accuracy"].mean()
+    best = mean.idxmax()
+    return float(mean.max()), pd.Series(dict(zip(GRID_VALUES, best)), name="best of the grid")
+
+
+def account(frame: pd.DataFrame) -> pd.DataFrame:
+    """The honest count, a row a method, means over the seeds: accuracy of the final answer, training steps and among
+    them those that carried hypergradients, seconds of finding it, and seconds of evaluation, which are not in them."""
+    rows = {}
+    for method in METHODS:
+        runs = frame[frame["method"] == method]
+        if len(runs):
+            rows[method] = {
+                "n": len(runs),
+                "test accuracy %": plus_minus(*mean_error(100 * runs["accuracy"])[:2], 1),
+                "training steps": round(runs["training_steps"].mean()),
+                "with hypergradients": round(runs["hypergradient_steps"].mean()),
+                "seconds": round(runs["seconds"].mean()),
+                "ms a step": round(1000 * runs["seconds"].sum() / runs["training_steps"].sum(), 1),
+                "evaluation s": round(runs["evaluation_seconds"].mean()),
+            }
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def worth_at(runs: pd.DataFrame, places: Sequence[float], axis: str) -> Array:
+    """What the answers at these places of an axis ("steps" or "seconds") are worth, `[runs, places]`: that of the last
+    answer until then, NaN before the first."""
+    out = np.full((len(runs), len(places)), np.nan)
+    for k, (_, run) in enumerate(runs.iterrows()):
+        at, value = np.array(run[f"at_{axis}"], dtype=float), np.array(run["at_accuracy"], dtype=float)
+        last = np.searchsorted(at, places, side="right") - 1
+        out[k] = np.where(last >= 0, value[last.clip(0)], np.nan)
+    return out
+
+
+def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") -> pd.DataFrame:
+    """Test accuracy in per cent of the answer within so many training steps or seconds, mean ± standard error; "-"
+    where some seed has no answer yet."""
+    rows = {}
+    for method in COMPARED:
+        runs = frame[frame["method"] == method]
+        if len(runs):
+            values = 100 * worth_at(runs, places, axis)
+            rows[method] = [
+                "-" if np.isnan(v).any() else plus_minus(*mean_error(v)[:2], 1) if len(v) > 1 else f"{v[0]:.1f}"
+                for v in values.T
+            ]
+    return pd.DataFrame(rows, index=[f"{p:.0f}" for p in places]).T.rename_axis(f"method | {axis}")
+
+
+def to_regret(frame: pd.DataFrame, regret: float = 0.0) -> pd.DataFrame:
+    """Seconds and training steps until an answer within `regret` of the grid's best, mean over the seeds that got
+    there, and how many did."""
+    best, _ = best_of_grid(frame)
+    rows = {}
+    for method in COMPARED:
+        runs = frame[frame["method"] == method]
+        first = [_first(run, best - regret) for _, run in runs.iterrows()]
+        there = [x for x in first if x is not None]
+        seconds, steps = (np.mean(x) if there else np.nan for x in (list(zip(*there)) or ([], [])))
+        rows[method] = {"seeds that get there": f"{len(there)} of {len(runs)}", "seconds": seconds, "steps": steps}
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _first(run: pd.Series, level: float) -> tuple[float, float] | None:
+    for seconds, steps, accuracy in zip(run["at_seconds"], run["at_steps"], run["at_accuracy"]):
+        if accuracy >= level:
+            return seconds, steps
+    return None
+
+
+def learned(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
+    """Learned hyperparameters after each outer step and the test accuracy they give (Figure 4), means over seeds."""
+    runs = frame[frame["method"] == method]
+    names = [c for c in runs if c.startswith("answer_") and runs[c].map(np.ndim).eq(1).all()]
+    table = {c.removeprefix("answer_"): np.array(runs[c].tolist(), dtype=float).mean(0) for c in names}
+    table["test accuracy %"] = 100 * np.array(runs["at_accuracy"].tolist(), dtype=float).mean(0)
+    steps = range(1, len(table["test accuracy %"]) + 1)
+    return pd.DataFrame(table, index=pd.Index(steps, name="outer step"))
+
+
+def hypergradients(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
+    """Raw hypergradients of each outer step, divided by the horizon (Figure 7), of the first seed."""
+    run = frame[frame["method"] == method].iloc[0]
+    names = [c for c in run.index if c.startswith("hypergradient_") and np.ndim(run[c]) == 1]
+    table = {c.removeprefix("hypergradient_"): np.array(run[c], dtype=float) for c in names}
+    return pd.DataFrame(table).rename_axis("outer step").set_axis(range(1, len(run[names[0]]) + 1))
+
+
+def published() -> pd.DataFrame:
+    """What the paper's text says about Figures 1, 4 and 8."""
+    return pd.read_csv(published_root() / "fds_figure1.csv").set_index(["quantity", "metric"])[
+        ["value", "unit", "source"]
+    ]
+
+
+def checks(frame: pd.DataFrame) -> dict[str, bool]:
+    """The claims of Sections 5.3 and 5.4, on means over the seeds."""
+    best, _ = best_of_grid(frame)
+    end = frame.groupby("method")["accuracy"].mean()
+    fds = frame[frame["method"] == FDS]
+    budget = float(fds["seconds"].mean())
+    there = {m: worth_at(frame[frame["method"] == m], [budget], "seconds").mean() for m in COMPARED}
+    others = [there[m] for m in SEARCHES if np.isfinite(there[m])]
+    return {
+        "FDS reaches zero regret against the best of the grid": bool(end[FDS] >= best),
+        "FDS comes within 2 points of the best of the grid": bool(end[FDS] >= best - 0.02),
+        "when FDS ends, no black-box search has a better answer": bool(all(there[FDS] >= x for x in others)),
+        "no black-box search has one at the end of its whole budget": bool(all(end[FDS] >= end[m] for m in SEARCHES)),
+        "HD is about 10 points below FDS (5 or more)": bool(end[FDS] - end[HD] >= 0.05),
+    }
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+_STYLES = {
+    FDS: ("#0173b2", "-"),
+    "Random": ("#de8f05", (0, (5, 2))),
+    "Bayes": ("#029e73", (0, (1, 1.2))),
+    "Hyperband": ("#d55e00", (0, (6, 2, 1, 2))),
+    "BOHB": ("#cc78bc", (0, (3, 1, 1, 1, 1, 1))),
+    HD: ("black", ":"),
+}
+
+
+def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Figure 1: regret in test accuracy by seconds and by training steps, mean over the seeds."""
+    best, _ = best_of_grid(frame)
+    for ax, axis in zip(axes, ("seconds", "steps")):
+        runs = frame[frame["method"].isin(COMPARED)]
+        earliest, latest = (
+            f(np.concatenate([np.array(x, dtype=float) for x in runs[f"at_{axis}"]])) for f in (np.min, np.max)
+        )
+        places = np.geomspace(
+            max(earliest, 1e-3),
+            max(latest, runs["training_steps"].max() if axis == "steps" else runs["seconds"].max()),
+            200,
+        )
+        for method in COMPARED:
+            mine = runs[runs["method"] == method]
+            if len(mine):
+                regret = 100 * (best - worth_at(mine, list(places), axis))
+                colour, dash = _STYLES[method]
+                ax.plot(places, regret.mean(0), color=colour, linestyle=dash, label=method)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set(xscale="log", xlabel={"seconds": "time without evaluation [s]", "steps": "training steps"}[axis])
+        ax.set_ylabel("regret in test accuracy [points]")
+    axes[0].legend(fontsize="small")
+
+
+def draw_learned(axes: Sequence[Axes], frame: pd.DataFrame, method: str = FULL) -> None:
+    """Figure 4: learning rates over time after each outer step (later ones darker), momentum and weight decay by outer
+    step, mean over the seeds."""
+    table = learned(frame, method)
+    lr = table[[c for c in table if c.startswith(f"{LR}_")]].to_numpy()
+    for k, rates in enumerate(lr):
+        shade = 0.15 + 0.85 * (k + 1) / len(lr)
+        axes[0].stairs(rates, np.linspace(0, 1, lr.shape[1] + 1), baseline=None, color="#0173b2", alpha=shade)
+    axes[0].set(xlabel="part of the training", ylabel="learning rate", title="learning rates")
+    for ax, name in zip(axes[1:], (MOMENTUM, DECAY)):
+        ax.plot(table.index, table[name], color="#0173b2", marker="o", markersize=3)
+        ax.set(xlabel="outer step", ylabel=name.replace("_", " "), title=name.replace("_", " "))
+    axes[3].plot(table.index, table["test accuracy %"], color="#0173b2", marker="o", markersize=3, label=method)
+    axes[3].set(xlabel="outer step", ylabel="test accuracy [%]", title="what they are worth")
+    hd = frame[frame["method"] == HD]
+    if len(hd):
+        axes[3].axhline(100 * hd["accuracy"].mean(), color="black", linestyle=":", label=HD)
+    axes[3].legend(fontsize="small")
+
+
+def draw_hypergradients(ax: Axes, table: pd.DataFrame) -> None:
+    """Figure 7: raw hypergradients by outer step on a symmetric logarithmic axis."""
+    for k, name in enumerate(table):
+        dash = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))][k % 4]
+        ax.plot(table.index, table[name], linestyle=dash, marker="osD^vPX*<>"[k % 10], markersize=3, label=name)
+    smallest = float(table.abs().where(table != 0).min().min())
+    ax.set(xlabel="outer step", ylabel="hypergradient / horizon")
+    ax.set_yscale("symlog", linthresh=smallest if np.isfinite(smallest) else 1e-3)
+    ax.legend(fontsize="x-small", ncols=2)
+
+
+def draw_grid(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Figure 8: test accuracies of the grid's settings by the value of each hyperparameter, and their distribution."""
+    runs = frame[frame["method"] == GRID]
+    for ax, name in zip(axes, GRID_VALUES):
+        values = sorted(runs[name].unique())
+        ax.boxplot([100 * runs.loc[runs[name] == v, "accuracy"] for v in values])
+        ax.set_xticks(range(1, len(values) + 1), [f"{v:g}" for v in values])
+        ax.set(xlabel=name.replace("_", " "), ylabel="test accuracy [%]")
+    axes[4].hist(100 * runs["accuracy"], bins=20, color="#949494")
+    axes[4].set(xlabel="test accuracy [%]", ylabel="settings")

@@ -1,0 +1,115 @@
+"""Tables, figures and claims of the study `fds_schedules`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from gradhpo.stats import mean_error, plus_minus
+from gradhpo.studies.fds_common import whole
+from gradhpo.studies.fds_schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a set and method: test accuracy in per cent of the schedule kept and of the last one, the outer step it
+    was kept at, and the mean learning rate of the schedule."""
+    rows = {}
+    for data, part in frame.groupby("data", sort=False):
+        for method in METHODS:
+            runs = part[part["method"] == method]
+            if len(runs):
+                rows[data, method] = _row(runs)
+    return pd.DataFrame(rows).T.rename_axis(["data", "method"])
+
+
+def _row(runs: pd.DataFrame) -> dict[str, str | int]:
+    rates = whole(runs, "schedule")
+    return {
+        "test accuracy %": plus_minus(*mean_error(100 * runs["test_accuracy"])[:2], 1),
+        "of the last %": plus_minus(*mean_error(100 * runs["last_test_accuracy"])[:2], 1),
+        "kept at": f"{runs['best_outer_step'].mean():.0f}",
+        "mean rate": f"{rates.mean():.3f}",
+        "step to step": f"{_roughness(rates):.3f}",
+        "diverged": int(runs["diverged"].sum()),
+        "n": len(runs),
+    }
+
+
+def _roughness(rates: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring learning rates."""
+    return float(np.abs(np.diff(rates, axis=1)).mean()) if rates.shape[1] > 1 else 0.0
+
+
+def rates_at(frame: pd.DataFrame, data: str, points: int = 6) -> pd.DataFrame:
+    """Mean learning rate over the seeds in `points` equal parts of the training, a column a method."""
+    columns = {}
+    for method, runs in frame[frame["data"] == data].groupby("method", sort=False):
+        rates = whole(runs, "schedule").mean(0)
+        columns[method] = np.repeat(rates, points).reshape(points, len(rates)).mean(axis=1)
+    parts = [f"{k / points:.0%} to {(k + 1) / points:.0%}" for k in range(points)]
+    return pd.DataFrame(columns, index=pd.Index(parts, name="part of the training"))
+
+
+def checks(frame: pd.DataFrame, hard: str) -> dict[str, bool]:
+    """The claims of Section 5.2, on means over the seeds. `hard` is the set in the place of SVHN."""
+    mean = frame.groupby(["data", "method"])["test_accuracy"].mean()
+    last = frame.groupby(["data", "method"])["last_test_accuracy"].mean()
+    claims = {}
+    for data in frame["data"].unique():
+        greedy, exact = (_mean_rate(frame, data, m) for m in (GREEDY, NON_GREEDY))
+        claims[f"{data}: greedy learning rates are smaller than non-greedy ones"] = bool(greedy < exact)
+        claims[f"{data}: FDS is better than greedy"] = bool(mean[data, FDS] > mean[data, GREEDY])
+    if hard in frame["data"].unique():
+        claims[f"{hard}: without sharing, the non-greedy schedule fails"] = bool(
+            last[hard, NON_GREEDY] < last[hard, FDS] - 0.05
+        )
+        claims[f"{hard}: FDS is at least as good as a cosine schedule"] = bool(mean[hard, FDS] >= mean[hard, COSINE])
+    return claims
+
+
+def _mean_rate(frame: pd.DataFrame, data: str, method: str) -> float:
+    runs = frame[(frame["data"] == data) & (frame["method"] == method)]
+    return float(whole(runs, "schedule").mean())
+
+
+_COLOURS = {GREEDY: "#de8f05", NON_GREEDY: "#949494", FDS: "#0173b2", COSINE: "black"}
+_DASHES = {GREEDY: (0, (5, 2)), NON_GREEDY: "-", FDS: "-", COSINE: ":"}
+
+
+def draw(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Learning rates over the training, a panel a set: every seed thin, the mean bold."""
+    for ax, data in zip(axes, frame["data"].unique()):
+        for method in (NON_GREEDY, GREEDY, FDS, COSINE):
+            runs = frame[(frame["data"] == data) & (frame["method"] == method)]
+            if not len(runs):
+                continue
+            rates = whole(runs, "schedule")
+            edges = np.linspace(0, runs["steps"].iloc[0], rates.shape[1] + 1)
+            style = {"color": _COLOURS[method], "linestyle": _DASHES[method]}
+            for each in rates if len(rates) > 1 else []:
+                ax.stairs(each, edges, baseline=None, linewidth=0.4, alpha=0.5, **style)
+            ax.stairs(
+                rates.mean(0),
+                edges,
+                baseline=None,
+                linewidth=1.8 if method != NON_GREEDY else 0.9,
+                label=method,
+                **style,
+            )
+        ax.set(xlabel="training step", ylabel="learning rate", title=str(data))
+        ax.legend(fontsize="small")
+
+
+def draw_progress(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Validation accuracy of each outer step's training, mean over the seeds."""
+    for ax, data in zip(axes, frame["data"].unique()):
+        for method in (GREEDY, NON_GREEDY, FDS):
+            runs = frame[(frame["data"] == data) & (frame["method"] == method)]
+            if len(runs):
+                mean = np.array(runs["val_curve"].tolist(), dtype=float).mean(0)
+                ax.plot(100 * mean, color=_COLOURS[method], linestyle=_DASHES[method], label=method)
+        ax.set(xlabel="outer step", ylabel="validation accuracy [%]", title=str(data))
+        ax.legend(fontsize="small")
