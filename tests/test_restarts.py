@@ -133,7 +133,8 @@ def test_memory_of_fds_does_not_grow_with_the_horizon() -> None:
     """Bytes of all live tensors after 50 and after 500 steps; those of per-step reverse mode do grow."""
 
     def live(method: Callable[[int], Method], steps: int) -> int:
-        problem = task([1], torch.float32)
+        x, y = torch.randn(60, 50), torch.arange(60) % 3
+        problem = Classification(lambda: nn.Linear(50, 3), (x, y), split(60, 12, x.device), [1], 8)
         loop = Loop(problem, RULE, Hypers(_plain(), problem.layout.sizes, 1000), method(1000))
         run = loop.start(problem.init())
         for _ in range(steps // 25):
@@ -146,15 +147,15 @@ def test_memory_of_fds_does_not_grow_with_the_horizon() -> None:
     fds: Callable[[int], Method] = lambda steps: methods.fds(steps, SGD(0.0))  # noqa: E731
     reverse: Callable[[int], Method] = lambda steps: Method(Reverse(steps), SGD(0.0), every=steps)  # noqa: E731
     assert live(fds, 500) == pytest.approx(live(fds, 50), abs=4096)
-    assert live(reverse, 100) > live(reverse, 50) + 50 * 2 * 4 * 200
+    assert live(reverse, 100) > live(reverse, 50) + 50 * 2 * 4 * 150
 
 
 def _plain() -> list[Hyper]:
-    return [Hyper("lr", 0.01, windows=4), Hyper("momentum", 0.5), Hyper("weight_decay", 1e-4)]
+    return [Hyper("lr", 0.01, windows=2), Hyper("momentum", 0.5), Hyper("weight_decay", 1e-4)]
 
 
 def _alive() -> list[Tensor]:
-    return [x for x in gc.get_objects() if isinstance(x, Tensor)]
+    return [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

@@ -149,9 +149,12 @@ def _digits(rows: int | None, test_rows: int | None) -> _Set:
 def _svhn_like(rows: int | None, test_rows: int | None) -> _Set:
     from gradhpo.tasks import svhn_like
 
-    train, test = svhn_like.images("train"), svhn_like.images("test")
-    title = "svhn_like: scikit-learn's digits on its photographs (embedded stand-in for SVHN)"
-    return _chosen(train, test, rows, test_rows, title)
+    title, parts = "svhn_like: scikit-learn's digits on its photographs (embedded stand-in for SVHN)", []
+    for part, count in (("train", rows), ("test", test_rows)):
+        labels = svhn_like.labels(part)
+        wanted = _first(labels, count, f"svhn_like, part {part}")
+        parts.append((svhn_like.images(part, wanted).float() / 255, labels[wanted]))
+    return _Set(parts[0], parts[1], title, sum(svhn_like.COUNTS.values()))
 
 
 def _at(name: str) -> Path | None:
@@ -210,6 +213,7 @@ def _mnist(rows: int | None, test_rows: int | None) -> _Set:
         try:
             if place.suffix == ".gz":  # unpacked elsewhere: the data root may be read-only
                 root = Path(folder)
+                (root / "MNIST" / "raw").mkdir(parents=True)
                 for archive in place.parent.glob("*-ubyte.gz"):
                     extract_archive(str(archive), str(root / "MNIST" / "raw"))
             found = [MNIST(str(root), train=train) for train in (True, False)]
