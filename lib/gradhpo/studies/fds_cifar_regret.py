@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradhpo import environment, methods, search
+from gradhpo import config, environment, methods, search
 from gradhpo.errors import unknown
 from gradhpo.estimators.reverse import Reverse
 from gradhpo.hypers import Hyper, Hypers
@@ -87,7 +87,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     settings = list(itertools.product(*GRID_VALUES.values()))[:: sizes.grid_every]
     grid = replace(sizes.base, method=GRID, budget_steps=0)
     for values in settings:
-        setting = replace(grid, **dict(zip(GRID_VALUES, values)))
+        setting = config.replace(grid, **dict(zip(GRID_VALUES, values)))
         out += [replace(setting, seed=seed + k) for k in range(sizes.grid_repeats)]
     return out
 
@@ -292,7 +292,7 @@ class Trials:
 
     def start(self, configs: Sequence[Any], seeds: Sequence[int]) -> _Members:
         task = self.bench.task(seeds)
-        recipes = [recipe_of(config) for config in configs]
+        recipes = [recipe_of(each) for each in configs]
         w = task.init()
         rates = torch.tensor([r.lr for r in recipes]).to(w)[:, None]
         hypers = [Hyper(LR, rates, windows=rates.shape[2], tuned=False)]
@@ -308,10 +308,10 @@ class Trials:
         return members.task.val_loss(members.run.state.w, {}, members.run.t).tolist()
 
 
-def recipe_of(config: dict[str, float]) -> Recipe:
+def recipe_of(found: Mapping[str, float]) -> Recipe:
     """The recipe of a search's configuration."""
-    lr = [config[n] for n in config if n.startswith(f"{LR}_")]
-    return Recipe(tuple(lr), config[MOMENTUM], config[DECAY])
+    lr = [found[n] for n in found if n.startswith(f"{LR}_")]
+    return Recipe(tuple(lr), found[MOMENTUM], found[DECAY])
 
 
 def space(lr_windows: int) -> Space:
@@ -328,11 +328,11 @@ def _black_box(bench: Bench, account: _Account) -> None:
     account.pause()
     account.training_steps = found.spent_steps
     last, elapsed = None, found.rows[-1]["training_seconds"] + found.rows[-1]["sampler_seconds"]
-    configs = {row["trial"]: {n: row[n] for n in space(c.lr_windows)} for row in found.rows}
+    asked = {row["trial"]: {n: row[n] for n in space(c.lr_windows)} for row in found.rows}
     for row in found.rows:
         if row["incumbent"] is None or row["incumbent"] == last:
             continue
-        last, recipe = row["incumbent"], recipe_of(configs[row["incumbent"]])
+        last, recipe = row["incumbent"], recipe_of(asked[row["incumbent"]])
         share = (row["training_seconds"] + row["sampler_seconds"]) / elapsed
         account._at(row["total_steps"], account.seconds * share, recipe, lambda r=recipe: bench.worth(r), ())  # type: ignore[misc]
     if last is None:  # every trial diverged: chance

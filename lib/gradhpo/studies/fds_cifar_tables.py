@@ -82,7 +82,7 @@ def to_regret(frame: pd.DataFrame, regret: float = 0.0) -> pd.DataFrame:
         runs = frame[frame["method"] == method]
         first = [_first(run, best - regret) for _, run in runs.iterrows()]
         there = [x for x in first if x is not None]
-        seconds, steps = (np.mean(x) if there else np.nan for x in (list(zip(*there)) or ([], [])))
+        seconds, steps = np.mean(there, axis=0) if there else (np.nan, np.nan)
         rows[method] = {"seeds that get there": f"{len(there)} of {len(runs)}", "seconds": seconds, "steps": steps}
     return pd.DataFrame(rows).T.rename_axis("method")
 

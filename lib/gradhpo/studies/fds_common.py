@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from gradhpo import records, studies
 from gradhpo.errors import unknown
 from gradhpo.nets import lenet, xavier
-from gradhpo.records import POINTS
 from gradhpo.tasks import images
 
 PAPER = "svhn"
@@ -44,9 +44,11 @@ def schedule(kind: str, lr: float, steps: int) -> Tensor:
 
 
 def pieces(name: str, values: Sequence[float], digits: int = 5) -> dict[str, list[float | None]]:
-    """A long series as several that a record does not thin: name_0, name_1, ... of at most `POINTS` values each."""
+    """A long series as several that a record does not thin: name_0, name_1, ... of at most `records.POINTS` values each."""
     short = [float(f"{v:.{digits}g}") for v in values]
-    return {f"{name}_{k}": list(short[i : i + POINTS]) for k, i in enumerate(range(0, len(short), POINTS))}
+    return {
+        f"{name}_{k}": list(short[i : i + records.POINTS]) for k, i in enumerate(range(0, len(short), records.POINTS))
+    }
 
 
 def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -54,3 +56,23 @@ def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
     columns = sorted((c for c in frame if c.startswith(f"{name}_")), key=lambda c: int(c.rpartition("_")[2]))
     used = [c for c in columns if frame[c].map(np.ndim).eq(1).all()]
     return np.array([np.concatenate([row[c] for c in used]) for _, row in frame.iterrows()], dtype=float)
+
+
+def coverage(name: str, scale: str, *fields: str) -> pd.DataFrame:
+    """How many runs of a study are recorded of how many it has at a scale, a row a method (and value of further fields
+    of the configuration), in the study's order."""
+    study = studies.get(name)
+    columns = ["method", *fields]
+    wanted = pd.DataFrame([{c: getattr(each, c) for c in columns} for each in study.runs(scale)])
+    found = records.load(study, scale)
+    have = found.groupby(columns).size() if len(found) else pd.Series(dtype=int)
+    table = wanted.groupby(columns, sort=False).size().to_frame("of")
+    table.insert(0, "recorded", [int(have.get(key, 0)) for key in table.index])
+    return table
+
+
+def recorded(name: str, scale: str) -> pd.DataFrame:
+    """The recorded runs of a study at a scale: empty, but with the columns of a configuration, where there are none."""
+    study = studies.get(name)
+    found = records.load(study, scale)
+    return found if len(found) else pd.DataFrame(columns=[*vars(study.runs(scale)[0]), "device", "commit", "date"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,17 +89,11 @@ def draw(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
                 continue
             rates = whole(runs, "schedule")
             edges = np.linspace(0, runs["steps"].iloc[0], rates.shape[1] + 1)
-            style = {"color": _COLOURS[method], "linestyle": _DASHES[method]}
+            style: dict[str, Any] = {"color": _COLOURS[method], "linestyle": _DASHES[method]}
             for each in rates if len(rates) > 1 else []:
                 ax.stairs(each, edges, baseline=None, linewidth=0.4, alpha=0.5, **style)
-            ax.stairs(
-                rates.mean(0),
-                edges,
-                baseline=None,
-                linewidth=1.8 if method != NON_GREEDY else 0.9,
-                label=method,
-                **style,
-            )
+            width = 0.9 if method == NON_GREEDY else 1.8
+            ax.stairs(rates.mean(0), edges, baseline=None, linewidth=width, label=method, **style)
         ax.set(xlabel="training step", ylabel="learning rate", title=str(data))
         ax.legend(fontsize="small")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -185,7 +186,7 @@ def draw_profiles(axes: Sequence[Axes], steps: int, epsilon: float, table: pd.Da
     styles = {0: ("#0173b2", "largest drift"), 1: ("#de8f05", "no drift")}
     for k in (*range(2, count), 0, 1):
         colour, label = styles.get(k, ("#949494", "random drift" if k == 2 else None))
-        width = {"linewidth": 1.8 if k < 2 else 0.7, "zorder": 3 if k < 2 else 1}
+        width: dict[str, Any] = {"linewidth": 1.8 if k < 2 else 0.7, "zorder": 3 if k < 2 else 1}
         axes[0].plot(mu[k], color=colour, label=label, **width)
         axes[1].plot(table.index, table[k], color=colour, **width)
     axes[1].plot(table.index, table["bound"], color="black", linestyle=":", label="bound of Theorem 4.1")

@@ -3,6 +3,7 @@ digits, and the same digits on photographs (`svhn_like`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -167,10 +168,10 @@ def _cifar(rows: int | None, test_rows: int | None) -> _Set:
     place = _at("cifar10")
     assert place is not None
     if place.name == "train":
-        sizes, parts = zip(_folder(place, rows), _folder(place.with_name("test"), test_rows))
-        return _Set(parts[0], parts[1], "CIFAR-10 from image files", sum(sizes))
-    train, test = (_torchvision(place.parent, train) for train in (True, False))
-    return _chosen(train, test, rows, test_rows, "CIFAR-10")
+        first, second = _folder(place, rows), _folder(place.with_name("test"), test_rows)
+        return _Set(first[1], second[1], "CIFAR-10 from image files", first[0] + second[0])
+    found = [_torchvision(place.parent, train) for train in (True, False)]
+    return _chosen(found[0], found[1], rows, test_rows, "CIFAR-10")
 
 
 def _torchvision(root: Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -241,4 +242,10 @@ def _svhn(rows: int | None, test_rows: int | None) -> _Set:
     return _chosen(train, test, rows, test_rows, "SVHN")
 
 
-_READERS = {"digits": _digits, "svhn_like": _svhn_like, "cifar10": _cifar, "mnist": _mnist, "svhn": _svhn}
+_READERS: dict[str, Callable[[int | None, int | None], _Set]] = {
+    "digits": _digits,
+    "svhn_like": _svhn_like,
+    "cifar10": _cifar,
+    "mnist": _mnist,
+    "svhn": _svhn,
+}
