@@ -44,7 +44,7 @@ def schedule(kind: str, lr: float, steps: int) -> Tensor:
 
 
 def pieces(name: str, values: Sequence[float], digits: int = 5) -> dict[str, list[float | None]]:
-    """A long series as several that a record does not thin: name_0, name_1, ... of at most `records.POINTS` values each."""
+    """A long series as several that a record does not thin: name_0, name_1, ... of at most 50 values."""
     short = [float(f"{v:.{digits}g}") for v in values]
     return {
         f"{name}_{k}": list(short[i : i + records.POINTS]) for k, i in enumerate(range(0, len(short), records.POINTS))
