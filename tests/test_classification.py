@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from gradhpo.errors import GradhpoError
+from gradhpo.nets import lenet
+from gradhpo.nets_wrn import residual, resnet18, wrn
 from gradhpo.tasks.classification import Classification, moved, split
 from torch import Tensor, nn
 
@@ -106,3 +108,16 @@ def test_bad_input_is_named() -> None:
         Classification(linear, images(), split(40, 10, torch.device("cpu")), [1], 31)
     with pytest.raises(GradhpoError, match="batch_size = 0"):
         Classification(linear, images(), split(40, 10, torch.device("cpu")), [1], 0)
+
+
+def test_the_sizes_of_the_residual_nets() -> None:
+    counts = {"small": residual(), "wrn": wrn(16), "wide": wrn(16, 2), "resnet18": resnet18()}
+    found = {n: sum(p.numel() for p in net.parameters()) for n, net in counts.items()}
+    assert found["small"] == 20_058 and found["wrn"] == 175_066 and found["resnet18"] == 11_173_962
+    assert residual()(torch.zeros(2, 3, 16, 16)).shape == (2, 10) and resnet18(7)(torch.zeros(2, 3, 32, 32)).shape == (
+        2,
+        7,
+    )
+    assert sum(p.numel() for p in lenet(32, 3).parameters()) == 62_006
+    with pytest.raises(GradhpoError, match="blocks = 0"):
+        residual(blocks=0)

@@ -10,6 +10,9 @@ from gradhpo import published
 from gradhpo.estimators import Estimator
 from gradhpo.estimators.forward import Forward
 from gradhpo.hypers import Hyper, Hypers
+from gradhpo.losses import accuracy
+from gradhpo.modules import batch_statistics, batched
+from gradhpo.nets_wrn import residual
 from gradhpo.outer import SGD, Kept
 from gradhpo.rules import Rule, clipped, sgd
 from gradhpo.studies.fds_common import lenet_for, pictures
@@ -65,3 +68,20 @@ def test_the_clip_belongs_after_the_hessian(limit: float) -> None:
     wrong = off(hypergradient(published.FdsClipInside(rule=sgd(), limit=limit), rule), right)
     print(limit, dict(zip(NAMES, wrong)))
     assert max(wrong) > 1e-3 if limit < 1 else max(wrong) < 1
+
+
+def test_validation_passes_move_the_running_statistics() -> None:
+    """A net with batch norm after 60 steps on digits: test accuracy with running statistics (momentum 0.1) of its
+    training batches, and after two further passes over 100 validation images each in training mode."""
+    given = pictures("digits", CPU)
+    task = Classification(lambda: residual(channels=1), given.train, split(1400, 200, CPU), [0], 64, 100)
+    declared = [Hyper("lr", 0.1, tuned=False), Hyper("momentum", 0.9, tuned=False)]
+    loop = Loop(task, sgd(weight_decay=False), Hypers(declared, task.layout.sizes), Method())
+    w = loop.advance(loop.start(task.init()), 60).state.w
+    seen = [given.x_train[task._rows(0, t)] for t in range(40, 60)]
+    own = batch_statistics(task.module, w, seen, task._loss.buffers(w))
+    moved = batch_statistics(task.module, w, list(given.x_train[task.val_rows[0]].split(100)), own)
+    right = [float(batched(task.module, accuracy)(w, *given.test, mode="eval", buffers=b)) for b in (own, moved)]
+    shift = max(float((moved[n] - own[n]).abs().max() / own[n].abs().max()) for n in own if "running_mean" in n)
+    print("test accuracy before and after", right, "largest shift of a mean", shift)
+    assert shift > 1e-3 and abs(right[0] - right[1]) < 0.1

@@ -1,14 +1,20 @@
-"""Images: the embedded digits, and CIFAR-10 in both of its layouts from small files written here."""
+"""Images: the embedded sets, and CIFAR-10, MNIST and SVHN in their own formats from small files written here."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gradhpo.errors import GradhpoError
-from gradhpo.tasks import images
+from gradhpo.tasks import images, svhn_like
 from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import SVHN
 
 
 @pytest.fixture
@@ -55,3 +61,65 @@ def test_damaged_files_of_torchvision_are_named(root: Path) -> None:
     (root / "cifar-10-batches-py").mkdir()
     with pytest.raises(GradhpoError, match="cifar-10-batches-py are damaged or incomplete"):
         images.load("cifar10")
+
+
+def _idx(path: Path, values: np.ndarray) -> None:
+    """An array in MNIST's format, packed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes()))
+
+
+def test_mnist_is_read_from_its_packed_files_without_unpacking_them_there(root: Path) -> None:
+    raw, rng = root / "MNIST" / "raw", np.random.RandomState(0)
+    for part, n in (("train", 30), ("t10k", 10)):
+        _idx(raw / f"{part}-images-idx3-ubyte.gz", rng.randint(256, size=(n, 28, 28)))
+        _idx(raw / f"{part}-labels-idx1-ubyte.gz", np.arange(n) % 10)
+    found = images.load("auto", validation=10, rows=20)
+    assert images.resolve("auto", "mnist") == "mnist" and found.caption.startswith("scikit-learn's digits")
+    found = images.load("mnist", validation=10, rows=20, test_rows=10)
+    assert found.x_train.shape == (10, 1, 28, 28) and found.y_test.tolist() == list(range(10))
+    assert sorted([*found.y_train.tolist(), *found.y_val.tolist()]) == sorted([*range(10)] * 2)
+    assert found.caption == "MNIST, 40 images, of which 20 train or validate and 10 test"
+    assert len(list(raw.iterdir())) == 4
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"nothing")
+    with pytest.raises(GradhpoError, match=r"raw are damaged or incomplete .*MNIST\(the data root, download=True\)"):
+        images.load("mnist")
+
+
+def test_svhn_is_read_by_torchvision(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files in SVHN's own format, their checksums in place of the real ones."""
+    parts = {}
+    for part, n in (("train", 20), ("test", 10)):
+        x = np.random.RandomState(n).randint(256, size=(32, 32, 3, n)).astype(np.uint8)
+        file = root / "SVHN" / f"{part}_32x32.mat"
+        file.parent.mkdir(exist_ok=True)
+        savemat(file, {"X": x, "y": np.array([[k % 10 or 10] for k in range(n)], dtype=np.uint8)})
+        parts[part] = ["", file.name, hashlib.md5(file.read_bytes()).hexdigest()]
+    monkeypatch.setattr(SVHN, "split_list", parts)
+    found = images.load(images.resolve("auto", "svhn", "svhn_like"), validation=0)
+    assert found.x_train.shape == (20, 3, 32, 32) and set(found.y_train.tolist()) == set(range(10))
+    assert found.caption == "SVHN, 30 images"
+    file.write_bytes(b"broken")
+    with pytest.raises(GradhpoError, match="SVHN are damaged or incomplete"):
+        images.load("svhn")
+
+
+def test_svhn_like_needs_no_file_and_makes_what_is_asked_for(root: Path) -> None:
+    assert images.resolve("auto", "svhn", "svhn_like") == "svhn_like"
+    found = images.load("svhn_like", validation=20, rows=100, test_rows=20)
+    assert found.x_train.shape == (80, 3, 32, 32) and torch.bincount(found.y_test).tolist() == [2] * 10
+    some = torch.tensor([3, 70, 11_999])
+    assert torch.equal(svhn_like.images("train", some)[1:2], svhn_like.images("train", some[1:2]))
+    assert torch.bincount(svhn_like.labels("train")).min() > 1000
+    with pytest.raises(GradhpoError, match="unknown part of svhn_like 'tests'; did you mean 'test'"):
+        svhn_like.labels("tests")
+
+
+def test_numbers_of_images_that_a_set_cannot_give(root: Path) -> None:
+    with pytest.raises(GradhpoError, match="105 images of the digits were asked for; expected a multiple of its 10"):
+        images.load("digits", rows=105)
+    with pytest.raises(GradhpoError, match="validation = 100 of 100 images of digits"):
+        images.load("digits", rows=100, validation=100)
+    with pytest.raises(GradhpoError, match=r"SVHN is not in .*splits train and test once, or ask for data='embedded'"):
+        images.resolve("svhn")
