@@ -36,7 +36,7 @@ from gradhpo.train import Loop, Method, Run
 
 FDS, FULL, HD, GRID = "FDS", "FDS-full", "HD", "Grid"
 SEARCHES = {"Random": "random", "Bayes": "bayes", "Hyperband": "hyperband", "BOHB": "bohb"}
-METHODS = (FDS, *SEARCHES, HD, FULL, GRID)
+METHODS = (FDS, *SEARCHES, HD, GRID, FULL)
 GRID_VALUES = {
     "grid_lr": (0.05, 0.1, 0.2, 0.4, 0.6),
     "grid_factor": (0.1, 0.2, 0.4),
@@ -59,13 +59,13 @@ class Sizes:
 
 
 _SMALL = Config(
-    "", 0, images=10_000, test_images=2_000, pool=2, net="small", batch=128, validation=500, steps=500, first_steps=10,
-    outer_step_steps=100, budget_steps=15_000,
+    "", 0, images=10_000, test_images=2_000, pool=2, net="small", batch=64, validation=500, steps=400, first_steps=8,
+    outer_step_steps=80, budget_steps=10_000,
 )  # fmt: skip
 SIZES = {
     "smoke": Sizes(
         replace(
-            _SMALL, data="digits", images=None, test_images=None, pool=1, augment=False, batch=64, validation=100,
+            _SMALL, data="digits", images=None, test_images=None, pool=1, augment=False, validation=100,
             steps=30, first_steps=3, outer_step_steps=8, outer_steps=4, budget_steps=90,
         ), 1, 45,
     ),
@@ -76,20 +76,23 @@ FULL_WINDOWS = 5  # learning rates of Figure 4
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Method by method; then the grid."""
+    """Method by method: those of Figure 1, the grid, and Figure 4 at last."""
     out = []
-    for method in METHODS[:-1]:
+    for method in METHODS:
         base = replace(sizes.base, method=method)
+        if method == GRID:
+            out += _grid_configs(sizes, replace(base, budget_steps=0), seed)
+            continue
         if method in (FDS, FULL):  # their length is that of their outer steps
             base = replace(base, budget_steps=0, lr_windows=base.lr_windows if method == FDS else FULL_WINDOWS)
-        seeds = sizes.full_seeds if method == FULL else sizes.seeds
-        out += [replace(base, seed=seed + k) for k in range(seeds)]
-    settings = list(itertools.product(*GRID_VALUES.values()))[:: sizes.grid_every]
-    grid = replace(sizes.base, method=GRID, budget_steps=0)
-    for values in settings:
-        setting = config.replace(grid, **dict(zip(GRID_VALUES, values)))
-        out += [replace(setting, seed=seed + k) for k in range(sizes.grid_repeats)]
+        out += [replace(base, seed=seed + k) for k in range(sizes.full_seeds if method == FULL else sizes.seeds)]
     return out
+
+
+def _grid_configs(sizes: Sizes, base: Config, seed: int) -> list[Config]:
+    settings = list(itertools.product(*GRID_VALUES.values()))[:: sizes.grid_every]
+    each = [config.replace(base, **dict(zip(GRID_VALUES, values))) for values in settings]
+    return [replace(c, seed=seed + k) for c in each for k in range(sizes.grid_repeats)]
 
 
 def runs(scale: str) -> list[Config]:

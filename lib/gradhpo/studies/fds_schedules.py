@@ -73,7 +73,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes((EMBEDDED,), 1, 20, 32, 4, 4, 100, 800),
-    "laptop": Sizes(("mnist", EMBEDDED), 3, 150, 64, 10, 30, 500, 10_000),
+    "laptop": Sizes(("mnist", EMBEDDED), 3, 150, 64, 10, 25, 500, 10_000),
     "paper": Sizes(("mnist", EMBEDDED), 3, 460, 128, 10, 50, 1000),
 }
 
