@@ -20,7 +20,7 @@ from gradhpo.tasks.classification import Classification, split
 from gradhpo.train import Loop, Method
 from torch import Tensor
 
-STEPS, NAMES = 40, ("learning rate", "momentum", "weight decay")
+STEPS = 40
 CPU = torch.device("cpu")
 
 
@@ -45,20 +45,19 @@ def exact() -> Tensor:
 
 
 def off(found: Tensor, right: Tensor) -> list[float]:
-    """Relative errors of the three hypergradients."""
+    """Relative errors of the hypergradients of learning rate, momentum and weight decay."""
     return ((found - right) / right).abs().tolist()
 
 
 def test_the_printed_velocity_is_off_for_the_momentum_alone() -> None:
     wrong = off(hypergradient(published.FdsPrintedMomentum()), exact())
-    print(dict(zip(NAMES, wrong)))
-    assert wrong[0] < 1e-5 and wrong[2] < 1e-5 and wrong[1] > 1e-3
+    assert wrong == pytest.approx([0, 0.115, 0], rel=0.2, abs=1e-5)
 
 
 def test_a_tight_clip_of_the_product_changes_hypergradients() -> None:
     errors = {limit: off(hypergradient(Forward(product_limit=limit)), exact()) for limit in (1.0, 10.0, 100.0)}
-    print({limit: dict(zip(NAMES, e)) for limit, e in errors.items()})
-    assert max(errors[1.0]) > 0.1 and max(errors[1.0]) > max(errors[100.0])
+    assert errors[1.0] == pytest.approx([0.219, 0.086, 0.0175], rel=0.2)
+    assert max(errors[10.0] + errors[100.0]) < 1e-5  # nothing is clipped
 
 
 @pytest.mark.parametrize("limit", [0.05, 1.0])
@@ -66,8 +65,7 @@ def test_the_clip_belongs_after_the_hessian(limit: float) -> None:
     rule = clipped(sgd(), limit)
     right = hypergradient(Forward(), rule)
     wrong = off(hypergradient(published.FdsClipInside(rule=sgd(), limit=limit), rule), right)
-    print(limit, dict(zip(NAMES, wrong)))
-    assert max(wrong) > 1e-3 if limit < 1 else max(wrong) < 1
+    assert wrong == pytest.approx([0.43, 0.86, 0.82] if limit < 1 else [0, 0, 0], rel=0.2, abs=1e-5)
 
 
 def test_validation_passes_move_the_running_statistics() -> None:
@@ -83,5 +81,5 @@ def test_validation_passes_move_the_running_statistics() -> None:
     moved = batch_statistics(task.module, w, list(given.x_train[task.val_rows[0]].split(100)), own)
     right = [float(batched(task.module, accuracy)(w, *given.test, mode="eval", buffers=b)) for b in (own, moved)]
     shift = max(float((moved[n] - own[n]).abs().max() / own[n].abs().max()) for n in own if "running_mean" in n)
-    print("test accuracy before and after", right, "largest shift of a mean", shift)
-    assert shift > 1e-3 and abs(right[0] - right[1]) < 0.1
+    assert shift == pytest.approx(0.040, rel=0.2)
+    assert [round(397 * each) for each in right] == [pytest.approx(354, abs=6), pytest.approx(356, abs=6)]

@@ -75,6 +75,12 @@ SIZES = {
 FULL_WINDOWS = 5  # learning rates of Figure 4
 
 
+def sized(scale: str, seeds: int | None = None) -> Sizes:
+    """What a scale sets, with another number of seeds where it is given."""
+    sizes = SIZES[config.check_scale(scale)]
+    return sizes if seeds is None else replace(sizes, seeds=seeds, full_seeds=seeds)
+
+
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Method by method: those of Figure 1, the grid, and Figure 4 at last."""
     out = []
