@@ -60,12 +60,15 @@ def keep(row: Row, timing: Timing, device: torch.device, root: Path | None = Non
 
 
 def load(device: str = "cpu", root: Path | None = None) -> pd.DataFrame:
-    """The last measurement of every row on a device, indexed by the row's name; empty when there is none."""
+    """The last measurement of every row on a kind of device, indexed by the row's name; empty when there is none. The
+    column `machine` names the processor."""
     frame = records.load(STUDY, SCALE, root=root)
     if frame.empty:
         return frame
-    kind = frame["device"].str.startswith(device)
-    return frame[kind].sort_values("seed").groupby("method").tail(1).set_index("method")
+    files = {records.path(STUDY, SCALE, name, root) for name in frame["method"]}
+    machine = {each["key"]: each["device"] for file in files for each in jsonl.read(file)}
+    frame = frame.assign(machine=frame["key"].map(machine))
+    return frame[frame["device"] == device].sort_values("seed").groupby("method").tail(1).set_index("method")
 
 
 def published() -> pd.Series:

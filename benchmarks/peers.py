@@ -38,7 +38,10 @@ def installed(name: str) -> object:
     """The library of that name; raises `Absent`, which the table prints as a skipped row."""
     if importlib.util.find_spec(name) is None:
         raise Absent(f"{name} is not installed (pip install {name})")
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise Absent(f"{name} is installed and cannot be imported here ({error})") from error
 
 
 def penalty(params: Iterable[Tensor]) -> Tensor:
@@ -89,12 +92,12 @@ class _Penalised(Subject):
         return super().train_loss(w, lam, t) + lam["l2"][:, 0] * (w * w).sum(-1) / 2
 
 
-def ours(subject: Subject) -> Callable[[], Tensor]:
+def ours(subject: Subject, trace: bool = True) -> Callable[[], Tensor]:
     """The same with `Reverse(5, "graph")`, as Diff-through-Opt computes it; its result is `[1, 1]`."""
     problem = _Penalised(subject.net, subject.loss, subject.train, subject.val, stationary=False)
     hypers = problem.hypers([Hyper("lr", LR, tuned=False), Hyper("l2", L2)])
     rule = rules.sgd(momentum=False, weight_decay=False)
-    loop = Loop(problem, rule, hypers, Method(Reverse(STEPS, "graph"), SGD(1.0), every=STEPS))
+    loop = Loop(problem, rule, hypers, Method(Reverse(STEPS, "graph"), SGD(1.0), every=STEPS), trace=trace)
     start = loop.start(problem.init())
     return lambda: start.raw - loop.advance(start, STEPS).raw
 

@@ -26,12 +26,16 @@ def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.Dat
         m, program = found.get(row.name), programs.get(row.name)
         lines[row.title] = {
             "cost": "not run" if m is None else f"{m['ratio']:.2f} ({m['low']:.2f} to {m['high']:.2f})",
-            "ms a step": "" if m is None else f"{m['method_ms']:.3g} / {m['base_ms']:.3g}",
+            "ms a step": "" if m is None else f"{_ms(m['method_ms'])} / {_ms(m['base_ms'])}",
             "goal": "" if row.goal is None else f"<= {row.goal:g}",
             "published": "" if program is None else f"{program:g}",
             "met": "" if m is None or row.goal is None else "yes" if m["ratio"] <= row.goal else "no",
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("row")
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def why(row: Row, ratio: float, work: Work) -> str:

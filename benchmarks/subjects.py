@@ -106,8 +106,7 @@ def looped(
 
 
 def sampled(subject: Subject, times: Sequence[int], rule: Rule, hypers: Hypers, method: Method) -> Work:
-    """A restarted training, one step at each of the `times`: all of them are the whole loop, less the outer update
-    where the last step is not among them."""
+    """A restarted training, one step at each of the `times`."""
     loop = Loop(subject, rule, hypers, method)
     start = loop.start(subject.init())
 

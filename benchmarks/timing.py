@@ -91,4 +91,4 @@ def where_time_goes(work: Work, count: int = 4) -> list[tuple[str, float]]:
     events: list[FunctionEventAvg] = list(seen.key_averages())
     total = sum(e.self_cpu_time_total for e in events) or 1.0
     largest = sorted(events, key=lambda e: -e.self_cpu_time_total)[:count]
-    return [(e.key, e.self_cpu_time_total / total) for e in largest]
+    return [(str(e.key), e.self_cpu_time_total / total) for e in largest]

@@ -155,6 +155,25 @@ def test_record_then_verify(run: Run, fake: None, monkeypatch: pytest.MonkeyPatc
     assert len(records.load(fake_study.STUDY, "smoke")) == 8
 
 
+def test_verify_on_another_processor_says_how_far_and_does_not_fail(
+    run: Run, fake: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("record", "fake", "--scale", "smoke")
+    monkeypatch.setenv("FAKE_SHIFT", "1")
+    monkeypatch.setattr("gradhpo.environment.describe", lambda device: "cpu: another one")
+    status, out, _ = run("record", "fake", "--scale", "smoke", "--verify", "8")
+    assert status == 0 and out.count("apart") == 6
+    assert out.count("; recorded with another device)") == 6
+
+
+def test_list_records_counts_runs(run: Run, fake: None) -> None:
+    assert run("list", "records") == (0, "", "") or run("list", "records")[1] == "\n"
+    run("record", "fake", "--scale", "smoke")
+    lines = ["fake  smoke  none  slow: 4 runs", "fake  smoke  none  fast: 4 runs"]
+    assert run("list", "records", "fake")[1].splitlines() == lines
+    assert_one_sentence(*run("list", "methods", "fake")[::2], "takes no further name", "gradhpo list records STUDY")
+
+
 def test_record_reports_ctrl_c(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_INTERRUPT", "3")
     status, out, _ = run("record", "fake", "--scale", "smoke")

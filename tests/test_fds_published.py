@@ -55,9 +55,9 @@ def test_the_printed_velocity_is_off_for_the_momentum_alone() -> None:
 
 
 def test_a_tight_clip_of_the_product_changes_hypergradients() -> None:
-    errors = {limit: off(hypergradient(Forward(product_limit=limit)), exact()) for limit in (1.0, 10.0, 100.0)}
-    assert errors[1.0] == pytest.approx([0.219, 0.086, 0.0175], rel=0.2)
-    assert max(errors[10.0] + errors[100.0]) < 1e-5  # nothing is clipped
+    assert off(hypergradient(Forward(product_limit=1.0)), exact()) == pytest.approx([0.219, 0.086, 0.0175], rel=0.2)
+    # to the last bit: nothing is clipped at 10, hence nothing at 100
+    assert torch.equal(hypergradient(Forward(product_limit=10.0)), exact())
 
 
 @pytest.mark.parametrize("limit", [0.05, 1.0])

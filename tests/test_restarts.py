@@ -63,13 +63,8 @@ def test_fds_sums_the_per_step_hypergradients_of_its_windows(count: int) -> None
         names = (("lr", 0.1), ("momentum", 0.5), ("weight_decay", 0.01))
         return Hypers([Hyper(name, value, windows=n) for name, value in names], problem.layout.sizes, steps)
 
-    each = hypergradient(
-        problem,
-        w,
-        declared(steps),
-        methods.per_step(steps, 0.0).__class__(Reverse(steps), Kept(SGD(0.0)), every=steps),
-        steps,
-    ).view(2, 3, steps)
+    every_step = Method(Reverse(steps), Kept(SGD(0.0)), every=steps)
+    each = hypergradient(problem, w, declared(steps), every_step, steps).view(2, 3, steps)
     found = hypergradient(problem, w, declared(count), methods.fds(steps, Kept(SGD(0.0))), steps).view(2, 3, count)
     index = torch.arange(steps) * count // steps
     summed = torch.zeros(2, 3, count, dtype=torch.float64).index_add(2, index, each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -35,15 +36,17 @@ def derivatives(net: nn.Module, x: Tensor, context: Any) -> list[Tensor]:
     return [loss, *grads, *torch.autograd.grad(grads, inputs, seeds), *(b.double() for b in net.buffers())]
 
 
-def _case(layer: nn.Module, *shape: int) -> tuple[nn.Module, Tensor]:
+def _case(layer: nn.Module, *shape: int) -> tuple[nn.Sequential, Tensor]:
     return nn.Sequential(nn.Tanh(), layer, nn.Tanh()), torch.randn(shape, dtype=torch.float64)
 
 
-CASES = {
+CASES: dict[str, Callable[[], tuple[nn.Sequential, Tensor]]] = {
     "plain": lambda: _case(nn.Conv2d(3, 4, 3), 2, 3, 7, 7),
     "stride and padding": lambda: _case(nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), 2, 3, 7, 7),
     "uneven": lambda: _case(nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding=(0, 1)), 2, 3, 7, 7),
     "groups and dilation": lambda: _case(nn.Conv2d(4, 6, 3, groups=2, dilation=2), 2, 4, 8, 8),
+    "few channels": lambda: _case(nn.Conv2d(6, 5, 3, stride=2), 2, 6, 7, 7),
+    "few channels, no bias": lambda: _case(nn.Conv2d(6, 5, 3, bias=False), 2, 6, 7, 7),
     "same": lambda: _case(nn.Conv2d(3, 4, 3, padding="same"), 2, 3, 5, 5),
     "reflected": lambda: _case(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), 2, 3, 5, 5),
     "no batch": lambda: _case(nn.Conv2d(3, 4, 3), 3, 7, 7),
@@ -72,20 +75,33 @@ def test_lean_derivatives_are_torchs(name: str) -> None:
 
 def test_frozen_weights_and_missing_cotangents() -> None:
     net, x = CASES["plain"]()
-    net = net.double()
+    net.double()
     found = []
     for context in (nullcontext(), lean()):
         with context:
             loss = net(x).square().sin().sum()
-        for inputs in ([net[1].bias], [net[1].weight]):
+        weight, bias = net[1].parameters()
+        for inputs in ([bias], [weight]):
             (g,) = torch.autograd.grad(loss, inputs, create_graph=True)
             found.append(torch.autograd.grad(g.sin().sum(), inputs, retain_graph=True)[0])
     assert torch.allclose(found[0], found[2]) and torch.allclose(found[1], found[3])
 
 
+def test_frozen_inputs_of_few_channels() -> None:
+    """The weights' gradient is taken on its own, the bias along with it."""
+    net, x = CASES["few channels"]()
+    net.double()
+    found = []
+    for context in (nullcontext(), lean()):
+        with context:
+            loss = net[1](x).sin().sum()
+        found.append(torch.autograd.grad(loss, list(net.parameters())))
+    assert all(torch.allclose(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_a_third_derivative_of_batch_norm_is_refused() -> None:
     net, x = CASES["norm"]()
-    w = net.double()[1].weight
+    w, _ = net.double()[1].parameters()
     with lean():
         loss = net(x).sin().sum()
     (g,) = torch.autograd.grad(loss, w, create_graph=True)
@@ -147,9 +163,8 @@ def test_the_written_tangent_is_the_automatic_one(options: tuple[bool, ...], gra
         w = problem.init(2)
         state = initial_state(w, rule)._replace(buf={n: torch.randn_like(w) for n in rule.buffers})
         now = hypers.at(*hypers.init(w))
-        z = Tangent(*(torch.randn(2, hypers.columns, 21, dtype=w.dtype) for _ in "z"), {})
-        z = z._replace(buf={n: torch.randn_like(z.w) for n in rule.buffers})
-        g_dot = torch.randn_like(z.w)
+        g_dot = torch.randn(2, hypers.columns, 21, dtype=w.dtype)
+        z = Tangent(torch.randn_like(g_dot), {n: torch.randn_like(g_dot) for n in rule.buffers})
         ends = [
             Step(problem, each, now, state, 0, curvature=False).push(z, now.tangents(), g_dot)
             for each in (rule, replace(rule, tangent=None))

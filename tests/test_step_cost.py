@@ -43,18 +43,18 @@ def test_timing_is_interleaved_and_the_first_calls_do_not_count() -> None:
 
 
 def test_a_quick_run_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert step_cost.main(["--rows", "oho", "fds-5", "width-16", "--quick", "--repeats", "2"]) == 0
+    assert step_cost.main(["--rows", "fds-5", "columns-2", "--quick", "--repeats", "2"]) == 0
     out = capsys.readouterr().out
-    line = next(text for text in out.splitlines() if text.startswith("OHO lr + l2"))
-    assert "<= 5" in line and "8.2" in line and line.split()[-1] in ("yes", "no")
+    line = next(text for text in out.splitlines() if text.startswith("FDS, LeNet"))
+    assert "<= 5" in line and "6.4" in line and line.split()[-1] in ("yes", "no")
     assert "CPU time, 1 thread, 2 repeats, quick" in out
-    assert next(text for text in out.splitlines() if "784-16x3-10" in text).count("<=") == 0
+    assert next(text for text in out.splitlines() if text.startswith("forward mode")).count("<=") == 0
 
 
-@pytest.mark.parametrize("name", ["onepass", "fds-wrn", "columns-4"])
-def test_other_rows_run(name: str) -> None:
+@pytest.mark.parametrize(("name", "low", "high"), [("baydin", 0.1, 10), ("fds-wrn", 2, 200)])
+def test_other_rows_run(name: str, low: float, high: float) -> None:
     found, _ = step_cost.measure(step_cost.chosen([name], False), 1, CPU, quick=True)
-    assert found[name].ratio > 1
+    assert low < found[name].ratio < high
 
 
 def test_an_absent_library_skips_its_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_measurements_are_kept_and_read_again(tmp_path: Path) -> None:
     assert file == tmp_path / "step_cost" / "paper" / "oho.jsonl"
     last = kept.load(root=tmp_path).loc["oho"]
     assert (last["seed"], last["ratio"], last["base_ms"], last["method_ms"]) == (1, 4.0, 1000.0, 4000.0)
-    assert last["ratios"] == [3.0, 4.0, 5.0] and last["repeats"] == 3 and last["device"].startswith("cpu")
+    assert last["ratios"] == [3.0, 4.0, 5.0] and last["repeats"] == 3 and last["machine"].startswith("cpu: ")
     assert records.provenance(tmp_path).loc[0, ["study", "method", "runs"]].tolist() == ["step_cost", "oho", 2]
     shown = report.table(rows.ROWS[:2], {"oho": last}).reset_index()
     assert shown["met"].tolist() == ["yes", ""] and shown["cost"].tolist() == ["4.00 (3.00 to 5.00)", "not run"]
@@ -125,7 +125,7 @@ def same(name: str) -> None:
     subject = peers.classifier(peers.mlp([784, 16, 10]), [784], 20, CPU)
     l2 = torch.tensor(peers.L2, requires_grad=True)
     theirs = peers.PEERS[name](subject, l2)
-    assert torch.allclose(peers.ours(subject)().squeeze(), theirs, rtol=1e-4) and theirs.abs() > 1e-6
+    assert torch.allclose(peers.ours(subject, trace=False)().squeeze(), theirs, rtol=1e-4) and theirs.abs() > 1e-6
 
 
 def test_unrolled_autograd_is_ours() -> None:
@@ -187,10 +187,9 @@ def test_installed_peers_compute_the_same(name: str) -> None:
 
 
 def test_runs_at_once_are_prepared_for_any_device() -> None:
-    work = at_once.energy(3, CPU, steps=10)
+    work = at_once.wide(2, CPU, batch=2)
     work.call()
-    assert work.steps == 10
-    at_once.wide(2, CPU, batch=2).call()
+    assert work.steps == 1 and at_once.energy(3, CPU).steps == 200
 
 
 def test_an_unknown_row_is_an_error() -> None:

@@ -89,6 +89,7 @@ def test_verdicts() -> None:
         "not run",
         "not run",
     ]
+    assert stats.verdict({"a": True, "b": True, "c": None}) == "reproduced (2 of 3 claims run)"
 
 
 def test_bounds_are_round() -> None:

@@ -6,12 +6,13 @@ where a float is declared (and becomes one, so that 1 and 1.0 are the same run);
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gradhpo.errors import GradhpoError, unknown
@@ -20,6 +21,9 @@ SCALES: tuple[str, ...] = ("smoke", "laptop", "paper")
 """Sizes a study can be run at, smallest first."""
 
 C = TypeVar("C")
+
+# the fields' types of a class, kept because a study's list may hold thousands of configurations
+_hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def check_scale(scale: str) -> str:
@@ -36,7 +40,7 @@ def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
         GradhpoError: a name is unknown (nearest one suggested), a value has the wrong type, or a field without
             a default is missing.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in _fields(cls) if field.init}
     for name in values:
         if name not in fields:

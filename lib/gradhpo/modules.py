@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -269,7 +270,7 @@ def _nothing(output: object, target: None) -> Tensor:
     return torch.zeros(())
 
 
-def _row(x: Tensor | Named | None, r: int) -> Tensor | dict[str, Tensor]:
+def _row(x: Tensor | Named | None, r: int) -> Any:
     """Row r of a tensor or of every tensor in a mapping, as views: writes reach the original."""
     if isinstance(x, Tensor):
         return x.squeeze(0) if len(x) == 1 else x[r]  # the derivative of x[r] is a copy into zeros, of this a view

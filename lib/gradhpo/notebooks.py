@@ -146,12 +146,13 @@ def store(notebook: str | Path) -> Path:
 def key(notebook: Path, values: Mapping[str, Any]) -> str:
     """Return the digest of all that a notebook's outputs depend on.
 
-    The notebook's source, the library, the parameters, the records, the published numbers, the versions of Python and
-    of what computes and draws; and, when the notebook has a parameter `data`, which datasets are there.
+    The notebook's source, the library and its benchmarks, the parameters, the records, the published numbers, the
+    versions of Python and of what computes and draws; and, when the notebook has a parameter `data`, which datasets are
+    there.
     """
     state = {
         "source": [(cell["cell_type"], _text(cell["source"])) for cell in _read(notebook)["cells"]],
-        "library": _digest(_LIBRARY, (".py", ".sha256")),
+        "library": [_digest(_LIBRARY, (".py", ".sha256")), _digest(paths.ROOT / "benchmarks", (".py",))],
         "parameters": dict(values),
         "evidence": [_digest(root, (".jsonl", ".csv")) for root in (paths.records_root(), paths.published_root())],
         "versions": [platform.python_version(), *map(importlib.metadata.version, _VERSIONS_OF)],

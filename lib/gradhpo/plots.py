@@ -44,6 +44,20 @@ METHODS = {
     name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}
     for k, name in enumerate(_METHODS)
 }
+# methods of one paper only take the colours of another paper's: no figure has both. (colour, dash, marker)
+_LATER = {
+    "Random-xLR": (1, 1, 6),
+    "Random-3-batched": (2, 2, 7),
+    "Lorraine": (3, 3, 8),
+    "Baydin": (4, 4, 9),
+    "Bayes": (5, 0, 4),
+    "Long-Diff-through-Opt": (1, 1, 6),
+    "Medium-Diff-through-Opt": (2, 2, 7),
+}
+METHODS |= {
+    name: {"color": _PALETTE[colour], "linestyle": _DASHES[dash], "marker": _MARKERS[marker]}
+    for name, (colour, dash, marker) in _LATER.items()
+}
 
 
 def method_style(name: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
         def plus(total: Tensor, name: str, x: Tensor, x_dot: Tensor, factor: int = 1) -> Tensor:
             """total + factor (lam x)', by the product rule."""
             total = torch.addcmul(total, lam[name], x_dot, value=factor)
-            return total.addcmul_(lam_dot[name], x, value=factor) if name in lam_dot else total
+            return torch.addcmul(total, lam_dot[name], x, value=factor) if name in lam_dot else total
 
         d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay else g
         d_dot = plus(g_dot, "weight_decay", w, w_dot) if weight_decay else g_dot

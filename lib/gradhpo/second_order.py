@@ -86,8 +86,21 @@ class _Shape(NamedTuple):
     def backward(self, g: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
         """Cotangents of x, w and the bias, None where the mask is False."""
         zero, bias = [0] * len(self.stride), [len(w)]
-        rest = (bias, self.stride, self.padding, self.dilation, False, zero, self.groups, mask)
-        return _aten.convolution_backward(g, x, w, *rest)
+        rest = (bias, self.stride, self.padding, self.dilation, False, zero, self.groups)
+        if mask[1] and _few_channels(x):
+            to_x = _aten.convolution_backward(g, x, w, *rest, [mask[0], False, mask[2]]) if mask[0] else (None,) * 3
+            last = torch.channels_last
+            g, x = g.contiguous(memory_format=last), x.contiguous(memory_format=last)
+            to_w = _aten.convolution_backward(g, x, w, *rest, [False, True, mask[2] and not mask[0]])
+            return to_x[0], to_w[1], to_x[2] if mask[0] else to_w[2]
+        return _aten.convolution_backward(g, x, w, *rest, mask)
+
+
+def _few_channels(x: Tensor) -> bool:
+    """Whether x is the input of an inner layer with fewer channels than a vector register holds: CPUs take the gradient
+    of such weights faster with the channels last, the copies included (LeNet's second layer: 1.7 in place of 2.6 ms).
+    Images come with 1 or 3 channels, and for them it does not pay."""
+    return x.dim() == 4 and 3 < x.shape[1] < 16 and x.device.type == "cpu"
 
 
 def _convolution(
@@ -103,8 +116,8 @@ def _convolution(
     sizes = weight.dim() - 2
     if isinstance(padding, str) or input.dim() != weight.dim():
         return func(input, weight, bias, stride, padding, dilation, groups)
-    lists = [[v] * sizes if isinstance(v, int) else (list(v) * sizes)[:sizes] for v in (stride, padding, dilation)]
-    return _Convolution.apply(input, weight, bias, _Shape(*lists, groups))
+    lists = ([v] * sizes if isinstance(v, int) else (list(v) * sizes)[:sizes] for v in (stride, padding, dilation))
+    return _Convolution.apply(input, weight, bias, _Shape._make((*lists, groups)))
 
 
 class _Convolution(torch.autograd.Function):

@@ -1,7 +1,9 @@
 """Train a model of one's own and tune its hyperparameters in the same pass: `tune`.
 
-result = gradhpo.tune(model, loss, (x, y), (x_val, y_val), hypers={"lr": 1e-3, "weight_decay": 1e-4}, steps=2000)
-result.model, result.history.to_frame(), result.history.plot()
+    result = gradhpo.tune(model, loss, (x, y), (x_val, y_val), hypers={"lr": 1e-3, "weight_decay": 1e-4}, steps=2000)
+    result.model, result.history.to_frame(), result.history.plot()
+
+`gradhpo.Tuner` is the same for a loop of one's own.
 """
 
 from __future__ import annotations

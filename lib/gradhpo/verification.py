@@ -26,6 +26,8 @@ class Comparison(NamedTuple):
     recorded: float | None
     again: float | None
     difference: float
+    elsewhere: str = ""
+    """What differs between there and here that a number may depend on: device, versions, runs computed together."""
 
     @property
     def same(self) -> bool:
@@ -38,7 +40,8 @@ class Comparison(NamedTuple):
         if self.difference == 0:
             return f"{run}: identical"
         values = f"recorded {_text(self.recorded)}, now {_text(self.again)}"
-        return f"{run}: {self.metric} differs by {self.difference:.1e} ({values})"
+        where = f"; recorded with another {self.elsewhere}" if self.elsewhere else ""
+        return f"{run}: {self.metric} differs by {self.difference:.1e} ({values}{where})"
 
 
 def verify(
@@ -93,7 +96,9 @@ def _compare(recorded: jsonl.Line, again: jsonl.Line) -> Comparison:
     worst = max(names, key=lambda name: _difference(old, new, name), default="")
     difference = _difference(old, new, worst) if names else 0.0
     cfg = recorded["config"]
-    return Comparison(cfg["method"], cfg["seed"], recorded["key"], worst, old.get(worst), new.get(worst), difference)
+    elsewhere = " and ".join(name for name in ("device", "versions", "batch") if recorded[name] != again[name])
+    values = worst, old.get(worst), new.get(worst), difference
+    return Comparison(cfg["method"], cfg["seed"], recorded["key"], *values, elsewhere)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], name: str) -> float:

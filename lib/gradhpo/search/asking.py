@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 def import_optuna() -> ModuleType:
     """optuna, or the sentence that says how to get it."""
     try:
-        import optuna
+        with warnings.catch_warnings():  # it imports a progress bar that warns where a notebook lacks widgets
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            import optuna
     except ImportError:
         raise GradhpoError(
             "this search draws its configurations through optuna, which is not installed; "

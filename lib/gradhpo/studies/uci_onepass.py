@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from gradhpo import data
@@ -51,7 +52,7 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(("diabetes", "friedman"), 6, 200, 2, 6),
+    "smoke": Sizes(("diabetes", "friedman"), 6, 60, 2, 5),
     "laptop": Sizes(("energy", "yacht"), 20, 4000, 2),
     "paper": Sizes(TABLE_SETS, 200, 4000, 32),
 }
@@ -60,14 +61,17 @@ ROUNDING = 20
 """Runs of each method on Energy that are repeated in float64, and in float64 by another order of summation."""
 
 
-def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Set by set, the one-pass methods and then Bayesian optimisation."""
+def configs(sizes: Sizes, seed: int = 0, dtype: str = "float32") -> list[Config]:
+    """Set by set, the one-pass methods and then Bayesian optimisation. In float64 short runs agree across processors
+    to all digits that a table shows."""
     out = []
     for name in sizes.datasets:
         for method in ONE_PASS:
             trials = 3 if method == THREE else 1
-            out += [Config(method, seed + k, name, sizes.steps, trials=trials) for k in range(sizes.runs)]
-        out += [Config(BAYES, seed + k, name, sizes.steps, trials=sizes.trials) for k in range(sizes.searches)]
+            first = Config(method, seed, name, sizes.steps, dtype=dtype, trials=trials)
+            out += [replace(first, seed=seed + k) for k in range(sizes.runs)]
+        first = Config(BAYES, seed, name, sizes.steps, dtype=dtype, trials=sizes.trials)
+        out += [replace(first, seed=seed + k) for k in range(sizes.searches)]
     return out
 
 
@@ -86,6 +90,32 @@ def rounding(every: Sequence[Config]) -> list[Config]:
     """The first `ROUNDING` runs of each method on Energy again, in float64 and with the loss in its two forms."""
     first = [c for c in every if c.dataset == "energy" and c.method in SETTINGS and c.seed < ROUNDING]
     return [replace(c, dtype="float64", form=form) for form in ("stacked", "module") for c in first]
+
+
+def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of the recorded runs those that the tables are made of: without the repetitions in float64."""
+    return frame[(frame["dtype"] == "float32") & (frame["form"] == "stacked")] if len(frame) else frame
+
+
+def timed_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs on the sets of Tables 1 and 6."""
+    return frame[frame["dataset"].isin(TABLE_SETS)] if len(frame) else frame
+
+
+def rounding_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """How far 4000 steps carry rounding: relative differences of final test losses of the same run, medians and
+    maxima over the runs that stay finite. float32 against float64; float64 with two orders of summation."""
+    if frame.empty or "float64" not in set(frame["dtype"]):
+        return pd.DataFrame()
+    keys = ["method", "seed"]
+    here = frame[frame["dataset"] == "energy"].set_index(keys)
+    exact = here[(here["dtype"] == "float64") & (here["form"] == "stacked")]["test_mse"]
+    rows: dict[str, pd.Series] = {}
+    for name, dtype, form in (("float32", "float32", "stacked"), ("float64", "float64", "module")):
+        other = here[(here["dtype"] == dtype) & (here["form"] == form)]["test_mse"].reindex(exact.index)
+        gap = (other / exact - 1).abs().groupby("method", sort=False)
+        rows |= {f"{name}, median": gap.median(), f"{name}, largest": gap.max()}
+    return pd.DataFrame(rows).map("{:.1e}".format)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
@@ -136,11 +166,7 @@ def _result(c: Config, t: Trained, k: int) -> Result:
     }
     series = {"test_curve": short(test[at]), "incumbent_curve": short(np.fmin.accumulate(test)[at])}
     series |= {f"{n}_path": short(v[k][path]) for n, v in t.tuned.items()}
-    return Result(metrics, _lists(series), t.wall_s, t.dataset, t.sha256, t.cpu_s)
-
-
-def _lists(series: dict[str, list[float]]) -> dict[str, list[float | None]]:
-    return {n: list(v) for n, v in series.items()}
+    return Result(metrics, series, t.wall_s, t.dataset, t.sha256, t.cpu_s)
 
 
 def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
@@ -166,7 +192,7 @@ def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Res
             f"trial_{n}": short(v) for n, v in tried.items()
         }
         table = found.task.table
-        out.append(Result(metrics, _lists(series), found.wall_s, table.name, table.sha256, found.cpu_s))
+        out.append(Result(metrics, series, found.wall_s, table.name, table.sha256, found.cpu_s))
     return out
 
 

@@ -23,7 +23,7 @@ from gradhpo.hypers import Hyper, Hypers
 from gradhpo.rules import sgd
 from gradhpo.search import MULTIPLIER, Training
 from gradhpo.search.trainable import Members
-from gradhpo.tasks.uci import TableRegression, load
+from gradhpo.tasks.uci import Table, TableRegression, load
 from gradhpo.train import Loop, Method, Run
 
 LR, DECAY, MOMENTUM = "lr", "weight_decay", "momentum"
@@ -51,7 +51,11 @@ class Config:
     look_back: int = 5  # i: terms of the Neumann series, or steps differentiated through
     dtype: str = "float32"  # the published program's; or float64
     form: str = "stacked"  # of the loss: "stacked" or "module", which differ by rounding
-    version: int = 1
+    version: int = 2
+
+    def table(self, device: torch.device) -> Table:
+        """The rows it trains, validates and tests on."""
+        return load(self.dataset, dtype=getattr(torch, self.dtype), device=device)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def regression(c: Config, device: torch.device, merged: bool) -> TableRegression
         raise unknown("form of the loss", c.form, ["stacked", "module"])
     if c.dtype not in ("float32", "float64"):
         raise unknown("dtype", c.dtype, ["float32", "float64"])
-    table = load(c.dataset, dtype=getattr(torch, c.dtype), device=device)
+    table = c.table(device)
     return TableRegression(table.merged() if merged else table, c.hidden, stacked=c.form == "stacked")
 
 
@@ -228,8 +232,8 @@ def train(c: Config, seeds: Sequence[int], device: torch.device, watch_every: in
         tuned.append(_tuned(t, members.run))
     return Trained(
         steps=np.array(steps),
-        test=_finite(torch.stack(test, dim=1)),
-        val=_finite(t.val_mse(members.run)),
+        test=finite(torch.stack(test, dim=1)),
+        val=finite(t.val_mse(members.run)),
         tuned={n: torch.stack([point[n] for point in tuned], dim=1).double().cpu().numpy() for n in tuned[0]},
         start=start,
         cpu_s=cpu_s / len(seeds),
@@ -252,7 +256,7 @@ def _tuned(t: Trainer, run: Run) -> dict[str, Tensor]:
     return out
 
 
-def _finite(x: Tensor) -> np.ndarray:
+def finite(x: Tensor) -> np.ndarray:
     """As float64 on the CPU, NaN where not finite."""
     values = x.double().cpu().numpy()
     return np.where(np.isfinite(values), values, np.nan)
@@ -264,6 +268,6 @@ def points(trained: Trained, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(int))
 
 
-def short(values: np.ndarray, digits: int = 4) -> list[float]:
+def short(values: np.ndarray, digits: int = 4) -> list[float | None]:
     """Values with few significant digits, for a series: a curve needs no more, and a run stays near 1 kB."""
     return [float(f"{v:.{digits}g}") for v in values]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from gradhpo import data as datasets
+from gradhpo.errors import GradhpoError
 from gradhpo.modules import Layout, batched
 from gradhpo.nets import mlp
+from gradhpo.tasks.relu_nets import relu_loss
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,27 @@ class Table:
         return Table(x, y, self.x_val, self.y_val, self.x_test, self.y_test, self.y_std, self.name, self.sha256)
 
 
-def load(name: str, split: int = 0, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Table:
+def load(
+    name: str,
+    split: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    train_share: float = 0.8,
+) -> Table:
     """A set by name (`gradhpo data` lists them), standardised by mean and unbiased standard deviation of training +
     validation rows.
 
-    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(0.8 N) rows train and the
-    rest validate.
+    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(train_share N) rows train
+    and the rest validate. Raises GradhpoError for a share that leaves one of the two without rows.
     """
     raw = datasets.regression(name, split)
     train_val, test = np.asarray(raw.train_index), np.asarray(raw.test_index)
-    n_train = int(0.8 * len(raw.x))
+    n_train = int(train_share * len(raw.x))
+    if not 0 < n_train < len(train_val):
+        raise GradhpoError(
+            f"train_share = {train_share} makes {n_train} of the {len(train_val)} rows of {name} that are no test rows "
+            "training rows; expected a share that leaves rows for both training and validation"
+        )
 
     def scaled(values: np.ndarray) -> np.ndarray:
         std = values[train_val].std(axis=0, ddof=1)
@@ -66,54 +78,27 @@ def load(name: str, split: int = 0, dtype: torch.dtype = torch.float64, device: 
     return Table(a, b, c, d, e, f, y_std=float(columns[train_val].std(ddof=1)), name=name, sha256=raw.sha256)
 
 
-class _Outputs(torch.autograd.Function):
-    """Outputs `[R, N]` of R nets with one hidden ReLU layer at the same inputs.
-
-    first `[R, H, F + 1]`: weights and biases of the hidden layer; second `[R, H]`; x `[N, F + 1]` with a last column
-    of ones, and x_t, its transpose. A ReLU net is linear while the signs of its units stay, so with the units' mask M
-    the derivatives of <c, outputs> need one product, G = M (c x): second G by first, <first, G> by second. They are
-    differentiable again: M is constant but for kinks.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, x: Tensor, x_t: Tensor) -> Tensor:
-        active = torch.mm(first.flatten(0, 1), x_t).view(*first.shape[:2], -1).relu()
-        ctx.save_for_backward(first, second, active.sign(), x)
-        return torch.bmm(second[:, None], active)[:, 0]
-
-    @staticmethod
-    def backward(ctx: Any, c: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        first, second, mask, x = ctx.saved_tensors
-        g = torch.bmm(mask, c[:, :, None] * x)
-        return second[:, :, None] * g, (first * g).sum(-1), None, None
-
-
 class StackedLoss:
     """`f(w [R, D], x, y) -> [R]`: mean squared errors of R nets F - hidden - 1 with ReLU, weights laid out as
     `nets.mlp`'s.
 
-    The runs share their matrix products, and a gradient reads the `[R, H, N]` activations four times instead of ten
-    (`_Outputs`). It differs from `modules.batched` by rounding alone. Cost: 2 R N H (F + 1) multiplications a
-    gradient and as many a Hessian product.
+    The runs share their matrix products, and activations stay in the processor's cache (`relu_nets`). It differs from
+    `modules.batched` by rounding alone.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._inputs: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
         w1, b1, w2, b2 = self.layout.split(w).values()
-        _, ones, transposed = self._prepared(x)
-        outputs = _Outputs.apply(torch.cat([w1, b1[:, :, None]], dim=-1), w2.flatten(1), ones, transposed)
-        error = outputs + b2 - y[:, 0]
-        return (error * error).mean(-1)
+        return relu_loss(torch.cat([w1, b1[:, :, None]], dim=-1), w2.flatten(1), b2, self._columns(x), y[:, 0])
 
-    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x itself (held so that its id stays its own), x with a column of ones, and that transposed; made once."""
+    def _columns(self, x: Tensor) -> Tensor:
+        """The rows of x as columns with a last entry of 1, made once; x is held so that its id stays its own."""
         if id(x) not in self._inputs:
-            ones = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-            self._inputs[id(x)] = (x, ones, ones.T.contiguous())
-        return self._inputs[id(x)]
+            self._inputs[id(x)] = x, torch.cat([x, torch.ones_like(x[:, :1])], dim=1).T.contiguous()
+        return self._inputs[id(x)][1]
 
 
 class TableRegression:
