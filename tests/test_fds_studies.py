@@ -25,6 +25,7 @@ from gradhpo.studies import (
     fds_schedules_tables,
     fds_sharing_mse,
     fds_sharing_tables,
+    fds_tables,
 )
 from gradhpo.train import Loop
 
@@ -70,7 +71,7 @@ def test_pieces_survive_a_record() -> None:
     parts = fds_common.pieces("g", list(values), digits=7)
     assert list(parts) == ["g_0", "g_1", "g_2"] and max(map(len, parts.values())) <= POINTS
     frame = pd.DataFrame([parts, parts])
-    assert fds_common.whole(frame, "g") == pytest.approx(np.stack([values, values]), abs=1e-6)
+    assert fds_tables.whole(frame, "g") == pytest.approx(np.stack([values, values]), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +136,12 @@ def test_schedules_and_their_tables() -> None:
     frame = studies.run_now(studies.get("fds_schedules"), [_little(m) for m in fds_schedules.METHODS])
     assert frame["test_accuracy"].between(0, 1).all() and (frame["best_outer_step"] <= 1).all()
     greedy = frame[frame["method"] == "greedy"]
-    assert fds_common.whole(greedy, "last_schedule").shape == (1, 6)
+    assert fds_tables.whole(greedy, "last_schedule").shape == (1, 6)
     table = fds_schedules_tables.table(frame)
     assert list(table.index) == [("svhn_like", m) for m in fds_schedules.METHODS] and (table["n"] == 1).all()
     shown = fds_schedules_tables.rates_at(frame, "svhn_like", points=3)
     assert shown["cosine"].mean() == pytest.approx(fds_common.schedule("cosine", 0.05, 6).mean().item(), rel=1e-4)
-    assert len(fds_schedules_tables.checks(frame, "svhn_like")) == 4
+    assert len(fds_schedules_tables.checks(frame, ["svhn_like"], "svhn_like")) == 4
 
 
 def test_an_unknown_method_of_a_schedule_is_named() -> None:

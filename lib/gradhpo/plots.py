@@ -53,6 +53,11 @@ _LATER = {
     "Bayes": (5, 0, 4),
     "Long-Diff-through-Opt": (1, 1, 6),
     "Medium-Diff-through-Opt": (2, 2, 7),
+    "FDS": (2, 0, 0),
+    "greedy": (1, 1, 6),
+    "non-greedy": (9, 0, 7),
+    "Hyperband": (3, 3, 8),
+    "BOHB": (4, 4, 9),
 }
 METHODS |= {
     name: {"color": _PALETTE[colour], "linestyle": _DASHES[dash], "marker": _MARKERS[marker]}

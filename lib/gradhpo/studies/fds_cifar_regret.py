@@ -65,8 +65,8 @@ _SMALL = Config(
 SIZES = {
     "smoke": Sizes(
         replace(
-            _SMALL, data="digits", images=None, test_images=None, pool=1, augment=False, validation=100,
-            steps=30, first_steps=3, outer_step_steps=8, outer_steps=4, budget_steps=90,
+            _SMALL, data="digits", images=None, test_images=None, pool=1, augment=False, batch=32, validation=100,
+            steps=20, first_steps=2, outer_step_steps=4, outer_steps=3, budget_steps=60,
         ), 1, 45,
     ),
     "laptop": Sizes(_SMALL, 3, 1, 1, 3),

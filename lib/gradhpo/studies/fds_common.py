@@ -1,17 +1,15 @@
 """What the studies of the FDS paper share: images on the device, schedules, and long series cut into pieces that a
-record keeps whole."""
+record keeps whole (`fds_tables.whole` joins them)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gradhpo import records, studies
+from gradhpo import records
 from gradhpo.errors import unknown
 from gradhpo.nets import lenet, xavier
 from gradhpo.tasks import images
@@ -49,30 +47,3 @@ def pieces(name: str, values: Sequence[float], digits: int = 5) -> dict[str, lis
     return {
         f"{name}_{k}": list(short[i : i + records.POINTS]) for k, i in enumerate(range(0, len(short), records.POINTS))
     }
-
-
-def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """The series that `pieces` cut, `[runs, T]`, a row a run of the frame."""
-    columns = sorted((c for c in frame if c.startswith(f"{name}_")), key=lambda c: int(c.rpartition("_")[2]))
-    used = [c for c in columns if frame[c].map(np.ndim).eq(1).all()]
-    return np.array([np.concatenate([row[c] for c in used]) for _, row in frame.iterrows()], dtype=float)
-
-
-def coverage(name: str, scale: str, *fields: str) -> pd.DataFrame:
-    """How many runs of a study are recorded of how many it has at a scale, a row a method (and value of further fields
-    of the configuration), in the study's order."""
-    study = studies.get(name)
-    columns = ["method", *fields]
-    wanted = pd.DataFrame([{c: getattr(each, c) for c in columns} for each in study.runs(scale)])
-    found = records.load(study, scale)
-    have = found.groupby(columns).size() if len(found) else pd.Series(dtype=int)
-    table = wanted.groupby(columns, sort=False).size().to_frame("of")
-    table.insert(0, "recorded", [int(have.get(key, 0)) for key in table.index])
-    return table
-
-
-def recorded(name: str, scale: str) -> pd.DataFrame:
-    """The recorded runs of a study at a scale: empty, but with the columns of a configuration, where there are none."""
-    study = studies.get(name)
-    found = records.load(study, scale)
-    return found if len(found) else pd.DataFrame(columns=[*vars(study.runs(scale)[0]), "device", "commit", "date"])
