@@ -13,7 +13,7 @@ from gradhpo.errors import GradhpoError
 
 # before any test moves it: where this machine has real data, if it has
 REAL_ROOT = paths.data_root()
-REAL_SETS = [name for name in data.DATASETS if not data.info(name).embedded]
+REAL_SETS = [n for n in data.DATASETS if not data.info(n).embedded and data.info(n).kind == "regression"]
 FOLDER = "UCI_Datasets/yacht/data"
 CONTENTS = {
     "data.txt": "1 2 3.5\n4 5 6.5\n7 8 9.5\n10 11 12.5\n",
@@ -100,6 +100,21 @@ def test_a_file_that_is_gone_is_named(small: Path) -> None:
     assert data.state("yacht") == "incomplete"
     with pytest.raises(GradhpoError, match=r"index_test_0\.txt cannot be read.*gradhpo data fetch yacht"):
         data.regression("yacht")
+
+
+def test_sets_of_other_kinds_are_not_rows_and_come_from_their_own_source(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[tuple[str, str]] = []
+    monkeypatch.setattr(data.download, "save", lambda url, path, digest, advice: got.append((url, path.name)))
+    for name, kind, files in (("mnist", "images", 4), ("ptb", "text", 3)):
+        with pytest.raises(GradhpoError, match=f"{name} holds {kind}, no rows for regression"):
+            data.regression(name)
+        got.clear()
+        assert data.fetch(name) == files == len(got)
+        assert all(url == f"{data.info(name).url}{file}" for url, file in got)
+    data.fetch("ptb", base_url="http://localhost:1")
+    assert got[-1][0] == "http://localhost:1/ptb/ptb.valid.txt"
 
 
 def test_an_absent_set_says_how_to_get_it(root: Path) -> None:

@@ -16,7 +16,7 @@ from gradhpo.nets_wrn import residual
 from gradhpo.outer import SGD, Kept
 from gradhpo.rules import Rule, clipped, sgd
 from gradhpo.studies.fds_common import lenet_for, pictures
-from gradhpo.tasks.classification import Classification, split
+from gradhpo.tasks.per_run import PerRun, split
 from gradhpo.train import Loop, Method
 from torch import Tensor
 
@@ -25,10 +25,10 @@ CPU = torch.device("cpu")
 
 
 @lru_cache(maxsize=1)
-def task() -> Classification:
+def task() -> PerRun:
     """LeNet on 600 images of svhn_like, batches of 32, 100 validation images."""
     given = pictures("svhn_like", CPU, 600, 10)
-    return Classification(lambda: lenet_for(given), given.train, split(600, 100, CPU), [0], 32, 100)
+    return PerRun(lambda: lenet_for(given), given, split(600, 100, CPU), [0], 32, 100)
 
 
 def hypergradient(estimator: Estimator, rule: Rule | None = None) -> Tensor:
@@ -72,12 +72,12 @@ def test_validation_passes_move_the_running_statistics() -> None:
     """A net with batch norm after 60 steps on digits: test accuracy with running statistics (momentum 0.1) of its
     training batches, and after two further passes over 100 validation images each in training mode."""
     given = pictures("digits", CPU)
-    task = Classification(lambda: residual(channels=1), given.train, split(1400, 200, CPU), [0], 64, 100)
+    task = PerRun(lambda: residual(channels=1), given, split(1400, 200, CPU), [0], 64, 100)
     declared = [Hyper("lr", 0.1, tuned=False), Hyper("momentum", 0.9, tuned=False)]
     loop = Loop(task, sgd(weight_decay=False), Hypers(declared, task.layout.sizes), Method())
     w = loop.advance(loop.start(task.init()), 60).state.w
-    seen = [given.x_train[task._rows(0, t)] for t in range(40, 60)]
-    own = batch_statistics(task.module, w, seen, task._loss.buffers(w))
+    seen = [given.x_train[task._own.rows(0, t)] for t in range(40, 60)]
+    own = batch_statistics(task.module, w, seen, task._accuracy.buffers(w))
     moved = batch_statistics(task.module, w, list(given.x_train[task.val_rows[0]].split(100)), own)
     right = [float(batched(task.module, accuracy)(w, *given.test, mode="eval", buffers=b)) for b in (own, moved)]
     shift = max(float((moved[n] - own[n]).abs().max() / own[n].abs().max()) for n in own if "running_mean" in n)

@@ -39,7 +39,7 @@ TINY = fds_sharing_mse.Config("non-greedy", 3, "svhn_like", 60, steps=4, batch=1
 
 def test_the_hypergradients_of_figure_2_are_exact() -> None:
     """Both methods against autograd through the whole training (float64)."""
-    task, _ = fds_sharing_mse.trainings(TINY, [TINY.seed], CPU)
+    task = fds_sharing_mse.trainings(TINY, [TINY.seed], CPU)
     rates = fds_common.schedule("cosine", TINY.lr, TINY.steps)
     declared = [Hyper("lr", rates, windows=4), Hyper("momentum", 0.9, tuned=False)]
     rule, hypers, w = sgd(weight_decay=False), Hypers(declared, task.layout.sizes, TINY.steps), task.init()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gradhpo import data
 from gradhpo.errors import GradhpoError
 from gradhpo.tasks import images, svhn_like
 from PIL import Image
@@ -52,39 +52,68 @@ def test_image_files_by_class(root: Path) -> None:
     found = images.load("auto")
     assert found.x_train.shape == (8, 3, 32, 32) and found.x_val.shape == (2, 3, 32, 32)
     assert found.y_test.tolist() == [0, 1] and found.caption == "CIFAR-10 from image files, 12 images"
+    part = images.load("cifar10", validation=0, rows=4, test_rows=2)
+    assert sorted(part.y_train.tolist()) == [0, 0, 1, 1] and torch.equal(part.y_test, found.y_test)
+    assert part.caption == "CIFAR-10 from image files, 12 images, of which 4 train or validate and 2 test"
     (root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
     with pytest.raises(GradhpoError, match="test is no folder of equally large images"):
         images.load("cifar10")
+
+
+def idx(values: torch.Tensor) -> bytes:
+    """Compressed bytes in MNIST's format: a header with the sizes, and the numbers."""
+    header = (0x800 + values.dim()).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    return gzip.compress(header + values.to(torch.uint8).numpy().tobytes())
+
+
+@pytest.fixture
+def mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve training and four test images in MNIST's files, with the checksums that belong to them."""
+    raw, digests = root / "MNIST" / "raw", {}
+    raw.mkdir(parents=True)
+    for part, count in (("train", 12), ("t10k", 4)):
+        pixels = torch.arange(count)[:, None, None].expand(count, 28, 28) * 20
+        for name, values in (
+            (f"{part}-images-idx3-ubyte.gz", pixels),
+            (f"{part}-labels-idx1-ubyte.gz", pixels[:, 0, 0] % 7),
+        ):
+            (raw / name).write_bytes(idx(values))
+            digests[f"MNIST/raw/{name}"] = hashlib.sha256((raw / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(data, "checksums", lambda: digests)
+    return raw
+
+
+def test_mnist_from_the_files_that_torchvision_downloads(mnist: Path) -> None:
+    found = images.load("mnist", torch.float64, validation=0.25)
+    assert [len(x) for x, _ in (found.train, found.val, found.test)] == [9, 3, 4]
+    assert (found.caption, found.name, len(found.sha256)) == ("MNIST, 16 images", "mnist", 64)
+    assert found.y_test.tolist() == [0, 6, 5, 4] and found.x_test.shape == (4, 1, 28, 28)
+    assert found.x_train.mean() == pytest.approx(0, abs=1e-6)
+    assert images.resolve("auto", "mnist") == "mnist" and images.resolve("auto") == "digits"
+    with pytest.raises(GradhpoError, match="validation = 12 of 12 images of mnist"):
+        images.load("mnist", validation=12)
+
+
+def test_a_damaged_file_of_mnist_is_named(mnist: Path) -> None:
+    path = mnist / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(GradhpoError, match=r"t10k-labels-idx1-ubyte\.gz is truncated.*gradhpo data fetch mnist"):
+        images.load("mnist")
+    path.unlink()
+    with pytest.raises(GradhpoError, match=r"t10k-labels-idx1-ubyte is missing in .*gradhpo data fetch mnist"):
+        images.load("mnist")
+
+
+def test_mnist_asked_for_by_name_and_absent(root: Path) -> None:
+    assert images.resolve("auto", "mnist") == "digits"
+    with pytest.raises(GradhpoError, match=r"MNIST is not in .*gradhpo data fetch mnist"):
+        images.load("mnist")
 
 
 def test_damaged_files_of_torchvision_are_named(root: Path) -> None:
     (root / "cifar-10-batches-py").mkdir()
     with pytest.raises(GradhpoError, match="cifar-10-batches-py are damaged or incomplete"):
         images.load("cifar10")
-
-
-def _idx(path: Path, values: np.ndarray) -> None:
-    """An array in MNIST's format, packed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    path.write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes()))
-
-
-def test_mnist_is_read_from_its_packed_files_without_unpacking_them_there(root: Path) -> None:
-    raw, rng = root / "MNIST" / "raw", np.random.RandomState(0)
-    for part, n in (("train", 30), ("t10k", 10)):
-        _idx(raw / f"{part}-images-idx3-ubyte.gz", rng.randint(256, size=(n, 28, 28)))
-        _idx(raw / f"{part}-labels-idx1-ubyte.gz", np.arange(n) % 10)
-    found = images.load("auto", validation=10, rows=20)
-    assert images.resolve("auto", "mnist") == "mnist" and found.caption.startswith("scikit-learn's digits")
-    found = images.load("mnist", validation=10, rows=20, test_rows=10)
-    assert found.x_train.shape == (10, 1, 28, 28) and found.y_test.tolist() == list(range(10))
-    assert sorted([*found.y_train.tolist(), *found.y_val.tolist()]) == sorted([*range(10)] * 2)
-    assert found.caption == "MNIST, 40 images, of which 20 train or validate and 10 test"
-    assert len(list(raw.iterdir())) == 4
-    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"nothing")
-    with pytest.raises(GradhpoError, match=r"raw are damaged or incomplete .*MNIST\(the data root, download=True\)"):
-        images.load("mnist")
 
 
 def test_svhn_is_read_by_torchvision(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,9 +146,9 @@ def test_svhn_like_needs_no_file_and_makes_what_is_asked_for(root: Path) -> None
 
 
 def test_numbers_of_images_that_a_set_cannot_give(root: Path) -> None:
-    with pytest.raises(GradhpoError, match="105 images of the digits were asked for; expected a multiple of its 10"):
+    with pytest.raises(GradhpoError, match=r"105 images of scikit-learn's digits .*; expected a multiple of its 10"):
         images.load("digits", rows=105)
     with pytest.raises(GradhpoError, match="validation = 100 of 100 images of digits"):
         images.load("digits", rows=100, validation=100)
-    with pytest.raises(GradhpoError, match=r"SVHN is not in .*splits train and test once, or ask for data='embedded'"):
+    with pytest.raises(GradhpoError, match=r"SVHN is not in .*for the splits train and test once with .*'embedded'"):
         images.resolve("svhn")

@@ -17,14 +17,15 @@ from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD, Clipped, Kept, Masked, SignHalving
 from gradhpo.restarts import Progress, Restarts, Task
 from gradhpo.rules import sgd
-from gradhpo.tasks.classification import Classification, split
+from gradhpo.tasks.per_run import PerRun, split
 from gradhpo.train import Loop, Method
+from problems import training_images
 from torch import Tensor, nn
 
 RULE = sgd()
 
 
-def task(seeds: list[int], dtype: torch.dtype = torch.float64) -> Classification:
+def task(seeds: list[int], dtype: torch.dtype = torch.float64) -> PerRun:
     """A small net with batch norm on 60 random images of 3 classes."""
     rng = torch.Generator().manual_seed(5)
     x, y = torch.randn(60, 1, 6, 6, generator=rng).to(dtype), torch.randint(3, (60,), generator=rng)
@@ -33,7 +34,7 @@ def task(seeds: list[int], dtype: torch.dtype = torch.float64) -> Classification
         first = nn.Conv2d(1, 4, 3)
         return nn.Sequential(first, nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
 
-    return Classification(net, (x, y), split(60, 12, x.device), seeds, 8, val_batch=6)
+    return PerRun(net, training_images(x, y), split(60, 12, x.device), seeds, 8, val_batch=6)
 
 
 def make(number: int) -> Task:
@@ -129,7 +130,7 @@ def test_memory_of_fds_does_not_grow_with_the_horizon() -> None:
 
     def live(method: Callable[[int], Method], steps: int) -> int:
         x, y = torch.randn(60, 50), torch.arange(60) % 3
-        problem = Classification(lambda: nn.Linear(50, 3), (x, y), split(60, 12, x.device), [1], 8)
+        problem = PerRun(lambda: nn.Linear(50, 3), training_images(x, y), split(60, 12, x.device), [1], 8)
         loop = Loop(problem, RULE, Hypers(_plain(), problem.layout.sizes, 1000), method(1000))
         run = loop.start(problem.init())
         for _ in range(steps // 25):

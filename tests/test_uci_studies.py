@@ -223,12 +223,12 @@ def test_images_are_read_as_torchvision_lays_them_out(pictures: Path) -> None:
         (pictures / name).write_bytes(gzip.decompress((pictures / f"{name}.gz").read_bytes()))
     theirs = FashionMNIST(str(pictures.parents[1]), train=False)
     assert torch.equal(theirs.targets, images.y_test)
-    pixels, ours = theirs.data.double().flatten(1), images.x_test
+    pixels, ours = theirs.data.double().flatten(1), images.x_test.flatten(1)
     assert torch.allclose((pixels - pixels.mean()) / pixels.std(), (ours - ours.mean()) / ours.std())
 
 
 def test_absent_and_damaged_images_are_named(pictures: Path) -> None:
-    with pytest.raises(GradhpoError, match=r"MNIST is not in .*torchvision\.datasets\.MNIST"):
+    with pytest.raises(GradhpoError, match=r"MNIST is not in .*gradhpo data fetch mnist"):
         fashion.resolve("mnist")
     with pytest.raises(GradhpoError, match="did you mean 'fashion'"):
         fashion.resolve("fashon")
@@ -246,14 +246,18 @@ def test_absent_and_damaged_images_are_named(pictures: Path) -> None:
 
 def test_batches_visit_every_image_once_an_epoch_and_come_again() -> None:
     images = fashion.load("digits")
-    task = fashion.Classification(images, 5, batch=50)
+    task = fashion.problem(images, 5, batch=50)
     batches = len(images.x_train) // 50
-    seen = torch.cat([task._rows(t) for t in range(batches)])
-    assert len(set(seen.tolist())) == 50 * batches
-    assert torch.equal(task._rows(2), fashion.Classification(images, 5, batch=50)._rows(2))
-    assert not torch.equal(task._rows(2), task._rows(2 + batches))
+    numbered = dataclasses.replace(images, x_train=torch.arange(len(images.y_train))[:, None].float())
+    rows = fashion.problem(numbered, 5, batch=50).train
+    seen = torch.cat([rows.at(t)[0][:, 0] for t in range(batches)])
+    assert len(seen.unique()) == 50 * batches
+    assert torch.equal(task.train.at(2)[0], fashion.problem(images, 5, batch=50).train.at(2)[0])
+    assert not torch.equal(rows.at(2)[0], rows.at(2 + batches)[0])
+    first, again = (task.val.at(t)[0] for t in (0, len(images.y_val) // 50))
+    assert torch.equal(first, images.x_val[:50].flatten(1)) and torch.equal(first, again)
     w = task.init([3])
-    ce, error = task.test(w)
+    ce, error = task.evaluate(w, "test")
     assert 1.5 < float(ce) < 4 and 0.5 < float(error) <= 1
 
 

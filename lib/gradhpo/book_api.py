@@ -63,7 +63,19 @@ PAGES = (
         "Tasks, networks and data",
         "What is trained. A task offers the two losses of {py:class}`~gradhpo.core.Problem`; networks are ordinary "
         "modules of PyTorch.",
-        ("tasks", "tasks.*", "modules", "swapped", "nets", "nets_wrn", "losses", "draws", "data"),
+        (
+            "tasks",
+            "tasks.*",
+            "modules",
+            "swapped",
+            "nets",
+            "nets_wrn",
+            "stacked",
+            "stacked_lstm",
+            "losses",
+            "draws",
+            "data",
+        ),
     ),
     Page(
         "studies",

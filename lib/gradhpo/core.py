@@ -170,7 +170,9 @@ class Step:
             row = torch.autograd.grad(outputs, self.w, seeds, retain_graph=True)[0] if outputs else None
             rows.append(torch.zeros_like(self.w) if row is None else row)
         smooth = rows[0][:, None] if columns == 1 else torch.stack(rows, dim=1)
-        return smooth + sum(lam_dot[n] * slope[:, None] for n, slope in self.coupled.items())
+        for n, slope in self.coupled.items():
+            smooth = smooth + lam_dot[n] * slope[:, None]
+        return smooth
 
     def push(self, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
         """Forward mode: `dPhi/dx Z + dPhi/dlam lam_dot`, given the tangent `g_dot [R, A, D]` of the gradient

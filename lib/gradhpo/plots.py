@@ -39,6 +39,9 @@ _METHODS = (
     "MetaOptimize",
     "Fixed",
     "OnePass",
+    "Unroll1-gTgV",
+    "Clip10",
+    "Clip20",
 )
 METHODS = {
     name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}

@@ -24,7 +24,7 @@ from gradhpo.studies import Study
 
 @dataclass(frozen=True)
 class Chunk:
-    """Runs computed together: configurations that agree in all but `seed`."""
+    """Runs computed together: configurations that agree in all but the field `study.varied`."""
 
     index: int
     configs: list[Any]
@@ -115,7 +115,7 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
 
 def cut(study: Study, scale: str) -> list[Chunk]:
-    """Cut the study's runs into chunks: neighbours that agree in all but `seed`, at most `study.chunk` of them."""
+    """Cut the study's runs into chunks: at most `study.chunk` neighbours that agree in all but `study.varied`."""
     from gradhpo import studies
 
     parts = studies.batches(study, study.runs(scale))

@@ -10,7 +10,7 @@ it was. numpy's and Python's own generators are not touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,10 +46,21 @@ def fits(batch: Any, like: Tensor, what: str) -> Batch:
 
 class Resident:
     """Rows of x and y on the device. With a batch size, each epoch goes through a new random order of the rows and
-    leaves out what does not fill a batch; without, every batch is the whole set."""
+    leaves out what does not fill a batch; without, every batch is the whole set.
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int | None, seed: int, what: str) -> None:
-        self.x, self.y, self.seed = x, y, seed
+    order: the order of the rows in an epoch, in place of one drawn from (seed, epoch).
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int | None,
+        seed: int,
+        what: str,
+        order: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self.x, self.y, self.seed, self.order = x, y, seed, order or self._drawn
         if len(x) != len(y) or not len(x):
             raise GradhpoError(f"{what} has {len(x)} inputs and {len(y)} targets; expected as many, and at least one")
         if batch_size is not None and not 1 <= batch_size <= len(x):
@@ -65,10 +76,12 @@ class Resident:
             return self.x, self.y
         epoch, place = divmod(k, len(self.x) // self.size)
         if self._order is None or self._order[0] != epoch:
-            rng = torch.Generator().manual_seed(number(self.seed, epoch))
-            self._order = epoch, torch.randperm(len(self.x), generator=rng).to(self.x.device)
+            self._order = epoch, self.order(epoch).to(self.x.device)
         rows = self._order[1][place * self.size : (place + 1) * self.size]
         return self.x[rows], self.y[rows]
+
+    def _drawn(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.x), generator=torch.Generator().manual_seed(number(self.seed, epoch)))
 
     def state(self) -> dict[str, Any]:
         return {}

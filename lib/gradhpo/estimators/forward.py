@@ -4,6 +4,7 @@
     Forward(reset_every=K)       UnrollK (Franceschi et al. 2017; Clip paper, Section 3.2)
     Forward(radius=R)            ClipR (Clip paper, eq. 9 and Algorithm 1)
     Forward(product=0.01)        OHO with differences of gradients for Hessian products (OHO, Section 4)
+    Forward(product="joint")     one difference in the weights and in a keep probability together
     Split()                      one sensitivity for all groups, as the program published with OHO does
     FirstOrder()                 Unroll1-gTgV (Luketina et al. 2016; Clip paper, Section 3.3)
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gradhpo.core import State, Step, Tangent, Values
-from gradhpo.errors import GradhpoError
+from gradhpo.errors import GradhpoError, unknown
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Forward:
         direction. None: no projection.
     product_limit: c; the entries of H Z + dg/draw are clamped to [-c, c] before they enter Z (FDS, Appendix C: 10).
     product: None for exact Hessian products; a number e for differences of two gradients at w +- (e/|z|) z, without
-        any graph: wrong by more than 100 % where the net has ReLU kinks between the two points.
+        any graph: wrong by more than 100 % where the net has ReLU kinks between the two points. "joint": see
+        `joint_product`.
     With `reset_every=1` it is the greedy method (horizon 1); as the radius grows or K reaches the horizon it becomes
     the exact one.
     """
@@ -42,7 +44,7 @@ class Forward:
     reset_every: int | None = None
     radius: float | Tensor | None = None
     product_limit: float | None = None
-    product: float | None = None
+    product: float | str | None = None
     keep: int = 0
 
     def __post_init__(self) -> None:
@@ -54,7 +56,10 @@ class Forward:
             raise GradhpoError(f"radius is {self.radius}; expected a length > 0, or None for no projection")
         for name in ("product_limit", "product"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if isinstance(value, str):
+                if value != "joint":
+                    raise unknown("product", value, ["joint"])
+            elif value is not None and not value > 0:
                 raise GradhpoError(f"{name} is {value}; expected a number > 0, or None")
 
     def init(self, state: State, values: Values) -> Tangent:
@@ -78,7 +83,9 @@ class Forward:
         if reset:
             z = Tangent(torch.zeros_like(z.w), {n: torch.zeros_like(b) for n, b in z.buf.items()})
         if self.product is None:
-            g_dot = step.gradient_tangent(None if reset else z.w, lam_dot)
+            g_dot = step.gradient_tangent(None if reset else z.w, lam_dot)  # H 0 need not be computed
+        elif isinstance(self.product, str):
+            g_dot = joint_product(step, z.w, lam_dot)
         else:
             g_dot = difference_product(step, z.w, lam_dot, self.product)
         if self.product_limit is not None:
@@ -113,6 +120,25 @@ def difference_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor], wid
         ]
         rows.append((ends[0] - ends[1]) / (2 * e))
     return torch.stack(rows, dim=1)
+
+
+def joint_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor]) -> Tensor:
+    """`H z + dg/dlam lam_dot`, `[R, 1, D]`, by (g(w + e z, p + e) - g(w - e z, p - e)) / 2e for one tuned
+    hyperparameter p that is declared with a `difference` e (here z = dw/dp); the same random numbers at both ends.
+
+    Cost: two gradients and no graph, where an exact product and a separate difference cost a graph, a Hessian product
+    and two gradients. The error is of order e^2 in the weights and in p, and e |z| may be long; the noise of the masks,
+    which fall apart at the two ends, is that of the separate difference.
+    """
+    between = step.values.neighbours()
+    if len(between) != 1 or list(lam_dot) != list(between) or z.shape[1] != 1:
+        raise GradhpoError(
+            f"a joint difference needs one tuned hyperparameter, declared with a difference; tuned are {list(lam_dot)}"
+        )
+    ((name, (low, high)),) = between.items()
+    here, slope = step.values.lam[name], lam_dot[name][:, 0]
+    ends = [step.gradient_at(step.state.w + (p - here) / slope * z[:, 0], {name: p}) for p in (high, low)]
+    return ((ends[0] - ends[1]) * (slope / (high - low)))[:, None]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ S = TypeVar("S")
 
 _MODULES = (
     "clip_quadratic",
+    "clip_mnist",
+    "clip_ptb",
     "onepass_uci_trajectories",
     "uci_onepass",
     "uci_sensitivity",
@@ -50,10 +52,10 @@ def _equal(config: Any) -> float:
 class Study:
     """One study. `config` is a frozen dataclass with at least the fields `method`, `seed` and `version`.
 
-    runs: scale -> configurations in a fixed order. run: configurations that agree in all but `seed`, computed as one
-    batch on a device. chunk: most runs in a batch, or a function of a configuration that says so. cost: how long a run
-    takes compared with others, where they differ much. All of them are functions of a module, not lambdas: a study
-    travels to worker processes.
+    runs: scale -> configurations in a fixed order. run: configurations that agree in all but the field `varied`,
+    computed as one batch on a device. chunk: most runs in a batch, or a function of a configuration that says so. cost:
+    how long a run takes compared with others, where they differ much. All of them are functions of a module, not
+    lambdas: a study travels to worker processes.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Study:
     run: Callable[[Sequence[Any], torch.device], list[Result]]
     chunk: int | Callable[[Any], int]
     cost: Callable[[Any], float] = _equal
+    varied: str = "seed"
 
 
 def names() -> list[str]:
@@ -84,7 +87,7 @@ def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "
     """Compute runs without recording them: a frame with the columns that `records.load` gives (configuration,
     metrics, series, wall_s).
 
-    Runs that agree in all but their seed are computed in batches of at most `study.chunk`, each on one thread;
+    Runs that agree in all but `study.varied` are computed in batches of at most `study.chunk`, each on one thread;
     `jobs` processes share the batches, the costliest first.
     """
     work = [(study.name, batch, device) for batch in batches(study, configs)]
@@ -101,9 +104,9 @@ def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "
 
 
 def batches(study: Study, configs: Sequence[Any]) -> list[list[Any]]:
-    """Neighbours that agree in all but their seed, at most `study.chunk` together."""
+    """Neighbours that agree in all but the field `study.varied`, at most `study.chunk` together."""
     out = []
-    for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != "seed"}):
+    for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != study.varied}):
         together = list(group)
         size = study.chunk if isinstance(study.chunk, int) else study.chunk(together[0])
         out += [together[i : i + size] for i in range(0, len(together), size)]

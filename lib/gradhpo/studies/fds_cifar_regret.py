@@ -31,7 +31,7 @@ from gradhpo.restarts import Progress, Restarts, Task
 from gradhpo.search import Dimension, Space
 from gradhpo.studies import Study
 from gradhpo.studies.fds_cifar_training import DECAY, GAMMA, LR, MOMENTUM, RANGES, Bench, Config, Recipe, grid_recipe
-from gradhpo.tasks.classification import Classification
+from gradhpo.tasks.per_run import PerRun
 from gradhpo.train import Loop, Method, Run
 
 FDS, FULL, HD, GRID = "FDS", "FDS-full", "HD", "Grid"
@@ -134,7 +134,7 @@ def _one(c: Config, device: torch.device) -> Result:
         "evaluation_seconds": account.evaluation_seconds,
         "answers": len(account.answers),
     }
-    return Result(metrics, account.series(), wall, bench.given.caption, cpu_s=account.seconds)
+    return Result(metrics, account.series(), wall, bench.given.caption, bench.given.sha256, cpu_s=account.seconds)
 
 
 class Answer(NamedTuple):
@@ -214,7 +214,7 @@ def _recipe(raw: Tensor) -> Recipe:
     return Recipe(tuple(lr), momentum, decay)
 
 
-def fds_search(bench: Bench, tasks: dict[int, Classification]) -> Restarts:
+def fds_search(bench: Bench, tasks: dict[int, PerRun]) -> Restarts:
     """FDS as a search that can be stopped anywhere (Algorithm 2); `tasks` holds the task of the current outer step."""
     c = bench.c
     gamma = torch.tensor([GAMMA[LR]] * c.lr_windows + [GAMMA[MOMENTUM], GAMMA[DECAY]], device=bench.device)
@@ -269,7 +269,7 @@ def _hd(bench: Bench, account: _Account) -> None:
         trial += 1
 
 
-def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tuple[Classification, Run]:
+def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tuple[PerRun, Run]:
     """Greedy hypergradients of all three hyperparameters at every step, from these values: horizon 1, a validation
     batch a step, SGD of rate 0.2 and hypergradients clipped at 1 (Appendix C)."""
     task = bench.task([bench.seed(trial)], one_batch=True)
@@ -284,7 +284,7 @@ def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tup
 class _Members(NamedTuple):
     """Trials in training side by side."""
 
-    task: Classification
+    task: PerRun
     loop: Loop
     run: Run
 

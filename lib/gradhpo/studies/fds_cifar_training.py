@@ -8,7 +8,7 @@ test accuracy of a net trained with it from new weights for the full length, who
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from gradhpo.hypers import Hyper, Hypers
 from gradhpo.nets_wrn import residual, wrn
 from gradhpo.rules import sgd
 from gradhpo.studies.fds_common import pictures
-from gradhpo.tasks.classification import Classification, split
 from gradhpo.tasks.images import Images
+from gradhpo.tasks.per_run import PerRun, split
 from gradhpo.train import Loop, Method
 
 LR, MOMENTUM, DECAY = "lr", "momentum", "weight_decay"
@@ -96,19 +96,19 @@ class Bench:
             raise unknown("net", self.c.net, ["wrn-16-1", "small"])
         return wrn(16, channels=channels) if self.c.net == "wrn-16-1" else residual(channels=channels)
 
-    def task(self, seeds: Sequence[int], one_batch: bool = False) -> Classification:
+    def task(self, seeds: Sequence[int], one_batch: bool = False) -> PerRun:
         """Training of a net for each seed: new weights, new validation rows, a new order. one_batch: validate on a
         batch of training size, another at every step."""
-        c, x = self.c, self.given.x_train
-        rows = split(len(x), c.validation, self.device)
+        c = self.c
+        rows = split(len(self.given.y_train), c.validation, self.device)
         size = c.batch if one_batch else min(c.validation, 500)
-        return Classification(self.net, (x, self.given.y_train), rows, seeds, c.batch, size, one_batch, c.augment)
+        return PerRun(self.net, self.given, rows, seeds, c.batch, size, one_batch, c.augment)
 
     def seed(self, *key: int) -> int:
         """The seed of a training, from the run's own seed."""
         return number(self.c.seed, *key)
 
-    def accuracy(self, task: Classification, w: Tensor) -> list[float]:
+    def accuracy(self, task: PerRun, w: Tensor) -> list[float]:
         """Test accuracy of trained nets `[R]`; chance for those that diverged."""
         classes = len(self.given.y_test.unique())
         right = task.accuracies(torch.nan_to_num(w, 0.0, 0.0, 0.0), *self.given.test)
@@ -130,4 +130,4 @@ def _pooled(given: Images, pool: int) -> Images:
         return given
     x, x_val, x_test = (avg_pool2d(x, pool) if len(x) else x for x in (given.x_train, given.x_val, given.x_test))
     caption = f"{given.caption}, averaged over {pool} x {pool} pixels"
-    return Images(x, given.y_train, x_val, given.y_val, x_test, given.y_test, caption)
+    return replace(given, x_train=x, x_val=x_val, x_test=x_test, caption=caption)

@@ -20,9 +20,15 @@ EMBEDDED = "svhn_like"
 
 
 @lru_cache(maxsize=2)
-def pictures(data: str, device: torch.device, rows: int | None = None, test_rows: int | None = None) -> images.Images:
+def pictures(
+    data: str,
+    device: torch.device,
+    rows: int | None = None,
+    test_rows: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> images.Images:
     """A set with no validation images of its own (a task draws them), kept for the next run."""
-    return images.load(data, device=device, validation=0, rows=rows, test_rows=test_rows)
+    return images.load(data, dtype, device, 0, rows, test_rows)
 
 
 def lenet_for(pictures: images.Images) -> nn.Sequential:

@@ -29,7 +29,7 @@ from gradhpo.restarts import Progress, Restarts, Task
 from gradhpo.rules import sgd
 from gradhpo.studies import Study
 from gradhpo.studies.fds_common import EMBEDDED, lenet_for, pictures, pieces, schedule
-from gradhpo.tasks.classification import Classification, split
+from gradhpo.tasks.per_run import PerRun, split
 from gradhpo.train import Loop, Method
 
 NON_GREEDY, GREEDY, FDS, COSINE = "non-greedy", "greedy", "FDS", "cosine"
@@ -117,7 +117,8 @@ def _one(c: Config, device: torch.device) -> Result:
     }
     series = pieces("schedule", learned.rates[best].tolist()) | pieces("last_schedule", learned.rates[-1].tolist())
     # validation costs an epoch's share of time and belongs to early stopping: it is counted
-    return Result(metrics, series | {"val_curve": list(learned.accuracies)}, wall, trainer.given.caption, cpu_s=cpu_s)
+    series |= {"val_curve": list(learned.accuracies)}
+    return Result(metrics, series, wall, trainer.given.caption, trainer.given.sha256, cpu_s=cpu_s)
 
 
 @dataclass
@@ -142,19 +143,19 @@ class _Trainer:
         self.momentum = Hyper("momentum", c.momentum, tuned=False)
         self.rule = sgd(weight_decay=False)
 
-    def task(self, outer_step: int) -> Classification:
+    def task(self, outer_step: int) -> PerRun:
         """New weights, new validation rows, a new order."""
-        x, y = self.given.train
-        rows, seed = split(len(x), self.c.validation, self.device), number(self.c.seed, outer_step)
+        rows = split(len(self.given.y_train), self.c.validation, self.device)
+        seed = number(self.c.seed, outer_step)
         greedy = self.c.method == GREEDY  # a validation batch as large as a training batch, another at every step
         size = self.c.batch if greedy else self.c.validation
-        return Classification(lambda: lenet_for(self.given), (x, y), rows, [seed], self.c.batch, size, greedy)
+        return PerRun(lambda: lenet_for(self.given), self.given, rows, [seed], self.c.batch, size, greedy)
 
     def learn(self) -> _Learned:
         """All outer steps, from learning rates of zero."""
         c = self.c
         windows = c.windows if c.method == FDS else c.steps
-        tasks: dict[int, Classification] = {}
+        tasks: dict[int, PerRun] = {}
 
         def make(k: int) -> Task:
             tasks.clear()

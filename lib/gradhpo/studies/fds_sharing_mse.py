@@ -24,7 +24,7 @@ from gradhpo.records import Result
 from gradhpo.rules import sgd
 from gradhpo.studies import Study
 from gradhpo.studies.fds_common import EMBEDDED, lenet_for, pictures, pieces, schedule
-from gradhpo.tasks.classification import Classification, split
+from gradhpo.tasks.per_run import PerRun, split
 from gradhpo.train import Loop, Method, Run
 
 NON_GREEDY, GREEDY = "non-greedy", "greedy"
@@ -95,7 +95,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         raise unknown("method", c.method, METHODS)
     if c.dtype not in ("float32", "float64"):
         raise unknown("dtype", c.dtype, ["float32", "float64"])
-    task, caption = trainings(c, seeds, device)
+    task = trainings(c, seeds, device)
     began, wall = environment.busy_seconds(device), time.perf_counter()
     g, trained = hypergradients(task, c)
     cpu_s, wall = environment.busy_seconds(device) - began, time.perf_counter() - wall
@@ -108,22 +108,21 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
             pieces("hypergradient", g[k].tolist()),
             wall_s=wall / len(seeds),
             cpu_s=cpu_s / len(seeds),
-            dataset=caption,
+            dataset=task.images.caption,
+            dataset_sha256=task.images.sha256,
         )
         for k in range(len(seeds))
     ]
 
 
-def trainings(c: Config, seeds: Sequence[int], device: torch.device) -> tuple[Classification, str]:
-    """The trainings of these seeds, and the caption of their images. Nothing is tested, so few test images are read."""
-    given = pictures(c.data, device, c.images, 10 if c.images else None)
-    x = given.x_train.to(getattr(torch, c.dtype))
-    rows = split(len(x), c.validation, device, fixed=True)
-    images = x, given.y_train
-    return Classification(lambda: lenet_for(given), images, rows, seeds, c.batch, c.validation), given.caption
+def trainings(c: Config, seeds: Sequence[int], device: torch.device) -> PerRun:
+    """The trainings of these seeds. Nothing is tested, so few test images are read."""
+    given = pictures(c.data, device, c.images, 10 if c.images else None, getattr(torch, c.dtype))
+    rows = split(len(given.y_train), c.validation, device, fixed=True)
+    return PerRun(lambda: lenet_for(given), given, rows, seeds, c.batch, c.validation)
 
 
-def hypergradients(task: Classification, c: Config) -> tuple[Tensor, Run]:
+def hypergradients(task: PerRun, c: Config) -> tuple[Tensor, Run]:
     """The hypergradient `[R, T]` of every step's learning rate, and the trained runs.
 
     Cost of "non-greedy": two gradients and a Hessian product a step, memory 3 D a step; of "greedy": a gradient and a

@@ -26,7 +26,7 @@ from gradhpo.studies import Study, uci_figures, uci_tables
 from gradhpo.studies.restarts import restarted
 from gradhpo.studies.uci_training import SETTINGS, declared, draw, finite, short
 from gradhpo.tasks import fashion
-from gradhpo.tasks.fashion import Classification
+from gradhpo.tasks.classification import Classification
 from gradhpo.train import Loop, Method, Run
 
 LONG, MEDIUM = "Long-Diff-through-Opt", "Medium-Diff-through-Opt"
@@ -107,7 +107,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     c, seeds = batch[0], [b.seed for b in batch]
     name, method = _method(c)
     images = fashion.load(c.dataset, getattr(torch, c.dtype), device)
-    task = Classification(images.merged() if SETTINGS[name].merged else images, c.hidden, c.batch)
+    task = fashion.problem(images.merged() if SETTINGS[name].merged else images, c.hidden, c.batch)
     start, w = draw(seeds), task.init(seeds)
     hypers = Hypers(declared(SETTINGS[name], start, w), task.layout.sizes)
     loop, reading = Loop(task, sgd(), hypers, method), _Reading(task, device)
@@ -120,7 +120,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         reading.begin()
         end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, reading.watch)
     ce, error = (_without_outliers(reading, which) for which in (0, 1))
-    val, out = finite(task.validation(end.state.w)), []
+    val, out = finite(task.evaluate(end.state.w, "val")[0]), []
     for k in range(len(seeds)):
         metrics: dict[str, Any] = start.metrics(k) | {"val_ce": val[k], "diverged": int(np.isnan(ce[k, -1]))}
         for n, values in (("ce", ce[k]), ("error", error[k])):
@@ -143,7 +143,7 @@ class _Reading:
         self._since = environment.busy_seconds(self.device), time.perf_counter()
 
     def read(self, run: Run) -> None:
-        self.values.append(self.task.test(run.state.w))
+        self.values.append(self.task.evaluate(run.state.w, "test"))
 
     def watch(self, run: Run) -> None:
         self.cpu_s += environment.busy_seconds(self.device) - self._since[0]

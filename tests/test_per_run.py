@@ -7,7 +7,8 @@ import torch
 from gradhpo.errors import GradhpoError
 from gradhpo.nets import lenet
 from gradhpo.nets_wrn import residual, resnet18, wrn
-from gradhpo.tasks.classification import Classification, moved, split
+from gradhpo.tasks.per_run import PerRun, moved, split
+from problems import training_images
 from torch import Tensor, nn
 
 
@@ -20,9 +21,8 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(50, 4))
 
 
-def task(seeds: list[int], **options: object) -> Classification:
-    given = images()
-    return Classification(linear, given, split(40, 10, torch.device("cpu")), seeds, 7, **options)  # type: ignore[arg-type]
+def task(seeds: list[int], **options: object) -> PerRun:
+    return PerRun(linear, training_images(*images()), split(40, 10, torch.device("cpu")), seeds, 7, **options)  # type: ignore[arg-type]
 
 
 def test_a_run_does_not_depend_on_the_runs_beside_it() -> None:
@@ -36,11 +36,11 @@ def test_a_run_does_not_depend_on_the_runs_beside_it() -> None:
 
 def test_an_epoch_sees_every_batch_once_and_another_order_follows() -> None:
     problem = task([3])
-    epochs = [torch.cat([problem._rows(0, t) for t in range(4 * e, 4 * e + 4)]) for e in range(2)]
+    epochs = [torch.cat([problem._own.rows(0, t) for t in range(4 * e, 4 * e + 4)]) for e in range(2)]
     for rows in epochs:
         assert len(rows.unique()) == 28 and set(rows.tolist()) <= set(problem.train_rows[0].tolist())
     assert not torch.equal(*epochs)
-    assert torch.equal(task([3])._rows(0, 6), problem._rows(0, 6))  # whatever was asked for before
+    assert torch.equal(task([3])._own.rows(0, 6), problem._own.rows(0, 6))  # whatever was asked for before
 
 
 def test_rows_are_split_by_seed_or_fixed() -> None:
@@ -93,7 +93,7 @@ def test_evaluation_with_batch_norm_uses_training_statistics() -> None:
     def net() -> nn.Module:
         return nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(50, 4))
 
-    problem = Classification(net, images(), split(40, 10, torch.device("cpu")), [3], 30)
+    problem = PerRun(net, training_images(*images()), split(40, 10, torch.device("cpu")), [3], 30)
     x, y = images()
     w = problem.init()
     # one training batch holds all training rows, so its statistics are those of the rows
@@ -105,9 +105,9 @@ def test_evaluation_with_batch_norm_uses_training_statistics() -> None:
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(GradhpoError, match="30 training and 10 validation images; expected at least a batch of 31"):
-        Classification(linear, images(), split(40, 10, torch.device("cpu")), [1], 31)
+        PerRun(linear, training_images(*images()), split(40, 10, torch.device("cpu")), [1], 31)
     with pytest.raises(GradhpoError, match="batch_size = 0"):
-        Classification(linear, images(), split(40, 10, torch.device("cpu")), [1], 0)
+        PerRun(linear, training_images(*images()), split(40, 10, torch.device("cpu")), [1], 0)
 
 
 def test_the_sizes_of_the_residual_nets() -> None:
@@ -118,6 +118,6 @@ def test_the_sizes_of_the_residual_nets() -> None:
         2,
         7,
     )
-    assert sum(p.numel() for p in lenet(32, 3).parameters()) == 62_006
+    assert [sum(p.numel() for p in lenet(*shape).parameters()) for shape in ((28, 1), (32, 3))] == [44_426, 62_006]
     with pytest.raises(GradhpoError, match="blocks = 0"):
         residual(blocks=0)

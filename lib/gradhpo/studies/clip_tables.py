@@ -1,0 +1,240 @@
+"""What the chapters on Tables 2 and 3 of the Clip paper read off the runs: the tables beside the published ones, and
+verdicts on the text's claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields as dataclass_fields
+
+import numpy as np
+import pandas as pd
+
+from gradhpo.paths import published_root
+from gradhpo.stats import mean_error, plus_minus
+from gradhpo.studies.clip_mnist import Config
+from gradhpo.studies.clip_training import FIXED, GTGV, METHODS
+
+UNROLLED, CLIPPED = ("Unroll1", "Unroll5", "Unroll10"), ("Clip5", "Clip10", "Clip20")
+SCALED = "Clip5 LR scale"
+"""Row of Table 3: Clip5 with its outer rate multiplied by 1 and by 0.1, the mean of both."""
+
+HEADS = {"best_val": "with early stopping", "val": "without early stopping", "stability": "stability (%)"}
+
+
+def published(table: int) -> pd.DataFrame:
+    """Table 2 or 3 as printed: a row a method, columns best_val, val and stability."""
+    rows = pd.read_csv(published_root() / f"clip_table{table}.csv")
+    order = list(dict.fromkeys(rows["method"]))
+    return rows.pivot(index="method", columns="metric", values="value").loc[order, list(HEADS)]
+
+
+def by_seed(frame: pd.DataFrame, value: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
+    """A row for each row of a table and seed, with best_val and val in the table's unit (`value` of a cross entropy),
+    their gap "stability" in per cent, and the number of runs. Runs from several initial values are averaged; a run that
+    diverged makes its row NaN."""
+    if frame.empty:
+        return pd.DataFrame(columns=["row", "seed", *HEADS, "runs"])
+    kept = frame.assign(best_val=value(frame["best_val"]), val=value(frame["val"]))
+    groups = kept.groupby(["row", "seed"], sort=False)
+    out = groups[["best_val", "val"]].agg(lambda x: x.mean(skipna=False)).assign(runs=groups.size())
+    return out.assign(stability=100 * (out["val"] / out["best_val"] - 1)).reset_index()
+
+
+def summary(seeds: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds with their standard errors, as columns `<name>` and `<name>_error`, and how many runs there
+    are."""
+    rows: dict[str, dict[str, float]] = {}
+    for row, g in seeds.groupby("row", sort=False):
+        rows[row] = {"runs": int(g["runs"].sum()), "seeds": len(g)}
+        for name in HEADS:
+            rows[row][name], rows[row][f"{name}_error"] = mean_error(g[name])[:2]
+    columns = ["runs", "seeds", *(c for name in HEADS for c in (name, f"{name}_error"))]
+    return pd.DataFrame(rows, index=columns).T
+
+
+def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int = 1) -> pd.DataFrame:
+    """A summary as text, mean ± standard error over seeds, with the paper's numbers beside it."""
+    out = pd.DataFrame(index=table.index.rename("method"))
+    for name, head in HEADS.items():
+        errors = table[f"{name}_error"]
+        cells = [f"{m:.{digits}f}" if np.isnan(e) else plus_minus(m, e, digits) for m, e in zip(table[name], errors)]
+        out[head] = cells
+        if against is not None:
+            out[f"{head}, paper"] = [f"{x:.1f}" if np.isfinite(x) else "" for x in against.reindex(out.index)[name]]
+    return out.assign(runs=table["runs"].astype(int))
+
+
+# --- Table 2 ----------------------------------------------------------------------------------------------------------
+
+
+def mnist_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """`by_seed` of `clip_mnist`, cross entropies times 1000. Of the fixed runs of a seed the one with the lowest
+    best_val stands: the grid search over the same budget."""
+    chosen = with_the_grids_best(frame)
+    return by_seed(chosen.assign(row=chosen["method"]) if len(chosen) else chosen, _thousand)
+
+
+def with_the_grids_best(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs without those of fixed weight decays that are not the best of their seed."""
+    if frame.empty:
+        return frame
+    fixed = frame[frame["method"] == FIXED]
+    best = fixed.loc[fixed.groupby("seed")["best_val"].idxmin()]
+    return pd.concat([best, frame[frame["method"] != FIXED]])
+
+
+def _thousand(loss: pd.Series) -> pd.Series:
+    return 1000 * loss
+
+
+def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
+    """Validation and test cross entropy (times 1000) and test error (per cent) where validation is best, and the gap of
+    the two: how far choosing by validation images has fitted them. Means over runs, and over the grid's best runs."""
+    chosen = with_the_grids_best(frame)
+    if chosen.empty:
+        return pd.DataFrame(columns=list(GENERALISATION_HEADS))
+    chosen = chosen.assign(gap=chosen["best_test"] - chosen["best_val"])
+    means = chosen.groupby("method", sort=False)[["best_val", "best_test", "gap", "best_test_error"]].mean()
+    return means * [1000, 1000, 1000, 100]
+
+
+def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | None]:
+    """The claims of Section 4.2 on the means over seeds, None where runs are missing."""
+    mean = seeds.groupby("row")[list(HEADS)].mean()
+    if not set(METHODS) <= set(mean.index):
+        return dict.fromkeys(["clipping beats unrolling", "Clip20 beats the grid", "larger r is better"])
+    clip, unroll = mean.loc[list(CLIPPED)], mean.loc[[GTGV, *UNROLLED]]
+    online = gaps.drop(FIXED)["gap"]
+    return {
+        "every ClipR beats every unrolled method with early stopping": _below(clip["best_val"], unroll["best_val"]),
+        "every ClipR beats every unrolled method without early stopping": _below(clip["val"], unroll["val"]),
+        "larger r is better, with and without early stopping": bool(
+            clip["best_val"].is_monotonic_decreasing and clip["val"].is_monotonic_decreasing
+        ),
+        "Clip20 beats the best fixed weight decay": bool(
+            (mean.loc["Clip20"] < mean.loc[FIXED])[["best_val", "val"]].all()
+        ),
+        "small unrolls are the most stable": bool(
+            mean["stability"][["Unroll1", "Unroll5"]].max() < mean["stability"].drop(["Unroll1", "Unroll5"]).min()
+        ),
+        "online methods fit the validation images no more than the grid (gap to test at most 1 larger)": bool(
+            (online <= gaps.loc[FIXED, "gap"] + 1).all()
+        ),
+    }
+
+
+def choices(frame: pd.DataFrame, variations: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """Mean validation cross entropy at the end (times 1000) of the runs of each variation and method; the settings that
+    a variation does not name are those of the first one, whose values are the defaults."""
+    fields = {n for changes in variations.values() for n in changes}
+    chosen = {f.name: f.default for f in dataclass_fields(Config) if f.name in fields}
+    rows = {}
+    for name, changes in variations.items():
+        wanted = {**chosen, **changes}
+        runs = frame[np.logical_and.reduce([frame[n] == v for n, v in wanted.items()])]
+        rows[name] = 1000 * runs.groupby("method", sort=False)["val"].mean()
+    methods = list(dict.fromkeys(m for changes in list(rows.values())[1:] for m in changes.index))
+    return pd.DataFrame(rows).T.reindex(columns=methods)
+
+
+def _below(first: pd.Series, second: pd.Series) -> bool:
+    return bool(first.max() < second.min())
+
+
+# --- Table 3 ----------------------------------------------------------------------------------------------------------
+
+
+def ptb_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs of `clip_ptb` with their rows of Table 3; the runs of Clip5 stand in two."""
+    if frame.empty:
+        return frame
+    fixed = frame["method"] == FIXED
+    label = np.where(fixed, "Fixed " + frame["keep"].map("{:.2f}".format), frame["method"])
+    plain = frame.assign(row=label)[frame["outer_scale"] == 1]
+    return pd.concat([plain, frame[frame["method"] == "Clip5"].assign(row=SCALED)])
+
+
+def ptb_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """`by_seed` of `clip_ptb` in perplexities; the row of both outer rates only where both are there."""
+    out = by_seed(ptb_rows(frame), np.exp)
+    return out[(out["row"] != SCALED) | (out["runs"] > 1)]
+
+
+def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
+    """The claims of Section 4.3, None where runs are missing."""
+    if frame.empty:
+        return dict.fromkeys(["clipping beats unrolling", "unrolled methods drift", "clipped methods do not"])
+    seeds = ptb_seeds(frame)
+    mean = seeds.groupby("row")[list(HEADS)].mean()
+    names = [m for m in METHODS if m != FIXED]
+    if not set(names) <= set(mean.index) or not any(str(r).startswith(FIXED) for r in mean.index):
+        return dict.fromkeys(["clipping beats unrolling", "unrolled methods drift", "clipped methods do not"])
+    clip, unroll = mean.loc[list(CLIPPED)], mean.loc[[GTGV, *UNROLLED]]
+    fixed = mean[mean.index.str.startswith(FIXED)]
+    gap = (frame["best_test"] - frame["best_val"]).groupby(frame["method"]).mean()
+    moved = drift(frame)["drift"]
+    return {
+        "every ClipR beats every unrolled method with early stopping": _below(clip["best_val"], unroll["best_val"]),
+        "every ClipR beats every unrolled method without early stopping": _below(clip["val"], unroll["val"]),
+        "every unrolled method is less stable than every ClipR": _below(clip["stability"], unroll["stability"]),
+        "longer unrolls are more stable": bool(unroll["stability"].is_monotonic_decreasing),
+        "unrolled methods drift to higher keep probabilities after their best point": bool(
+            (moved[[GTGV, *UNROLLED]] > 0.01).all()
+        ),
+        "clipped methods do not": bool((moved[list(CLIPPED)] <= 0.01).all()),
+        "the best online method is as good as the best fixed keep probability": bool(
+            mean.loc[names, "best_val"].min() <= fixed["best_val"].min()
+        ),
+        "online methods fit the validation text no more than fixed ones (gap to test at most 0.01 nats larger)": bool(
+            (gap.drop(FIXED) <= gap[FIXED] + 0.01).all()
+        ),
+    }
+
+
+def parting(frame: pd.DataFrame) -> pd.DataFrame:
+    """Perplexities of the runs with fixed keep probabilities, means over seeds: at the best reading, and on validation
+    and training text at the end."""
+    fixed = frame[frame["method"] == FIXED].assign(keep=lambda f: f["keep"].map("{:.2f}".format))
+    return np.exp(fixed.groupby("keep")[["best_val", "val", "train"]].mean())
+
+
+def drift(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep probabilities of the online methods where validation is best and at the end, means over seeds."""
+    plain = frame[(frame["method"] != FIXED) & (frame["outer_scale"] == 1)]
+    means = plain.groupby("method", sort=False)[["keep_best", "keep_end"]].mean()
+    return means.assign(drift=means["keep_end"] - means["keep_best"])
+
+
+def marks(text_losses: dict[str, float]) -> pd.DataFrame:
+    """Cross entropies in nats a word as perplexity and bits a word: what a working language model is between."""
+    losses = pd.Series(text_losses)
+    return pd.DataFrame({"perplexity": np.exp(losses), "bits a word": losses / np.log(2)})
+
+
+# --- common to both chapters ----------------------------------------------------------------------------------------
+
+GENERALISATION_HEADS = {
+    "best_val": "validation",
+    "best_test": "test",
+    "gap": "test - validation",
+    "best_test_error": "test error (%)",
+}
+
+
+def answers(claims: dict[str, bool | None]) -> pd.DataFrame:
+    """Claims with "yes", "no" or "not recorded yet"."""
+    words = {True: "yes", False: "no", None: "not recorded yet"}
+    return pd.DataFrame({"claim": claims.keys(), "holds": [words[ok] for ok in claims.values()]}).set_index("claim")
+
+
+def recorded_so_far(frame: pd.DataFrame, configs: list[object]) -> str:
+    """How much of a study is recorded, in words."""
+    return f"{len(frame)} of {len(configs)} runs are recorded" if len(frame) else "not recorded yet"
+
+
+def where(frame: pd.DataFrame) -> pd.DataFrame:
+    """Where, when and by which commits runs were recorded: a column for each combination."""
+    if frame.empty:
+        return pd.DataFrame(index=pd.Index([], name="not recorded yet"))
+    groups = frame.groupby(["device", "commit", "dirty"], dropna=False)
+    return groups.agg(runs=("seed", "size"), first=("date", "min"), last=("date", "max")).reset_index().T

@@ -1,0 +1,139 @@
+"""The study of Table 3 at tiny sizes, a few steps of the paper's configuration, and what the notebook reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gradhpo import oracle, records, stats, studies
+from gradhpo.errors import GradhpoError
+from gradhpo.estimators.forward import Forward
+from gradhpo.hypers import Hyper, Hypers
+from gradhpo.outer import SGD
+from gradhpo.rules import norm_clipped, sgd
+from gradhpo.studies import clip_noise, clip_ptb, clip_tables
+from gradhpo.studies.clip_training import METHODS
+from gradhpo.tasks import text
+from gradhpo.tasks.language import LanguageModelling
+from gradhpo.train import Loop, Method
+
+STUDY = studies.get("clip_ptb")
+SIZES = clip_ptb.Sizes("markov", 50, 2, 1_000, 400, 30, hidden=6, unrolled=5, batch_size=10)
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return studies.run_now(STUDY, [replace(c, outer_rate=0.1) for c in clip_ptb.configs(SIZES)])
+
+
+def test_the_rows_of_table_3_are_run_with_equal_steps() -> None:
+    for scale in clip_ptb.SIZES:
+        configs = clip_ptb.runs(scale)
+        assert {c.method for c in configs} == set(METHODS) and len({c.steps for c in configs}) == 1
+        rows = {(c.method, c.keep if c.method == "Fixed" else 0, c.outer_scale) for c in configs}
+        assert len(rows) == 11
+    assert {len(p) for p in studies.batches(STUDY, clip_ptb.runs("laptop"))} == {clip_ptb.SIZES["laptop"].seeds}
+
+
+def test_the_study_gives_every_run_its_numbers(frame: pd.DataFrame) -> None:
+    assert len(frame) == 22 and not frame["diverged"].any()
+    assert (frame["best_val"] <= frame["val"]).all() and (frame["val"] < text.uniform(text.load("embedded", 30))).all()
+    fixed = frame["method"] == "Fixed"
+    assert np.allclose(frame["keep_end"][fixed], frame["keep"][fixed])
+    assert (frame["keep_end"][~fixed] - 0.5).abs().min() > 1e-7
+    assert frame["keep_end"].between(0.1, 0.95).all()
+    assert {len(v) for v in frame["panel_val"]} == {len({round(p / 5) for p in clip_ptb.PANELS} - {0})}
+    assert {len(v) for v in frame["val_curve"]} == {50}
+    slow, fast = (frame[(frame["method"] == "Clip5") & (frame["outer_scale"] == s)] for s in (0.1, 1.0))
+    moved = [float((f["keep_end"] - 0.5).abs().mean()) for f in (slow, fast)]
+    assert moved[0] < moved[1]
+
+
+def test_a_language_model_that_does_not_learn_would_be_seen() -> None:
+    """A short training passes the unigram mark and stays above the entropy of the language."""
+    corpus = text.load("embedded", 30, 4_000, 2_000)
+    c = clip_ptb.Config("Fixed", 0, 0.9, steps=300, data="markov", tokens=4_000, val_tokens=2_000, vocabulary=30)
+    c = replace(c, hidden=24, layers=1, unrolled=10, batch_size=10, lr=4.0)
+    val = float(studies.run_now(STUDY, [c])["best_val"].iloc[0])
+    assert corpus.entropy is not None
+    assert corpus.entropy < val < text.unigram(corpus) - 0.05
+
+
+def test_the_papers_configuration_takes_a_step() -> None:
+    """The medium net of Zaremba et al. (20 million weights) with Clip5, for two steps on generated words."""
+    c = clip_ptb.runs("paper")[-1]
+    assert (c.method, c.hidden, c.layers, c.unrolled, c.batch_size, c.init, c.max_norm) == (
+        *("Clip5", 650, 2, 35, 20),
+        *(0.05, 5.0),
+    )
+    c = replace(c, data="markov", tokens=2_000, val_tokens=1_000, vocabulary=10_000, steps=2)
+    task = clip_ptb.problem(c, [0], torch.device("cpu"))
+    assert sum(task.layout.sizes) == 2 * 6_500_000 + 10_000 + 2 * (4 * 650 * 1300 + 8 * 650) == 19_780_400
+    loop = clip_ptb.loop(c, task)
+    run = loop.advance(loop.start(task.init(c.init)), c.steps)
+    assert run.state.w.isfinite().all() and run.raw.isfinite().all()
+    assert 0 < float(run.memory.w.norm()) <= 5 * (1 + 1e-5) and float(run.raw[0, 0]) != 0.5
+
+
+def test_hypergradient_through_a_clipped_lstm_is_that_of_unrolled_autograd() -> None:
+    """The written-out second derivatives of an LSTM in every step, through shortened gradients and dropout."""
+    corpus = text.load("embedded", 12, 200, 100)
+    rule = norm_clipped(sgd(momentum=False, weight_decay=False), 0.3)
+
+    def task() -> LanguageModelling:
+        return LanguageModelling(corpus, [0, 1], 4, 2, 4, 5, torch.float64)
+
+    hypers = Hypers([Hyper("lr", 0.7), Hyper("keep", 0.8, tuned=False)], task().layout.sizes)
+    loop = Loop(task(), rule, hypers, Method(Forward(), SGD(1.0), every=6))
+    w = task().init(0.5)
+    hypergradient = 0.7 - loop.advance(loop.start(w), 6).raw
+    exact = oracle.unrolled(task(), rule, hypers, w, 6)
+    assert torch.allclose(hypergradient, exact, rtol=1e-9)
+
+
+def test_the_noise_of_the_three_products() -> None:
+    """Coupled masks have the least noise, independent ones far more; all agree on average."""
+    corpus = text.load("embedded", 12, 300, 200)
+    sizes = {"hidden": 6, "layers": 1, "unrolled": 5, "batch_size": 4}
+    w, z = clip_noise.example(corpus, steps=20, length=1.0, **sizes)
+    table = clip_noise.products(corpus, w, z, 0.6, (0.05,), draws=400, batch=200, **sizes).loc[0.05]
+    errors = table["standard deviation"] / 400**0.5
+    coupled, independent, joint = table["mean"]
+    assert table["variance / coupled"].iloc[0] == 1 and table["variance / coupled"].iloc[1] > 3
+    assert (
+        abs(coupled - independent) < 4 * errors.iloc[1]
+        and abs(coupled - joint) < 4 * errors.iloc[2] + 0.1 * errors.iloc[2]
+    )
+
+
+# -- what the notebook reads -------------------------------------------------------------------------------------------
+
+
+def test_rows_averages_and_claims_of_table_3(frame: pd.DataFrame, tmp_path: Path) -> None:
+    seeds = clip_tables.ptb_seeds(frame)
+    assert set(seeds["row"]) == set(clip_tables.published(3).index)
+    both = frame[frame["method"] == "Clip5"]
+    row = seeds[seeds["row"] == clip_tables.SCALED]
+    assert row["val"].mean() == pytest.approx(np.exp(both["val"]).mean()) and (row["runs"] == 2).all()
+    assert set(clip_tables.ptb_checks(frame).values()) <= {True, False}
+    assert clip_tables.drift(frame).shape == (7, 3) and clip_tables.parting(frame).shape == (3, 3)
+    nothing = records.load(STUDY, "laptop", root=tmp_path)
+    assert stats.verdict(clip_tables.ptb_checks(nothing)) == "not run"
+    assert clip_tables.shown(clip_tables.summary(clip_tables.ptb_seeds(nothing)), clip_tables.published(3)).empty
+
+
+def test_perplexity_and_bits_of_a_loss() -> None:
+    table = clip_tables.marks({"uniform": float(np.log(8))})
+    assert table.loc["uniform"].tolist() == pytest.approx([8, 3])
+
+
+def test_steps_must_be_taken_from_where_the_text_starts() -> None:
+    task = LanguageModelling(text.load("embedded", 12, 200, 100), [0], 4, 1, 4, 5)
+    with pytest.raises(GradhpoError, match="state before piece 3"):
+        task.train_loss(task.init(), {}, 3)
+    with pytest.raises(GradhpoError, match="keep"):
+        task.train_loss(task.init(), {"keep": torch.tensor([[1.5]])}, 0)
