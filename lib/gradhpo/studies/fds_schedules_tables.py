@@ -43,11 +43,12 @@ def _roughness(rates: np.ndarray) -> float:
     return float(np.abs(np.diff(rates, axis=1)).mean()) if rates.shape[1] > 1 else 0.0
 
 
-def rates_at(frame: pd.DataFrame, data: str, points: int = 6) -> pd.DataFrame:
-    """Mean learning rate over the seeds in `points` equal parts of the training, a column a method."""
+def rates_at(frame: pd.DataFrame, data: str, points: int = 6, which: str = "schedule") -> pd.DataFrame:
+    """Mean learning rate over the seeds in `points` equal parts of the training, a column a method; of the schedules
+    kept, or with which="last_schedule" of the last ones."""
     columns = {}
     for method, runs in frame[frame["data"] == data].groupby("method", sort=False):
-        rates = whole(runs, "schedule").mean(0)
+        rates = whole(runs, which).mean(0)
         columns[method] = np.repeat(rates, points).reshape(points, len(rates)).mean(axis=1)
     parts = [f"{k / points:.0%} to {(k + 1) / points:.0%}" for k in range(points)]
     return pd.DataFrame(columns, index=pd.Index(parts, name="part of the training"))
@@ -78,14 +79,14 @@ def _mean_rate(frame: pd.DataFrame, data: str, method: str) -> float:
 _STYLES = {m: line(m) for m in (GREEDY, NON_GREEDY, FDS)} | {COSINE: {"color": "black", "linestyle": ":"}}
 
 
-def draw(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
-    """Learning rates over the training, a panel a set: every seed thin, the mean bold."""
+def draw(axes: Sequence[Axes], frame: pd.DataFrame, which: str = "schedule") -> None:
+    """Learning rates over the training, a panel a set: every seed thin, the mean bold; `which` as for `rates_at`."""
     for ax, data in zip(axes, frame["data"].unique()):
         for method in (NON_GREEDY, GREEDY, FDS, COSINE):
             runs = frame[(frame["data"] == data) & (frame["method"] == method)]
             if not len(runs):
                 continue
-            rates = whole(runs, "schedule")
+            rates = whole(runs, which)
             edges = np.linspace(0, runs["steps"].iloc[0], rates.shape[1] + 1)
             style = _STYLES[method]
             for each in rates if len(rates) > 1 else []:
