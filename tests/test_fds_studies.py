@@ -141,7 +141,7 @@ def test_schedules_and_their_tables() -> None:
     table = fds_schedules_tables.table(frame)
     assert list(table.index) == [("svhn_like", m) for m in fds_schedules.METHODS] and (table["n"] == 1).all()
     shown = fds_schedules_tables.rates_at(frame, "svhn_like", points=3)
-    assert shown["cosine"].mean() == pytest.approx(fds_common.schedule("cosine", 0.05, 6).mean().item(), rel=1e-4)
+    assert shown["cosine"].mean() == pytest.approx(fds_common.schedule("cosine", 0.1, 6).mean().item(), rel=1e-4)
     last = fds_schedules_tables.rates_at(frame, "svhn_like", points=2, which="last_schedule")
     assert last["FDS"].tolist() == pytest.approx(frame.loc[frame["method"] == "FDS", "last_schedule_0"].iloc[0])
     assert len(fds_schedules_tables.checks(frame, ["svhn_like"], "svhn_like")) == 4
