@@ -205,7 +205,7 @@ def test_fds_spends_what_it_says_and_its_answers_are_worth_what_it_says() -> Non
 
 
 def test_the_search_of_the_study_resumes_in_the_middle_of_an_outer_step(tmp_path: Path) -> None:
-    c = replace(SMALL, method="FDS")
+    c = replace(SMALL, method="FDS", lr_windows=2)
     wanted, before, after = (fds_cifar_regret.fds_search(fds_cifar_training.Bench(c, CPU), {}) for _ in range(3))
     end = wanted.advance(wanted.start()).run.raw
     before.save(before.advance(before.start(), 5), tmp_path / "search.pt")
