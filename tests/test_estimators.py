@@ -112,6 +112,22 @@ def test_neumann_with_one_term_is_the_last_step_exactly() -> None:
     assert relative(hypergradient(*case, Neumann(1)), hypergradient(*case, Reverse(1))) < 1e-12
 
 
+def test_fresh_neumann_takes_its_derivatives_at_the_weights_just_reached() -> None:
+    """Against the three terms written out with the whole Hessian there."""
+    problem, rule, hypers, w = usual()
+    loop = Loop(problem, rule, hypers, methods.fixed())
+    end = loop.advance(loop.start(w), T).state.w
+    g, gv = (torch.func.grad(lambda x, f=f: f(x, {}, 0).sum())(end) for f in (problem.train_loss, problem.val_loss))
+    hessian = torch.func.hessian(lambda x: problem.train_loss(x, {}, 0).sum())(end).squeeze()
+    lr, decay, scale = 0.1, 0.05, torch.log(torch.tensor(10.0).to(w))
+    jacobian = torch.eye(len(hessian)).to(w) * (1 - lr * decay) - lr * hessian
+    direct = -scale * lr * torch.stack([(g + decay * end)[0], decay * end[0]])
+    expected = sum(direct @ torch.linalg.matrix_power(jacobian, j).T @ gv[0] for j in range(3))
+    found = hypergradient(problem, rule, hypers, w, Neumann(3, fresh=True))
+    assert relative(found[0], expected) < 1e-12
+    assert relative(found, hypergradient(problem, rule, hypers, w, Neumann(3))) > 1e-3
+
+
 def test_neumann_becomes_exact_at_a_fixed_point_of_training() -> None:
     """Without momentum, at the minimum of the training loss, the error of i terms goes to zero like the powers of a
     contraction."""

@@ -20,7 +20,7 @@ from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hypers
 from gradhpo.records import Result
 from gradhpo.rules import sgd
-from gradhpo.studies import image_horizon, uci_horizon, uci_onepass, uci_sensitivity
+from gradhpo.studies import image_horizon, uci_choices, uci_horizon, uci_onepass, uci_sensitivity
 from gradhpo.studies.restarts import restarted
 from gradhpo.studies.uci_training import SETTINGS, declared, draw, regression, train
 from gradhpo.tasks import fashion
@@ -150,6 +150,54 @@ def test_hypergradients_agree_where_the_series_is_exact() -> None:
         assert abs(approximate[1] / exact[1] - 1) > 1e-6
         assert exact[1] == exact[2]
         assert run.metrics[f"error_{name}"] == pytest.approx(abs(approximate[2] - exact[2]) / abs(exact[2]), rel=1e-6)
+
+
+# --- uci_choices ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chosen() -> pd.DataFrame:
+    sizes = uci_choices.Sizes("diabetes", 2, 2, 2, 80)
+    return studies.run_now(uci_choices.STUDY, uci_choices.configs(sizes))
+
+
+def test_each_choice_changes_what_it_says_and_keeps_the_rest(chosen: pd.DataFrame) -> None:
+    """The usual one repeats the run of the big study; a change shows in the losses, not in the initial values."""
+    assert list(dict.fromkeys(chosen["choice"])) == list(uci_choices.CHOICES)
+    usual = chosen[chosen["choice"] == uci_choices.USUAL].set_index("seed")
+    for seed in (0, 1):
+        same = uci_onepass.run([uci_onepass.Config("WD+LR+M", seed, "diabetes", 80)], CPU)[0].metrics
+        assert usual.loc[seed, "test_mse"] == pytest.approx(same["test_mse"], rel=1e-5)
+    for choice, part in chosen.groupby("choice"):
+        pair = part.set_index("seed")
+        assert (pair["log10_lr"] == usual["log10_lr"]).all()
+        if choice not in (uci_choices.USUAL, "no limits on the learning rate"):  # no rate meets a limit so soon
+            assert (pair["test_mse"] != usual["test_mse"]).all(), choice
+
+
+def test_choices_hold_the_trainers_settings() -> None:
+    c = uci_choices.Config("WD+LR+M", 0, "diabetes", 20)
+    free = dataclasses.replace(c, choice="no limits on the learning rate").setting()
+    assert free.bounds == (0, float("inf")) and c.setting().bounds == (1e-10, 1)
+    more = dataclasses.replace(c, choice="one more term").setting().make(5, 10)
+    assert (more.estimator.look_back, c.setting().make(5, 10).estimator.look_back) == (6, 5)  # type: ignore[union-attr]
+    task = regression(c, CPU, merged=False)
+    w1, b1, _, b2 = task.layout.split(uci_choices.glorot(task, [0, 1])).values()
+    assert float(w1.abs().max()) <= (6 / (10 + 50)) ** 0.5 < 1.1 * float(w1.abs().max())
+    assert not b1.any() and not b2.any() and not torch.equal(w1[0], w1[1])
+    with pytest.raises(GradhpoError, match="did you mean 'one more term'"):
+        dataclasses.replace(c, choice="one more turn").setting()
+    train_only = dataclasses.replace(c, choice="scaled by the training rows").table(CPU)
+    assert train_only.x_train.mean(0).abs().max() < 1e-6 < c.table(CPU).x_train.mean(0).abs().max()
+
+
+def test_effects_are_paired() -> None:
+    rows = [("as in this book", s, x) for s, x in enumerate((1.0, 2.0, 4.0))]
+    rows += [("one more term", s, x) for s, x in enumerate((1.1, 2.4, np.nan))]
+    table = uci_choices.effects(pd.DataFrame(rows, columns=["choice", "seed", "test_mse"]))
+    assert table.loc["one more term", "NaN"] == 1 and table.loc["one more term", "better in, %"] == "0"
+    assert table.loc["one more term", "change, %"].startswith("+15.0 ±")
+    assert table.loc["as in this book", "change, %"] == ""
 
 
 # --- restarts ---------------------------------------------------------------------------------------------------------

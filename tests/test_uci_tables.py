@@ -192,6 +192,14 @@ def test_rounding_is_measured_between_runs_of_one_seed() -> None:
     assert len(uci_onepass.main_runs(pd.concat(parts))) == 2
 
 
+def test_conventions_say_what_nan_and_any_time_change() -> None:
+    frame = runs("Random", [1.0, 2.0, 5.0, np.nan, np.nan])
+    frame["best_mse"] = [0.5, 2.0, 5.0, 0.25, 7.0]
+    row = uci_tables.conventions(frame, "energy").loc["Random"]
+    assert row.tolist() == [1.0, 0.25, 2.0, 5.0, 2]
+    assert uci_tables.conventions(frame.iloc[:0], "energy").empty
+
+
 # --- sensitivity ------------------------------------------------------------------------------------------------------
 
 

@@ -85,14 +85,17 @@ def greedy(lr: float) -> Method:
     return Method(Forward(reset_every=1), SGD(lr))
 
 
-def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
+def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool = False) -> Method:
     """OnePass (Algorithm 1): Neumann series of the last update, Adam on the raw coordinates. What is tuned (WD+LR,
     WD+LR+M) is declared by `Hyper(tuned=...)`.
+
+    fresh: derivatives at the weights after the update's last step, as the text reads, in place of those before it, as
+    the published program does.
 
     Cost: every `every` steps a gradient with its graph, look_back - 1 Hessian products and a validation gradient;
     memory one graph, independent of P.
     """
-    return Method(Neumann(look_back), Adam(lr), every=every)
+    return Method(Neumann(look_back, fresh), Adam(lr), every=every)
 
 
 def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:

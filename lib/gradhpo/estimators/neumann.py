@@ -20,11 +20,14 @@ class Neumann:
     It is `Reverse(horizon=i)` with every step replaced by the last one and no path through the buffers: exact for i
     = 1, and at a fixed point of training
     without momentum; otherwise an approximation whose error grows with i as the weights move.
+    fresh: take the derivatives at the weights just reached, with the last step's batch, as the text's single w_i reads
+    (one more gradient); it is then exact at a fixed point alone.
     Cost at an update: one gradient with its graph and i - 1 Hessian products (i when the loss has tuned
     hyperparameters); memory: one graph.
     """
 
     look_back: int = 5
+    fresh: bool = False
     keep: int = 1
 
     def __post_init__(self) -> None:
@@ -35,7 +38,7 @@ class Neumann:
         return ()
 
     def curvature(self, ahead: int) -> bool:
-        return ahead == 0 and self.look_back > 0
+        return ahead == 0 and self.look_back > 0 and not self.fresh
 
     def observe(self, memory: tuple[()], step: Step) -> tuple[()]:
         return memory
@@ -43,7 +46,10 @@ class Neumann:
     def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
         if self.look_back == 0:
             return torch.zeros_like(values.raw)
-        step = recent[-1].with_curvature()
+        step = recent[-1]
+        if self.fresh:
+            step = Step(step.problem, step.rule, step.values, step.next, step.t, curvature=True)
+        step = step.with_curvature()
         constant = cotangent(gv, step.state).buf
         v, total = gv, torch.zeros_like(values.raw)
         for j in range(self.look_back):

@@ -36,6 +36,7 @@ _MODULES = (
     "onepass_uci_trajectories",
     "uci_onepass",
     "uci_sensitivity",
+    "uci_choices",
     "uci_horizon",
     "image_horizon",
     "fds_sharing_mse",

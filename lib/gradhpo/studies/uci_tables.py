@@ -99,6 +99,23 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, dataset: str) -> pd.DataFra
     return out.rename_axis("method")
 
 
+def conventions(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """What two conventions do to one set's table: the best final loss beside the best at any time, and the median that
+    leaves diverged runs out beside the one that counts them as infinite. A row for each method."""
+    rows = {}
+    for method, g in frame[frame["dataset"] == dataset].groupby("method") if len(frame) else ():
+        final, unit = g["test_mse"], UNITS.get(dataset, 1.0)
+        rows[method] = {
+            "best final": final.min() * unit,
+            "best at any time": g["best_mse"].min() * unit,
+            "median, NaN left out": final.median() * unit,
+            "median, NaN as infinite": final.fillna(np.inf).median() * unit,
+            "NaN": int(final.isna().sum()),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex([m for m in TITLES if m in rows])
+    return table.rename(index=TITLES)
+
+
 def listed(ours: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
     """Tables of several sets, ours alone, one below the other."""
     found = [beside(ours, ours.iloc[:0], name).reset_index().assign(data=name) for name in datasets]

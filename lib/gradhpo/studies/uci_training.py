@@ -57,16 +57,23 @@ class Config:
         """The rows it trains, validates and tests on."""
         return load(self.dataset, dtype=getattr(torch, self.dtype), device=device)
 
+    def setting(self) -> Setting:
+        """What it tunes and how."""
+        return setting(self.method)
+
 
 @dataclass(frozen=True)
 class Setting:
     """One of the paper's settings: the hyperparameters it tunes, its method from (look_back, every), whether the
-    validation rows are training rows, and whether each weight has a learning rate of its own."""
+    validation rows are training rows, whether each weight has a learning rate of its own, the learning rate's limits,
+    and the initial weights."""
 
     tuned: tuple[str, ...]
     make: Callable[[int, int], Method]
     merged: bool = False
     per_weight: bool = False
+    bounds: tuple[float, float] = BOUNDS
+    init: Callable[[TableRegression, Sequence[int]], Tensor] = TableRegression.init
 
 
 SETTINGS = {
@@ -122,7 +129,7 @@ def declared(s: Setting, start: Start | None = None, like: Tensor | None = None)
         values = [x.to(like) for x in (start.lr, start.weight_decay, start.momentum)]
     wide = "weight" if s.per_weight else "global"
     return [
-        Hyper(LR, values[0], "log10", wide, bounds=BOUNDS, tuned=LR in s.tuned),
+        Hyper(LR, values[0], "log10", wide, bounds=s.bounds, tuned=LR in s.tuned),
         Hyper(DECAY, values[1], "log10", tuned=DECAY in s.tuned),
         Hyper(MOMENTUM, values[2], "sigmoid", tuned=MOMENTUM in s.tuned),
     ]
@@ -146,7 +153,7 @@ class Trainer:
     """
 
     def __init__(self, c: Config, device: torch.device) -> None:
-        self.c, self.setting = c, setting(c.method)
+        self.c, self.setting = c, c.setting()
         self.task = regression(c, device, self.setting.merged)
         hypers, sizes, trace = declared(self.setting), self.task.layout.sizes, c.steps >= _WORTH_TRACING
         self.hypers = Hypers(hypers, sizes)
@@ -161,7 +168,7 @@ class Trainer:
             columns = {LR: start.lr, DECAY: start.weight_decay, MOMENTUM: start.momentum, MULTIPLIER: start.multiplier}
             configs = [{n: float(v[k]) for n, v in columns.items()} for k in range(len(seeds))]
             return start, self.stepped.start(configs, seeds)
-        w = self.task.init(seeds)
+        w = self.setting.init(self.task, seeds)
         raw, fixed = Hypers(declared(self.setting, start, w), self.task.layout.sizes).init(w)
         return start, Members(self.loop.start(w)._replace(raw=raw, fixed=fixed), None)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from gradhpo import data as datasets
-from gradhpo.errors import GradhpoError
+from gradhpo.errors import GradhpoError, unknown
 from gradhpo.modules import Layout, batched
 from gradhpo.nets import mlp
 from gradhpo.tasks.relu_nets import relu_loss
@@ -44,9 +44,10 @@ def load(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     train_share: float = 0.8,
+    scaled_by: str = "train_val",
 ) -> Table:
     """A set by name (`gradhpo data` lists them), standardised by mean and unbiased standard deviation of training +
-    validation rows.
+    validation rows (scaled_by "train": of the training rows alone).
 
     Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(train_share N) rows train
     and the rest validate. Raises GradhpoError for a share that leaves one of the two without rows.
@@ -60,9 +61,13 @@ def load(
             "training rows; expected a share that leaves rows for both training and validation"
         )
 
+    if scaled_by not in ("train_val", "train"):
+        raise unknown("set of rows to scale by", scaled_by, ["train_val", "train"])
+    known = train_val if scaled_by == "train_val" else train_val[:n_train]
+
     def scaled(values: np.ndarray) -> np.ndarray:
-        std = values[train_val].std(axis=0, ddof=1)
-        return (values - values[train_val].mean(axis=0)) / np.where(std > 0, std, 1.0)
+        std = values[known].std(axis=0, ddof=1)
+        return (values - values[known].mean(axis=0)) / np.where(std > 0, std, 1.0)
 
     columns = raw.y.reshape(len(raw.x), -1)
     x, y = scaled(raw.x), scaled(columns)
@@ -75,7 +80,7 @@ def load(
         (y, test),
     )
     a, b, c, d, e, f = (torch.as_tensor(values[rows], dtype=dtype, device=device) for values, rows in parts)
-    return Table(a, b, c, d, e, f, y_std=float(columns[train_val].std(ddof=1)), name=name, sha256=raw.sha256)
+    return Table(a, b, c, d, e, f, y_std=float(columns[known].std(ddof=1)), name=name, sha256=raw.sha256)
 
 
 class StackedLoss:
