@@ -102,11 +102,13 @@ def frame() -> pd.DataFrame:
     return studies.run_now(STUDY, clip_mnist.configs(SIZES))
 
 
-def test_all_runs_of_a_method_are_one_batch() -> None:
+def test_the_first_seed_is_recorded_first() -> None:
     parts = studies.batches(STUDY, clip_mnist.runs("paper"))
-    assert {len(p) for p in parts} == {6} and len(parts) == 3 * 8
-    assert [p[0].method for p in parts[:8]] == list(METHODS)
-    assert len({c.decay for c in parts[0]}) == 6
+    assert {len(p) for p in parts} == {3} and len(parts) == 3 * 16
+    assert {c.seed for p in parts[:16] for c in p} == {0}
+    assert [p[0].method for p in parts[:16:2]] == list(METHODS)
+    assert len({c.decay for p in parts[:2] for c in p}) == 6
+    assert {len(p) for p in studies.batches(STUDY, clip_mnist.runs("laptop"))} == {6}
 
 
 def test_the_study_gives_every_run_its_numbers(frame: pd.DataFrame) -> None:

@@ -22,7 +22,7 @@ from gradhpo.tasks.language import LanguageModelling
 from gradhpo.train import Loop, Method
 
 STUDY = studies.get("clip_ptb")
-SIZES = clip_ptb.Sizes("markov", 50, 2, 1_000, 400, 30, hidden=6, unrolled=5, batch_size=10)
+SIZES = clip_ptb.Sizes("markov", 20, 2, 1_000, 60, 30, hidden=6, unrolled=4, batch_size=10)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,10 @@ def test_the_rows_of_table_3_are_run_with_equal_steps() -> None:
         configs = clip_ptb.runs(scale)
         assert {c.method for c in configs} == set(METHODS) and len({c.steps for c in configs}) == 1
         rows = {(c.method, c.keep if c.method == "Fixed" else 0, c.outer_scale) for c in configs}
-        assert len(rows) == 11
-    assert {len(p) for p in studies.batches(STUDY, clip_ptb.runs("laptop"))} == {clip_ptb.SIZES["laptop"].seeds}
+        assert len(rows) == 8 + len(clip_ptb.SIZES[scale].fixed)
+        assert {c.keep for c in configs if c.method == "Fixed"} >= {0.35, 0.40, 0.45}
+    first = [c.seed for c in clip_ptb.runs("laptop")]
+    assert first == sorted(first) and first.count(0) == 13  # the first seed of all rows comes first
 
 
 def test_the_study_gives_every_run_its_numbers(frame: pd.DataFrame) -> None:
@@ -46,8 +48,8 @@ def test_the_study_gives_every_run_its_numbers(frame: pd.DataFrame) -> None:
     assert np.allclose(frame["keep_end"][fixed], frame["keep"][fixed])
     assert (frame["keep_end"][~fixed] - 0.5).abs().min() > 1e-7
     assert frame["keep_end"].between(0.1, 0.95).all()
-    assert {len(v) for v in frame["panel_val"]} == {len({round(p / 5) for p in clip_ptb.PANELS} - {0})}
-    assert {len(v) for v in frame["val_curve"]} == {50}
+    assert {len(v) for v in frame["panel_val"]} == {len({round(p * 20 / 250) for p in clip_ptb.PANELS} - {0})}
+    assert {len(v) for v in frame["val_curve"]} == {20}
     slow, fast = (frame[(frame["method"] == "Clip5") & (frame["outer_scale"] == s)] for s in (0.1, 1.0))
     moved = [float((f["keep_end"] - 0.5).abs().mean()) for f in (slow, fast)]
     assert moved[0] < moved[1]
@@ -55,22 +57,23 @@ def test_the_study_gives_every_run_its_numbers(frame: pd.DataFrame) -> None:
 
 def test_a_language_model_that_does_not_learn_would_be_seen() -> None:
     """A short training passes the unigram mark and stays above the entropy of the language."""
-    corpus = text.load("embedded", 30, 4_000, 2_000)
-    c = clip_ptb.Config("Fixed", 0, 0.9, steps=300, data="markov", tokens=4_000, val_tokens=2_000, vocabulary=30)
-    c = replace(c, hidden=24, layers=1, unrolled=10, batch_size=10, lr=4.0)
+    corpus = text.load("embedded", 30, 4_000, 600)
+    c = clip_ptb.Config("Fixed", 0, 0.9, steps=150, data="markov", tokens=4_000, val_tokens=600, vocabulary=30)
+    c = replace(c, hidden=24, layers=1, unrolled=10, batch_size=10, lr=0.8, init=0.3)
     val = float(studies.run_now(STUDY, [c])["best_val"].iloc[0])
     assert corpus.entropy is not None
-    assert corpus.entropy < val < text.unigram(corpus) - 0.05
+    assert corpus.entropy < val < text.unigram(corpus) - 0.2
 
 
-def test_the_papers_configuration_takes_a_step() -> None:
-    """The medium net of Zaremba et al. (20 million weights) with Clip5, for two steps on generated words."""
+def test_the_papers_configuration_takes_some_steps() -> None:
+    """The medium net of Zaremba et al. (20 million weights) with Clip5 for two steps on generated words, on two of its
+    20 streams: one step on all of them takes 20 seconds."""
     c = clip_ptb.runs("paper")[-1]
     assert (c.method, c.hidden, c.layers, c.unrolled, c.batch_size, c.init, c.max_norm) == (
         *("Clip5", 650, 2, 35, 20),
         *(0.05, 5.0),
     )
-    c = replace(c, data="markov", tokens=2_000, val_tokens=1_000, vocabulary=10_000, steps=2)
+    c = replace(c, data="markov", tokens=200, val_tokens=100, vocabulary=10_000, steps=2, batch_size=2)
     task = clip_ptb.problem(c, [0], torch.device("cpu"))
     assert sum(task.layout.sizes) == 2 * 6_500_000 + 10_000 + 2 * (4 * 650 * 1300 + 8 * 650) == 19_780_400
     loop = clip_ptb.loop(c, task)

@@ -61,7 +61,7 @@ def test_stacked_language_models_equal_the_module_with_its_masks(layers: int) ->
     module = batched(task.net.module.double(), smooth_cross_entropy)
     theirs = module(w, x, y, net_lam={"keep": keep}, seeds=[3, 4], t=0)
     c, v = torch.ones(2, dtype=torch.float64), torch.randn_like(w)
-    ours = derivatives(task.train_loss(w, {"keep": keep}, 0), w, c, v)
+    ours = derivatives(task.train_loss(w, {"keep": keep}, 0) / len(x), w, c, v)
     for a, b in zip(ours, derivatives(theirs, w, c, v), strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
 
@@ -73,9 +73,9 @@ def test_the_state_goes_on_from_piece_to_piece() -> None:
     (x, y), (x2, y2) = task._train[:2]
     whole = task.net(w, torch.cat([x, x2]), torch.cat([y, y2]), task.net.zero_state(w, 4))[0]
     first, second = task.train_loss(w, {}, 0), task.train_loss(w, {}, 1)
-    assert torch.allclose((first + second) / 2, whole, rtol=1e-12)
+    assert torch.allclose((first + second) / (2 * len(x)), whole, rtol=1e-12)
     alone = task.net(w, x2, y2, task.net.zero_state(w, 4))[0]
-    assert not torch.allclose(alone, second, rtol=1e-6)
+    assert not torch.allclose(alone * len(x), second, rtol=1e-6)
     assert torch.equal(task.train_loss(w, {}, 1), second)  # a step can be taken again
     with pytest.raises(GradhpoError, match="state before piece 5 of the text is not known"):
         task.train_loss(w, {}, 5)
@@ -85,6 +85,6 @@ def test_evaluation_reads_the_whole_text() -> None:
     """As many words as there are, in pieces of any length, with one state."""
     task = language()
     w = task.init(0.5)
-    rows = text.streams(task.text.val, 10)
-    whole = task.net(w, rows[:, :-1].T, rows[:, 1:].T, task.net.zero_state(w, 10))[0]
+    rows = text.streams(task.text.val, 20)
+    whole = task.net(w, rows[:, :-1].T, rows[:, 1:].T, task.net.zero_state(w, 20))[0]
     assert torch.allclose(task.evaluate(w, "val"), whole, rtol=1e-12)

@@ -39,9 +39,6 @@ _METHODS = (
     "MetaOptimize",
     "Fixed",
     "OnePass",
-    "Unroll1-gTgV",
-    "Clip10",
-    "Clip20",
 )
 METHODS = {
     name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}
@@ -56,6 +53,9 @@ _LATER = {
     "Bayes": (5, 0, 4),
     "Long-Diff-through-Opt": (1, 1, 6),
     "Medium-Diff-through-Opt": (2, 2, 7),
+    "Unroll1-gTgV": (9, 4, 9),
+    "Clip10": (0, 0, 0),
+    "Clip20": (4, 3, 4),
     "FDS": (2, 0, 0),
     "greedy": (1, 1, 6),
     "non-greedy": (9, 0, 7),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from gradhpo import plots
 from gradhpo.studies.clip_training import FIXED
@@ -21,28 +22,49 @@ def draw_dynamics(
     frame: pd.DataFrame, methods: Sequence[str], steps: Sequence[int], hyper: str, label: str, log: bool = True
 ) -> Figure:
     """Appendix B: a row a method and a column a number of steps; every run's training (grey squares) and validation
-    loss (black dots) against the hyperparameter in force. Reads panel_train, panel_val and panel_<hyper>."""
-    size = (2.1 * len(steps), 2.3 * len(methods) + 0.4)
-    fig, axes = plt.subplots(
-        len(methods), len(steps), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
-    )
+    loss (black dots) against the hyperparameter in force; methods without runs are left out. Reads panel_train,
+    panel_val and panel_<hyper>."""
+    methods = [m for m in methods if (frame["method"] == m).any()]
+    if not methods:
+        return _nothing()
+    fig = plt.figure(figsize=(10, 2 * len(methods) + 0.9), layout="constrained")
+    axes = fig.subplots(len(methods), len(steps), sharex=True, sharey=True, squeeze=False)
     for row, method in zip(axes, methods):
         runs = frame[frame["method"] == method]
-        for k, (ax, step) in enumerate(zip(row, steps)):
+        for k, ax in enumerate(row):
             for column, style in (("panel_train", TRAIN), ("panel_val", VAL)):
                 points = [(h[k], v[k]) for h, v in zip(runs[f"panel_{hyper}"], runs[column]) if k < len(v)]
-                ax.plot(*zip(*points), **style, linestyle="", markersize=4, label=column.removeprefix("panel_"))
-            ax.set_title(f"{method}, {step:,}", fontsize="small")
-            ax.set_yscale("log")
-            ax.set_xscale("log" if log else "linear")
-        row[0].set_ylabel("cross entropy (nats)")
-    for ax in axes[-1]:
-        ax.set_xlabel(label)
-        ax.tick_params(axis="x", labelsize="x-small")
-    handles, names = axes[0][0].get_legend_handles_labels()
-    words = {"train": "training loss", "val": "validation loss"}
-    fig.legend(handles, [words[n] for n in names], loc="outside lower center", ncols=2)
+                ax.plot(*zip(*points), **style, linestyle="", markersize=4)
+        row[0].set_ylabel(f"{method}\nloss (nats)", fontsize="small")
+    for ax, step in zip(axes[0], steps):
+        ax.set_title(f"{step:,} steps", fontsize="small")
+    for ax in axes.flat:
+        _losses_up(ax, log)
+    fig.supxlabel(f"{label} (log scale)" if log else label, fontsize="small")
+    fig.legend(axes[0][0].lines[:2], ["training loss", "validation loss"], loc="outside upper center", ncols=2)
     return fig
+
+
+def _nothing() -> Figure:
+    fig = plt.figure(figsize=(10, 0.6))
+    fig.text(0.5, 0.5, "none of these methods is recorded yet", ha="center", va="center")
+    return fig
+
+
+def _losses_up(ax: Axes, log_x: bool) -> None:
+    """Axes of a small panel with losses."""
+    ax.set_xscale("log" if log_x else "linear")
+    _log_y(ax)
+    ax.tick_params(which="both", labelsize="x-small")
+    if not log_x:
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _log_y(ax: Axes) -> None:
+    """A logarithmic axis that may span less than a power of ten, with plain numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
 
 
 def panel_table(frame: pd.DataFrame, methods: Sequence[str], steps: Sequence[int], hyper: str) -> pd.DataFrame:
@@ -51,7 +73,7 @@ def panel_table(frame: pd.DataFrame, methods: Sequence[str], steps: Sequence[int
     rows = {}
     for method in methods:
         runs = frame[frame["method"] == method]
-        for k, step in enumerate(steps):
+        for k, step in enumerate(steps if len(runs) else ()):
             rows[method, step] = {
                 name: np.nanmedian([v[k] for v in runs[f"panel_{name}"]]) for name in ("train", "val", hyper)
             }
@@ -123,7 +145,7 @@ def draw_marks(ax: Axes, frame: pd.DataFrame, steps: int, lines: Mapping[str, fl
     draw_paths(ax, shown, "perplexity", steps, methods, "validation perplexity (log scale)")
     for k, (name, loss) in enumerate(lines.items()):
         ax.axhline(np.exp(loss), color="black", linestyle=[":", "--", "-."][k % 3], label=name)
-    ax.set_yscale("log")
+    _log_y(ax)
     ax.legend(fontsize="x-small")
 
 
@@ -138,5 +160,6 @@ def draw_parting(ax: Axes, frame: pd.DataFrame, steps: int) -> None:
             label = f"keep {keep:.2f}, " + ("training" if dash == "--" else "validation")
             marker = "osD^vPX*"[k % 8]
             ax.plot(at, curves.mean(0), color=f"C{k}", linestyle=dash, marker=marker, markevery=8, label=label)
-    ax.set(xlabel="training step", ylabel="perplexity (log scale)", yscale="log")
+    ax.set(xlabel="training step", ylabel="perplexity (log scale)")
+    _log_y(ax)
     ax.legend(fontsize="x-small", ncols=2)

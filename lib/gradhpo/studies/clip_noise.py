@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gradhpo.core import State, Step
-from gradhpo.estimators.forward import joint_product
+from gradhpo.estimators.forward import Forward, joint_product
 from gradhpo.hypers import Hyper, Hypers
+from gradhpo.outer import SGD
 from gradhpo.rules import norm_clipped, sgd
 from gradhpo.tasks.language import LanguageModelling
 from gradhpo.tasks.text import Text
@@ -51,14 +52,14 @@ def products(
 
 
 def example(text: Text, steps: int, length: float, **sizes: int) -> tuple[Tensor, Tensor]:
-    """Weights `[1, D]` after some plain training at learning rate 1 and keep probability 0.5, and a random sensitivity
-    `[1, D]` of the given length."""
+    """Weights `[1, D]` after some training at learning rate 1 and keep probability 0.5, and the sensitivity `[1, D]`
+    that ClipR of radius `length` has there."""
     task = LanguageModelling(text, [0], dtype=torch.float64, **sizes)
-    hypers = Hypers([Hyper("lr", 1.0, tuned=False), Hyper("keep", 0.5, tuned=False)], task.layout.sizes)
-    loop = Loop(task, norm_clipped(sgd(momentum=False, weight_decay=False), 5.0), hypers, Method())
-    w = loop.advance(loop.start(task.init()), steps).state.w
-    z = torch.randn(w.shape, dtype=w.dtype, generator=torch.Generator().manual_seed(0))
-    return w, z * (length / z.norm())
+    hypers = Hypers([Hyper("lr", 1.0, tuned=False), Hyper("keep", 0.5, difference=0.05)], task.layout.sizes)
+    rule = norm_clipped(sgd(momentum=False, weight_decay=False), 5.0)
+    loop = Loop(task, rule, hypers, Method(Forward(radius=length), SGD(0.0)))
+    run = loop.advance(loop.start(task.init(0.4)), steps)
+    return run.state.w, run.memory.w[:, 0]
 
 
 def _validation_gradient(text: Text, w: Tensor, sizes: dict[str, int]) -> Tensor:

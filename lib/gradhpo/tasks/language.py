@@ -15,12 +15,14 @@ from gradhpo.nets import KEEP, LanguageModel
 from gradhpo.stacked_lstm import StackedLanguageModel, State
 from gradhpo.tasks.text import Text, streams
 
-_STREAMS = 10  # that a text is read as when it is evaluated
+_STREAMS = 20  # that a text is read as when it is evaluated
 
 
 class LanguageModelling:
-    """Cross entropy (nats a word) of R LSTM language models on pieces of `unrolled` words of `batch_size` streams.
+    """Cross entropy (nats) of R LSTM language models on pieces of `unrolled` words of `batch_size` streams.
 
+    The training loss is summed over the words of a piece and averaged over the streams, as learning rates and gradient
+    norms of Zaremba et al. (2014) are meant; validation and evaluation are averages over words.
     Piece t follows piece t - 1, as does the LSTM's state, which is a constant there; after the last piece the text
     starts again, from the zero state (Zaremba et al. 2014). So steps must be taken in order; the last two can be taken
     again. The training loss reads the hyperparameter "keep"; masks are a function of (seed of the run, t), hence
@@ -65,14 +67,14 @@ class LanguageModelling:
         return ((2 * torch.stack(rows) - 1) * bound).to(self.text.train.device, self.dtype)
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
-        """Losses `[R]` of piece t with dropout at `lam["keep"] [R, 1]` (without it: none)."""
+        """Losses `[R]`, summed over the words, of piece t with dropout at `lam["keep"] [R, 1]` (without it: none)."""
         tokens, targets = self._train[t % len(self._train)]
         masks = self._masks(tokens, lam["keep"], t, w) if "keep" in lam else None
         losses, after = self.net(w, tokens, targets, self._state(w, tokens, t), masks)
         if t + 1 not in self._states:
             kept = {k: s for k, s in self._states.items() if k >= t - 1}
             self._states = kept | {t + 1: (after[0].detach(), after[1].detach())}
-        return losses
+        return losses * len(tokens)
 
     def _state(self, w: Tensor, tokens: Tensor, t: int) -> State:
         if t % len(self._train) == 0:
@@ -109,7 +111,7 @@ class LanguageModelling:
     @torch.no_grad()
     def evaluate(self, w: Tensor, part: str, most: int | None = None) -> Tensor:
         """Mean cross entropy `[R]` on a part, "train", "val" or "test" (its first `most` words), without dropout; the
-        state goes on through the text, which is read as 10 streams."""
+        state goes on through the text, which is read as 20 streams."""
         rows = streams(getattr(self.text, part)[:most], _STREAMS)
         state, total, length = self.net.zero_state(w, _STREAMS), w.new_zeros(len(w)), rows.shape[1] - 1
         for start in range(0, length, self.unrolled):

@@ -64,8 +64,9 @@ def load(
 ) -> Text:
     """A text by `resolve`, cut to its first `tokens` training and `val_tokens` validation and test words (None: all).
 
-    vocabulary: how many words there are. Of Penn Treebank the commonest of the training words that are read are kept,
-    the others become `<unk>`; None: all 10,000. The generated language has 200 unless asked otherwise.
+    vocabulary: how many words there are. Of Penn Treebank the commonest of all training words are kept (so that words
+    of a cut training part are no better known than those of the others), the rest becomes `<unk>`; None: all 10,000.
+    The generated language has 200 unless asked otherwise.
     Raises GradhpoError for absent, damaged or wrongly encoded files, and for a vocabulary or a length that the text
     does not have.
     """
@@ -76,7 +77,7 @@ def load(
         _words(datasets.content("ptb", names[part]), names[part]) for part in ("train", "valid", "test")
     )
     parts = [_cut(train, tokens), _cut(val, val_tokens), _cut(test, val_tokens)]
-    words = commonest(parts[0], vocabulary)
+    words = commonest(train, vocabulary)
     number = {w: k for k, w in enumerate(words)}
     tensors = [numbers(part, number) for part in parts]
     size = f"{len(parts[0])} of its {len(train)}" if len(parts[0]) < len(train) else str(len(train))
