@@ -1,4 +1,4 @@
-"""Images: the embedded digits, and CIFAR-10 in both of its layouts from small files written here."""
+"""Images: the embedded sets, and CIFAR-10, MNIST and SVHN in their own formats from small files written here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import gzip
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gradhpo import data
 from gradhpo.errors import GradhpoError
-from gradhpo.tasks import images
+from gradhpo.tasks import images, svhn_like
 from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import SVHN
 
 
 @pytest.fixture
@@ -49,6 +52,9 @@ def test_image_files_by_class(root: Path) -> None:
     found = images.load("auto")
     assert found.x_train.shape == (8, 3, 32, 32) and found.x_val.shape == (2, 3, 32, 32)
     assert found.y_test.tolist() == [0, 1] and found.caption == "CIFAR-10 from image files, 12 images"
+    part = images.load("cifar10", validation=0, rows=4, test_rows=2)
+    assert sorted(part.y_train.tolist()) == [0, 0, 1, 1] and torch.equal(part.y_test, found.y_test)
+    assert part.caption == "CIFAR-10 from image files, 12 images, of which 4 train or validate and 2 test"
     (root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
     with pytest.raises(GradhpoError, match="test is no folder of equally large images"):
         images.load("cifar10")
@@ -108,3 +114,41 @@ def test_damaged_files_of_torchvision_are_named(root: Path) -> None:
     (root / "cifar-10-batches-py").mkdir()
     with pytest.raises(GradhpoError, match="cifar-10-batches-py are damaged or incomplete"):
         images.load("cifar10")
+
+
+def test_svhn_is_read_by_torchvision(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files in SVHN's own format, their checksums in place of the real ones."""
+    parts = {}
+    for part, n in (("train", 20), ("test", 10)):
+        x = np.random.RandomState(n).randint(256, size=(32, 32, 3, n)).astype(np.uint8)
+        file = root / "SVHN" / f"{part}_32x32.mat"
+        file.parent.mkdir(exist_ok=True)
+        savemat(file, {"X": x, "y": np.array([[k % 10 or 10] for k in range(n)], dtype=np.uint8)})
+        parts[part] = ["", file.name, hashlib.md5(file.read_bytes()).hexdigest()]
+    monkeypatch.setattr(SVHN, "split_list", parts)
+    found = images.load(images.resolve("auto", "svhn", "svhn_like"), validation=0)
+    assert found.x_train.shape == (20, 3, 32, 32) and set(found.y_train.tolist()) == set(range(10))
+    assert found.caption == "SVHN, 30 images"
+    file.write_bytes(b"broken")
+    with pytest.raises(GradhpoError, match="SVHN are damaged or incomplete"):
+        images.load("svhn")
+
+
+def test_svhn_like_needs_no_file_and_makes_what_is_asked_for(root: Path) -> None:
+    assert images.resolve("auto", "svhn", "svhn_like") == "svhn_like"
+    found = images.load("svhn_like", validation=20, rows=100, test_rows=20)
+    assert found.x_train.shape == (80, 3, 32, 32) and torch.bincount(found.y_test).tolist() == [2] * 10
+    some = torch.tensor([3, 70, 11_999])
+    assert torch.equal(svhn_like.images("train", some)[1:2], svhn_like.images("train", some[1:2]))
+    assert torch.bincount(svhn_like.labels("train")).min() > 1000
+    with pytest.raises(GradhpoError, match="unknown part of svhn_like 'tests'; did you mean 'test'"):
+        svhn_like.labels("tests")
+
+
+def test_numbers_of_images_that_a_set_cannot_give(root: Path) -> None:
+    with pytest.raises(GradhpoError, match=r"105 images of scikit-learn's digits .*; expected a multiple of its 10"):
+        images.load("digits", rows=105)
+    with pytest.raises(GradhpoError, match="validation = 100 of 100 images of digits"):
+        images.load("digits", rows=100, validation=100)
+    with pytest.raises(GradhpoError, match=r"SVHN is not in .*for the splits train and test once with .*'embedded'"):
+        images.resolve("svhn")

@@ -42,7 +42,7 @@ PAGES = (
         "Methods and training",
         "A method is an estimator, an outer rule and a cadence; the loop trains with it. "
         "{doc}`/executed/one_recursion` shows the table of methods.",
-        ("methods", "train", "outer", "metaoptimize", "optim"),
+        ("methods", "train", "restarts", "outer", "metaoptimize", "optim"),
     ),
     Page(
         "tuning",
@@ -81,7 +81,7 @@ PAGES = (
         "studies",
         "Studies and evidence",
         "From a configuration to a figure: what is run, how it is recorded and summed up, and how it is drawn.",
-        ("studies", "studies.*", "config", "records", "stats", "plots", "figures", "published"),
+        ("studies", "studies.*", "config", "records", "stats", "sharing", "plots", "figures", "published"),
     ),
 )
 

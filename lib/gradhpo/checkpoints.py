@@ -32,13 +32,14 @@ def save(state: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `save` wrote, with its tensors on `device`; raises GradhpoError when the file is no such state."""
+def load(path: Path, device: torch.device, key: str = "tuner", writer: str = "gradhpo.tune") -> dict[str, Any]:
+    """What `save` wrote, with its tensors on `device`; raises GradhpoError when the file is no such state: it has to
+    hold `key`, which tells who wrote it."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError) as error:
         reason = str(error).split("\n")[0][:120]
         raise GradhpoError(f"{path} is no whole checkpoint ({reason}); remove it to start anew") from error
-    if not isinstance(state, dict) or "tuner" not in state:
-        raise GradhpoError(f"{path} is no checkpoint of gradhpo.tune; choose another path, or remove the file")
+    if not isinstance(state, dict) or key not in state:
+        raise GradhpoError(f"{path} is no checkpoint of {writer}; choose another path, or remove the file")
     return state

@@ -141,12 +141,12 @@ class Step:
         with torch.no_grad():
             return State(*self.rule.update(self.state.w, self.state.buf, self.g.detach(), self.values.lam))
 
-    def with_curvature(self) -> Step:
+    def with_curvature(self, to_state: bool = True) -> Step:
         """This step with a graph over its gradient, recomputed if it was taken without (the same batch, the same
-        weights)."""
-        return (
-            self if self.curvature else Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
-        )
+        weights); the step itself where `pull(..., to_state=False)` needs none, as nothing goes through the gradient."""
+        if self.curvature or not (to_state or self._smooth):
+            return self
+        return Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
 
     def with_values(self, values: Values) -> Step:
         """This step with other hyperparameters of the rule, sharing its gradient."""

@@ -74,7 +74,7 @@ def fds(horizon: int, outer: Outer | None = None, product_limit: float | None = 
 
     product_limit clamps the entries of the Hessian products (paper: 10). Algorithm 1 divides the hypergradient by the
     window's length W and steps by SGD: give `SGD(rate / W)`; Algorithm 2 is `outer.SignHalving`.
-    The restarts of training belong to the caller. Memory: (1 + buffers) P D, whatever the horizon.
+    `restarts.Restarts` trains again and again. Memory: (1 + buffers) P D, whatever the horizon.
     """
     return Method(Forward(product_limit=product_limit), outer or SGD(0.1), every=horizon)
 

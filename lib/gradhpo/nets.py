@@ -81,6 +81,17 @@ def conv_bn(
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * side * side, classes))
 
 
+def xavier(net: nn.Sequential) -> nn.Sequential:
+    """The net itself, with the weights of its convolutions and linear layers drawn Xavier-normal and their biases 0
+    (FDS's program, for all of its nets)."""
+    for m in net.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_normal_(m.weight)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+    return net
+
+
 class Dropout(nn.Module):
     """Dropout whose keep probability is an argument: x mask / keep with mask = (u < keep), u ~ U[0, 1) an entry.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from gradhpo.errors import GradhpoError, at_least
+from gradhpo.nets import xavier
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -41,20 +44,31 @@ def wrn(depth: int = 16, width: int = 1, classes: int = 10, channels: int = 3) -
     if rest or blocks < 1:
         raise GradhpoError(f"depth is {depth}; expected 6 n + 4 with n >= 1, such as 10, 16, 22 or 28")
     at_least(1, width=width, classes=classes, channels=channels)
-    layers: list[nn.Module] = [_conv(channels, 16)]
-    inputs = 16
-    for group, outputs in enumerate((16 * width, 32 * width, 64 * width)):
+    return residual((16 * width, 32 * width, 64 * width), blocks, classes, channels, 16)
+
+
+def residual(
+    widths: Sequence[int] = (8, 16, 32), blocks: int = 1, classes: int = 10, channels: int = 3, stem: int | None = None
+) -> nn.Sequential:
+    """A residual net of the form of `wrn` with any widths: a group of `blocks` blocks for each, the image halved at the
+    start of every group but the first; `stem`: channels of the first convolution, None for the first width. Small
+    enough for a CPU by default: 19,858 weights on RGB images."""
+    at_least(1, blocks=blocks, classes=classes, channels=channels)
+    inputs = stem or widths[0]
+    layers: list[nn.Module] = [_conv(channels, inputs)]
+    for group, outputs in enumerate(widths):
         for k in range(blocks):
             layers.append(Block(inputs, outputs, 2 if group and k == 0 else 1))
             inputs = outputs
     tail = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
-    return _xavier(nn.Sequential(*layers, *tail))
+    return xavier(nn.Sequential(*layers, *tail))
 
 
-def _xavier(net: nn.Sequential) -> nn.Sequential:
-    for m in net.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)):
-            nn.init.xavier_normal_(m.weight)
-            if m.bias is not None:
-                nn.init.zeros_(m.bias)
+def resnet18(classes: int = 10) -> nn.Module:
+    """torchvision's ResNet-18 with the stem used on CIFAR: a 3 x 3 convolution of stride 1 and no pooling (He et al.
+    2016; 11,173,962 weights for 10 classes)."""
+    from torchvision.models import resnet18 as original
+
+    net = original(num_classes=classes)
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return net

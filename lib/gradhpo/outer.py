@@ -264,3 +264,43 @@ class Clipped:
 
     def update(self, raw: Tensor, hypergradient: Tensor, state: Any, lam: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         return self.outer.update(raw, hypergradient.clamp(-self.limit, self.limit), state, lam)
+
+
+class KeptState(NamedTuple):
+    """The inner rule's state, and the last hypergradient `[R, P]` as it came in."""
+
+    inner: Any
+    hypergradient: Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An outer rule that also keeps the hypergradient of its last update in its state, for records and figures (FDS,
+    Figures 2 and 7). With SGD(0.0) the hyperparameters stay as they are. State: P a run more."""
+
+    outer: Outer
+
+    def init(self, raw: Tensor) -> KeptState:
+        return KeptState(self.outer.init(raw), torch.zeros_like(raw))
+
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: KeptState, lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, KeptState]:
+        raw, inner = self.outer.update(raw, hypergradient, state.inner, lam)
+        return raw, KeptState(inner, hypergradient)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An outer rule fed with 0 where the hypergradient is NaN or infinite: a coordinate whose training diverged stays
+    where it is, and the next training may do better (FDS's program gives NaN the sign 0). Without it a NaN stays in its
+    run for ever."""
+
+    outer: Outer
+
+    def init(self, raw: Tensor) -> Any:
+        return self.outer.init(raw)
+
+    def update(self, raw: Tensor, hypergradient: Tensor, state: Any, lam: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        finite = torch.where(hypergradient.isfinite(), hypergradient, 0.0)
+        return self.outer.update(raw, finite, state, lam)

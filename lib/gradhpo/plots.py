@@ -56,6 +56,11 @@ _LATER = {
     "Unroll1-gTgV": (9, 4, 9),
     "Clip10": (0, 0, 0),
     "Clip20": (4, 3, 4),
+    "FDS": (2, 0, 0),
+    "greedy": (1, 1, 6),
+    "non-greedy": (9, 0, 7),
+    "Hyperband": (3, 3, 8),
+    "BOHB": (4, 4, 9),
 }
 METHODS |= {
     name: {"color": _PALETTE[colour], "linestyle": _DASHES[dash], "marker": _MARKERS[marker]}

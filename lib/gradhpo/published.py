@@ -5,12 +5,16 @@ Not for use: each function says what is off, and the book's page on omissions sh
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from gradhpo.core import Problem
+from gradhpo.core import Problem, Step, Tangent
+from gradhpo.estimators.forward import Forward
+from gradhpo.rules import Rule
 
 
 @dataclass
@@ -54,3 +58,29 @@ class OhoProgram:
         leaf = w.detach().requires_grad_()
         (g,) = torch.autograd.grad(self.problem.train_loss(leaf, {}, t).sum(), leaf, create_graph=graph)
         return g, (leaf,)
+
+
+@dataclass(frozen=True)
+class FdsPrintedMomentum(Forward):
+    """Forward mode with the sensitivity of the velocity as FDS's Appendix A prints it: C_t = delta(v_t) + ..., where
+    the derivative of v_t = beta_t v_{t-1} + ... by beta_t is v_{t-1}. Everything else, Z included, is exact."""
+
+    def _advanced(self, z: Tangent, step: Step, lam_dot: Mapping[str, Tensor]) -> Tangent:
+        exact = super()._advanced(z, step, lam_dot)
+        change = (step.next.buf["v"] - step.state.buf["v"])[:, None]
+        return Tangent(exact.w, {**exact.buf, "v": exact.buf["v"] + lam_dot["momentum"] * change})
+
+
+@dataclass(frozen=True)
+class FdsClipInside(Forward):
+    """Forward mode with the training gradient clipped before it is differentiated, as FDS's program does: H (mask Z) in
+    place of mask (H Z), the derivative of a step with `rules.clipped(rule, limit)`. A clipped weight then feels the
+    others, and they do not feel it. `rule`: the rule without its clip."""
+
+    rule: Rule | None = None
+    limit: float = 1.0
+
+    def _advanced(self, z: Tangent, step: Step, lam_dot: Mapping[str, Tensor]) -> Tangent:
+        inside = copy.copy(step)
+        inside.g, inside.rule = step.g.clamp(-self.limit, self.limit), self.rule or step.rule
+        return super()._advanced(z, inside, lam_dot)

@@ -79,7 +79,7 @@ class Forward:
         return Tangent(memory.w.index_copy(1, active, part.w), buf)
 
     def _advanced(self, z: Tangent, step: Step, lam_dot: Mapping[str, Tensor]) -> Tangent:
-        reset = bool(self.reset_every) and step.t % (self.reset_every or 1) == 0
+        reset = self.reset_every is not None and step.t % self.reset_every == 0
         if reset:
             z = Tangent(torch.zeros_like(z.w), {n: torch.zeros_like(b) for n, b in z.buf.items()})
         if self.product is None:

@@ -55,6 +55,7 @@ class Reverse:
         total = torch.zeros_like(values.raw)
         steps = list(recent)[-self.horizon :]
         for k, step in enumerate(reversed(steps)):
-            cot, share = step.with_curvature().pull(cot, to_state=k < len(steps) - 1)
+            to_state = k < len(steps) - 1
+            cot, share = step.with_curvature(to_state).pull(cot, to_state=to_state)
             total = total + share
         return total

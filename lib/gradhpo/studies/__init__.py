@@ -39,6 +39,9 @@ _MODULES = (
     "uci_choices",
     "uci_horizon",
     "image_horizon",
+    "fds_sharing_mse",
+    "fds_schedules",
+    "fds_cifar_regret",
 )
 
 

@@ -1,5 +1,5 @@
-"""Small images in classes, split and standardised: MNIST, CIFAR-10, Fashion-MNIST, or scikit-learn's digits, which need
-no file. `tasks.image_sets` reads them."""
+"""Small images in classes, split and standardised: MNIST, CIFAR-10, Fashion-MNIST, SVHN, or two sets that need no file:
+scikit-learn's digits, and the same digits on photographs (`svhn_like`). `tasks.image_sets` reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradhpo.tasks import image_sets
 @dataclass(frozen=True)
 class Images:
     """Standardised images `x_* [N, channels, size, size]` and class numbers `y_* [N]`; `caption` names the set,
-    `sha256` is the digest of its files ("" for CIFAR-10)."""
+    `sha256` is the digest of its files ("" where `image_sets.ImageSet` has none)."""
 
     x_train: Tensor
     y_train: Tensor
@@ -51,21 +51,26 @@ class Images:
         return replace(self, x_train=x_train, x_val=x_val, x_test=x_test)
 
 
-def resolve(data: str, real: str = "cifar10") -> str:
-    """The set that a notebook uses: "embedded" is the digits, "auto" the set `real` where its files are, else the
-    digits. Raises GradhpoError for an unknown name, and for a set asked for by name and absent."""
-    return image_sets.chosen(data, real)
+def resolve(data: str, real: str = "cifar10", embedded: str = "digits") -> str:
+    """The set that a notebook uses: "embedded" is the set `embedded`, "auto" the set `real` where its files are, else
+    `embedded`. Raises GradhpoError for an unknown name, and for a set asked for by name and absent."""
+    return image_sets.chosen(data, real, embedded=embedded)
 
 
 def load(
-    data: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", validation: float = 0.2
+    data: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    validation: float = 0.2,
+    rows: int | None = None,
+    test_rows: int | None = None,
 ) -> Images:
     """A set by `resolve`: its test images are the set's own (the digits: the last 397); of the others a seeded draw of
     `validation`, a share (a float below 1) or a number of images, validates. Pixels are standardised by mean and
-    standard deviation of each channel of the training images. Raises GradhpoError for a draw that leaves none to train
-    on."""
+    standard deviation of each channel of the training images. rows, test_rows: as `image_sets.read`. Raises
+    GradhpoError for a draw that leaves none to train on."""
     name = resolve(data)
-    found = image_sets.read(name)
+    found = image_sets.read(name, rows=rows, test_rows=test_rows)
     (x, y), (x_test, y_test) = ((pixels / found.top, classes) for pixels, classes in (found.train, found.test))
     cut = int(len(x) * validation) if isinstance(validation, float) else validation
     if not 0 <= cut < len(x):
