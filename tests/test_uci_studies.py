@@ -191,6 +191,16 @@ def test_choices_hold_the_trainers_settings() -> None:
     assert train_only.x_train.mean(0).abs().max() < 1e-6 < c.table(CPU).x_train.mean(0).abs().max()
 
 
+def test_splits_are_compared_at_the_same_seeds(chosen: pd.DataFrame) -> None:
+    assert sorted(uci_choices.few(chosen)["split"]) == [0, 0, 1, 1]
+    table = uci_choices.splits(chosen)
+    one = chosen[(chosen["choice"] == uci_choices.SPLIT) & (chosen["split"] == 1)]
+    assert table.loc["test_mse", 1] == one["test_mse"].median()
+    assert table.loc["log10_decay_end", 1] == one["log10_decay_end"].median() != one["log10_decay"].median()
+    assert uci_choices.split_spread(chosen).startswith("2 splits, 2 runs each")
+    assert uci_choices.splits(chosen.iloc[:0]).empty
+
+
 def test_effects_are_paired() -> None:
     rows = [("as in this book", s, x) for s, x in enumerate((1.0, 2.0, 4.0))]
     rows += [("one more term", s, x) for s, x in enumerate((1.1, 2.4, np.nan))]

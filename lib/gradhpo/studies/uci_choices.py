@@ -20,7 +20,7 @@ from gradhpo import methods, stats
 from gradhpo.errors import unknown
 from gradhpo.records import Result
 from gradhpo.studies import Study
-from gradhpo.studies.uci_training import SETTINGS, Setting, train
+from gradhpo.studies.uci_training import ALL, SETTINGS, Setting, train
 from gradhpo.studies.uci_training import Config as Training
 from gradhpo.tasks.uci import Table, TableRegression, load
 
@@ -58,6 +58,7 @@ class Config(Training):
 
     choice: str = USUAL  # one of `CHOICES`
     split: int = 0  # of the data set's 20
+    version: int = 3
 
     def setting(self) -> Setting:
         """The method with the choice's change."""
@@ -105,13 +106,16 @@ def runs(scale: str) -> list[Config]:
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """A batch of runs. Metrics: initial values, final test_mse and val_mse in the target's unit squared, best_mse (the
-    lowest test MSE at some 20 readings), diverged."""
+    lowest test MSE at some 20 readings), diverged, and log10_lr_end, log10_decay_end, momentum_end."""
     c = batch[0]
     trained = train(c, [b.seed for b in batch], device, c.every * max(1, c.steps // c.every // 20))
     out = []
     for k, test in enumerate(trained.test):
         metrics = trained.start.metrics(k) | {"test_mse": test[-1], "val_mse": trained.val[k]}
         metrics |= {"best_mse": float(np.nanmin(test)), "diverged": int(np.isnan(test[-1]))}
+        lr, decay, momentum = (float(trained.tuned[n][k, -1]) for n in ALL)
+        ends = {"log10_lr_end": np.log10(lr), "log10_decay_end": np.log10(decay), "momentum_end": momentum}
+        metrics |= {n: float(v) for n, v in ends.items()}
         out.append(Result(metrics, {}, trained.wall_s, trained.dataset, trained.sha256, trained.cpu_s))
     return out
 
@@ -150,13 +154,26 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").reindex([c for c in CHOICES if c in rows]).fillna("")
 
 
+def splits(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column for each split of the rows, sorted by the median final test MSE of its runs: that, the median final
+    validation MSE, and the median of log10 of the weight decay at the end."""
+    if frame.empty or SPLIT not in set(frame["choice"]):
+        return pd.DataFrame()
+    return few(frame).groupby("split")[["test_mse", "val_mse", "log10_decay_end"]].median().sort_values("test_mse").T
+
+
+def few(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs on all splits, of this book's split those with the seeds of the others."""
+    other = frame[frame["choice"] == SPLIT]
+    here = frame[(frame["choice"] == USUAL) & frame["seed"].isin(other["seed"])]
+    return pd.concat([here, other])
+
+
 def split_spread(frame: pd.DataFrame) -> str:
     """How far the mean final test MSE moves from split to split, beside the bootstrap error of such a mean."""
     if frame.empty or SPLIT not in set(frame["choice"]):
         return "no run is recorded yet"
-    few = frame[frame["choice"].isin([USUAL, SPLIT])]
-    few = few[few["seed"].isin(few[few["choice"] == SPLIT]["seed"])]
-    each = few.groupby("split")["test_mse"]
+    each = few(frame).groupby("split")["test_mse"]
     means, errors = each.mean(), each.apply(lambda x: stats.bootstrap_error(x.to_numpy(dtype=float)))
     return (
         f"{len(means)} splits, {int(each.size().min())} runs each: means from {means.min():.3g} to {means.max():.3g}, "
