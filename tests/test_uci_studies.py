@@ -195,8 +195,8 @@ def test_splits_are_compared_at_the_same_seeds(chosen: pd.DataFrame) -> None:
     assert sorted(uci_choices.few(chosen)["split"]) == [0, 0, 1, 1]
     table = uci_choices.splits(chosen)
     one = chosen[(chosen["choice"] == uci_choices.SPLIT) & (chosen["split"] == 1)]
-    assert table.loc["test_mse", 1] == one["test_mse"].median()
-    assert table.loc["log10_decay_end", 1] == one["log10_decay_end"].median() != one["log10_decay"].median()
+    assert table.loc[1, "test_mse"] == one["test_mse"].median()
+    assert table.loc[1, "log10_decay_end"] == one["log10_decay_end"].median() != one["log10_decay"].median()
     assert uci_choices.split_spread(chosen).startswith("2 splits, 2 runs each")
     assert uci_choices.splits(chosen.iloc[:0]).empty
 

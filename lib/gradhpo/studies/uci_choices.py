@@ -155,11 +155,11 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def splits(frame: pd.DataFrame) -> pd.DataFrame:
-    """A column for each split of the rows, sorted by the median final test MSE of its runs: that, the median final
+    """A row for each split of the rows, sorted by the median final test MSE of its runs: that, the median final
     validation MSE, and the median of log10 of the weight decay at the end."""
     if frame.empty or SPLIT not in set(frame["choice"]):
         return pd.DataFrame()
-    return few(frame).groupby("split")[["test_mse", "val_mse", "log10_decay_end"]].median().sort_values("test_mse").T
+    return few(frame).groupby("split")[["test_mse", "val_mse", "log10_decay_end"]].median().sort_values("test_mse")
 
 
 def few(frame: pd.DataFrame) -> pd.DataFrame:
