@@ -247,6 +247,10 @@ def test_the_published_measure_sees_signs_and_tiny_gradients_only() -> None:
     assert claims["approximate weight-decay hypergradients are better at short look-backs"] is True
 
 
+def test_two_hypergradients_of_zero_agree() -> None:
+    assert uci_sensitivity._relative(np.array([0.0, 1.0]), np.array([0.0, 2.0])).tolist() == [0.0, 0.5]
+
+
 def test_proportions_are_compared_with_the_usual_one() -> None:
     assert [proportion(s) for s in (0.8, 0.5625)] == ["80%/10%/10%", "56.25%/33.75%/10%"]
     usual = pd.concat([runs(m, [1.0, 2.0]) for m in ("WD+LR+M", "WD+HDLR+M", "Random")])

@@ -17,7 +17,7 @@ from gradhpo.studies.clip_training import FIXED, GTGV, METHODS
 
 UNROLLED, CLIPPED = ("Unroll1", "Unroll5", "Unroll10"), ("Clip5", "Clip10", "Clip20")
 SCALED = "Clip5 LR scale"
-"""Row of Table 3: Clip5 with its outer rate multiplied by 1 and by 0.1, the mean of both."""
+"""The row of Table 3 that is the mean of Clip5 with its outer rate and with a tenth of it."""
 
 HEADS = {"best_val": "with early stopping", "val": "without early stopping", "stability": "stability (%)"}
 

@@ -216,7 +216,8 @@ def gradient_errors(frame: pd.DataFrame, dtype: str = "float64") -> pd.DataFrame
     """Errors of approximate hypergradients, a row for each run, T, i and hyperparameter.
 
     honest: |approximate - exact| / |exact|. published: the same of the first update that Adam makes of each,
-    g / (|g| + 1e-8), which knows little but the sign of g.
+    g / (|g| + 1e-8), which knows little but the sign of g. Where both are 0, as the
+    momentum's at T = 1, the error is 0.
     """
     rows = []
     here = frame[(frame["method"] == HYPERGRADIENTS) & (frame["dtype"] == dtype)] if len(frame) else frame
@@ -224,12 +225,17 @@ def gradient_errors(frame: pd.DataFrame, dtype: str = "float64") -> pd.DataFrame
         for name in ALL:
             a, e = (np.array(run[f"{kind}_{name}"], dtype=float) for kind in ("approximate", "exact"))
             step_a, step_e = a / (np.abs(a) + _EPS), e / (np.abs(e) + _EPS)
-            honest, published = np.abs(a - e) / np.abs(e), np.abs(step_a - step_e) / np.abs(step_e)
+            honest, published = _relative(a, e), _relative(step_a, step_e)
             rows += [
                 {"T": run["every"], "i": i, "hyperparameter": name, "honest": h, "published": p}
                 for i, h, p in zip(run["look_backs"], honest, published, strict=True)
             ]
     return pd.DataFrame(rows, columns=["T", "i", "hyperparameter", "honest", "published"])
+
+
+def _relative(a: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """|a - exact| / |exact|; 0 where both are 0."""
+    return np.divide(np.abs(a - exact), np.abs(exact), out=np.zeros_like(exact), where=(a != exact) | (exact != 0))
 
 
 def error_grid(errors: pd.DataFrame, name: str, measure: str, statistic: str = "mean") -> pd.DataFrame:

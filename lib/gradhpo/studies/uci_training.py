@@ -73,7 +73,7 @@ class Setting:
     merged: bool = False
     per_weight: bool = False
     bounds: tuple[float, float] = BOUNDS
-    init: Callable[[TableRegression, Sequence[int]], Tensor] = TableRegression.init
+    init: Callable[[TableRegression, Sequence[int]], Tensor] | None = None  # None: the task's own
 
 
 SETTINGS = {
@@ -168,7 +168,7 @@ class Trainer:
             columns = {LR: start.lr, DECAY: start.weight_decay, MOMENTUM: start.momentum, MULTIPLIER: start.multiplier}
             configs = [{n: float(v[k]) for n, v in columns.items()} for k in range(len(seeds))]
             return start, self.stepped.start(configs, seeds)
-        w = self.setting.init(self.task, seeds)
+        w = self.setting.init(self.task, seeds) if self.setting.init else self.task.init(seeds)
         raw, fixed = Hypers(declared(self.setting, start, w), self.task.layout.sizes).init(w)
         return start, Members(self.loop.start(w)._replace(raw=raw, fixed=fixed), None)
 
