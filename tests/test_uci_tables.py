@@ -242,6 +242,8 @@ def test_the_published_measure_sees_signs_and_tiny_gradients_only() -> None:
     assert at.loc["momentum"].to_list() == pytest.approx([2.0, 2.0])
     assert at.loc["weight_decay", "published"] == pytest.approx(0.75 / 0.5 - 1)  # 3e-8 / 4e-8 against 1e-8 / 2e-8
     assert uci_sensitivity.error_grid(errors, "lr", "honest").loc[5, 10] == pytest.approx(200.0)
+    shares = uci_sensitivity.sign_shares(errors)
+    assert shares["lr"] == shares["momentum"] == 1.0 and shares["weight_decay"] == 0.0
     claims = uci_sensitivity.error_claims(errors)
     assert claims["one term (i = 1) is exact"] is True
     assert claims["approximate weight-decay hypergradients are better at short look-backs"] is True

@@ -20,7 +20,8 @@ from gradhpo.outer import SGD, Exponentiated, Outer
 from gradhpo.records import Result
 from gradhpo.rules import sgd
 from gradhpo.studies import Study, clip_training
-from gradhpo.studies.clip_training import FIXED, GTGV, METHODS, Schedule, Trained, in_force, short
+from gradhpo.studies.clip_training import FIXED, GTGV, METHODS, Schedule, Trained, in_force
+from gradhpo.studies.series import short
 from gradhpo.tasks.classification import Classification, fully_connected
 from gradhpo.tasks.images import load
 from gradhpo.train import Loop, Run
@@ -176,7 +177,7 @@ def _result(t: Trained, k: int, shown_at: list[int], dataset: str, sha256: str) 
     points = np.arange(len(t.ends) - 1, -1, -max(1, round(len(t.ends) / _CURVE)))[::-1]
     series |= {"val_curve": rows["val"][points], "decay_path": rows["decay"][points]}
     series |= {f"panel_{n}": rows[n][shown_at] for n in ("train", "val", "decay")}
-    return Result(metrics, {n: short(v) for n, v in series.items()}, t.wall_s, dataset, sha256, t.cpu_s)
+    return Result(metrics, {n: short(v, 5) for n, v in series.items()}, t.wall_s, dataset, sha256, t.cpu_s)
 
 
 # Seconds of a step relative to plain training, measured on a CPU.

@@ -20,7 +20,8 @@ from gradhpo.outer import SGD, Outer
 from gradhpo.records import Result
 from gradhpo.rules import norm_clipped, sgd
 from gradhpo.studies import Study, clip_training
-from gradhpo.studies.clip_training import FIXED, GTGV, METHODS, Schedule, Trained, in_force, short
+from gradhpo.studies.clip_training import FIXED, GTGV, METHODS, Schedule, Trained, in_force
+from gradhpo.studies.series import short
 from gradhpo.tasks.language import LanguageModelling
 from gradhpo.tasks.text import load
 from gradhpo.train import Loop, Run
@@ -181,7 +182,7 @@ def _result(t: Trained, plan: Schedule, k: int, task: LanguageModelling) -> Resu
     series = t.sensitivity(k)
     series |= {"val_curve": rows["val"][falls], "train_curve": rows["train"][falls], "keep_path": rows["keep"][falls]}
     series |= {f"panel_{n}": rows[n][panels] for n in ("train", "val", "keep")}
-    lists = {n: short(v) for n, v in series.items()}
+    lists = {n: short(v, 5) for n, v in series.items()}
     return Result(metrics, lists, t.wall_s, task.text.name, task.text.sha256, t.cpu_s)
 
 

@@ -16,6 +16,7 @@ from gradhpo import environment, methods
 from gradhpo.errors import unknown
 from gradhpo.estimators.forward import Forward
 from gradhpo.outer import Outer
+from gradhpo.studies.series import finite
 from gradhpo.train import Loop, Method, Run
 
 FIXED, GTGV = "Fixed", "Unroll1-gTgV"
@@ -130,14 +131,3 @@ def in_force(loop: Loop, run: Run, name: str) -> Tensor:
     """Value `[R]` of a global hyperparameter, tuned or not, in natural units."""
     tuned = loop.hypers.natural(run.raw)
     return (tuned[name] if name in tuned else run.fixed[name][:, 0])[:, 0]
-
-
-def finite(x: Tensor) -> np.ndarray:
-    """As float64 on the CPU, NaN where not finite."""
-    values = x.double().cpu().numpy()
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def short(values: np.ndarray, digits: int = 5) -> list[float | None]:
-    """A series with few significant digits: a curve needs no more."""
-    return [float(f"{v:.{digits}g}") for v in values]

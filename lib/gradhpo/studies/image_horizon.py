@@ -24,7 +24,8 @@ from gradhpo.records import Result
 from gradhpo.rules import sgd
 from gradhpo.studies import Study, uci_figures, uci_tables
 from gradhpo.studies.restarts import restarted
-from gradhpo.studies.uci_training import SETTINGS, declared, draw, finite, short
+from gradhpo.studies.series import finite, short
+from gradhpo.studies.uci_training import SETTINGS, declared, draw
 from gradhpo.tasks import fashion
 from gradhpo.tasks.classification import Classification
 from gradhpo.train import Loop, Method, Run

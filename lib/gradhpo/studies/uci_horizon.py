@@ -25,7 +25,8 @@ from gradhpo.records import Result
 from gradhpo.rules import sgd
 from gradhpo.studies import Study, uci_figures
 from gradhpo.studies.restarts import restarted
-from gradhpo.studies.uci_training import ALL, SETTINGS, declared, draw, finite, points, regression, short, train
+from gradhpo.studies.series import finite, short
+from gradhpo.studies.uci_training import ALL, SETTINGS, declared, draw, points, regression, train
 from gradhpo.studies.uci_training import Config as Training
 from gradhpo.train import Loop, Run
 

@@ -20,7 +20,8 @@ from gradhpo.errors import unknown
 from gradhpo.records import Result
 from gradhpo.search import MULTIPLIER
 from gradhpo.studies import Study, uci_bayes
-from gradhpo.studies.uci_training import SETTINGS, Trained, points, short, train
+from gradhpo.studies.series import short
+from gradhpo.studies.uci_training import SETTINGS, Trained, points, train
 from gradhpo.studies.uci_training import Config as Training
 
 THREE, BAYES = "Random-3-batched", "Bayes"

@@ -23,6 +23,7 @@ from gradhpo.hypers import Hyper, Hypers
 from gradhpo.rules import sgd
 from gradhpo.search import MULTIPLIER, Training
 from gradhpo.search.trainable import Members
+from gradhpo.studies.series import finite
 from gradhpo.tasks.uci import Table, TableRegression, load
 from gradhpo.train import Loop, Method, Run
 
@@ -263,18 +264,7 @@ def _tuned(t: Trainer, run: Run) -> dict[str, Tensor]:
     return out
 
 
-def finite(x: Tensor) -> np.ndarray:
-    """As float64 on the CPU, NaN where not finite."""
-    values = x.double().cpu().numpy()
-    return np.where(np.isfinite(values), values, np.nan)
-
-
 def points(trained: Trained, count: int) -> np.ndarray:
     """Indices into `trained.steps` of `count` evenly spaced points, ends included (all when there are fewer)."""
     last = len(trained.steps) - 1
     return np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(int))
-
-
-def short(values: np.ndarray, digits: int = 4) -> list[float | None]:
-    """Values with few significant digits, for a series: a curve needs no more, and a run stays near 1 kB."""
-    return [float(f"{v:.{digits}g}") for v in values]

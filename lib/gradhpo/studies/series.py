@@ -1,0 +1,17 @@
+"""How studies bring tensors into their records."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+
+def finite(x: Tensor) -> np.ndarray:
+    """As float64 on the CPU, NaN where not finite."""
+    values = x.double().cpu().numpy()
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def short(values: np.ndarray, digits: int = 4) -> list[float | None]:
+    """Values with few significant digits, for a series: a curve needs no more, and a run stays near 1 kB."""
+    return [float(f"{v:.{digits}g}") for v in values]
