@@ -47,7 +47,7 @@ def test_a_line_says_all_the_design_asks_for(root: Path) -> None:
     assert got["config"] == {"method": "slow", "seed": 0, "version": 1, "rate": 0.5}
     assert (got["study"], got["scale"], got["device"], got["batch"]) == ("fake", "smoke", "cpu: a processor", 3)
     assert (got["dataset"], got["dataset_sha256"], got["wall_s"], got["peak_mb"]) == ("energy", "ab" * 32, 1.5, 12.3)
-    assert set(got["versions"]) == {"python", "torch", "numpy", "gradhpo"}
+    assert set(got["versions"]) == {"python", "torch", "numpy", "gradhpo", "compiler"}
     assert {"commit", "dirty"} < set(got)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", got["date"])
     assert got["metrics"] == {"loss": 0.5, "steps": 120}

@@ -43,8 +43,8 @@ def test_paper_scale_holds_what_it_promises_in_the_promised_order() -> None:
     assert list(dict.fromkeys(c.dataset for c in every))[:3] == ["energy", "kin8nm", "power"]
     assert {c.dtype for c in every if c.form == "module"} == {"float64"}
     chunks = studies.batches(uci_onepass.STUDY, every)
-    assert max(map(len, chunks)) == 10
-    assert {len(b) for b in chunks if b[0].method == "Bayes" and b[0].dataset == "power"} == {4}
+    assert max(map(len, chunks)) == 20
+    assert {len(b) for b in chunks if b[0].method == "Bayes" and b[0].dataset == "power"} == {8}
 
 
 @pytest.fixture(scope="module")

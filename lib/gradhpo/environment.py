@@ -2,14 +2,17 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import time
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,10 +33,12 @@ def commit() -> tuple[str | None, bool | None]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions a record keeps: python, torch, numpy, gradhpo."""
+    """Return the versions a record keeps: python, torch, numpy, gradhpo, and the C++ compiler of `compiled`."""
+    found = compiler()
     return {
         "python": platform.python_version(),
         **{name: _version(name) or "unknown" for name in ("torch", "numpy", "gradhpo")},
+        "compiler": "none" if found is None else found.version,
     }
 
 
@@ -54,7 +59,7 @@ def device(name: str) -> torch.device:
 
 def describe(chosen: torch.device) -> str:
     """Return the device as people read it: "cpu: AMD EPYC 7B13", "cuda: NVIDIA H100"."""
-    model = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else _processor()
+    model = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else processor()
     return f"{chosen.type}: {model}"
 
 
@@ -115,10 +120,12 @@ def differences() -> tuple[int, list[str]]:
 
 
 def _git(folder: str, *arguments: str) -> str | None:
+    return _output("git", "-C", folder, *arguments)
+
+
+def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -131,8 +138,28 @@ def _version(package: str) -> str | None:
         return None
 
 
+class Compiler(NamedTuple):
+    """A C++ compiler: where it is, and the first line of its `--version`."""
+
+    path: str
+    version: str
+
+
 @cache
-def _processor() -> str:
+def compiler() -> Compiler | None:
+    """Return the C++ compiler: what `CXX` names, else the first there is of c++, g++ and clang++; None without one, or
+    when `GRADHPO_COMPILE` is 0."""
+    if os.environ.get("GRADHPO_COMPILE", "").strip() == "0":
+        return None
+    for name in (os.environ.get("CXX", "").strip(), "c++", "g++", "clang++"):
+        if (path := shutil.which(name)) and (says := _output(path, "--version")):
+            return Compiler(path, says.split("\n")[0])
+    return None
+
+
+@cache
+def processor() -> str:
+    """Return the processor's model, or its architecture where the model is not told."""
     try:
         found = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

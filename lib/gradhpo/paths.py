@@ -28,6 +28,11 @@ def records_root() -> Path:
     return _from_environment("GRADHPO_RECORDS", ROOT / "data" / "records")
 
 
+def cache_root() -> Path:
+    """Folder of what can be made again: `GRADHPO_CACHE`, else `gradhpo` in the user's cache folder."""
+    return _from_environment("GRADHPO_CACHE", _from_environment("XDG_CACHE_HOME", Path.home() / ".cache") / "gradhpo")
+
+
 def published_root() -> Path:
     """Folder of the papers' numbers as CSV: `data/published`."""
     return ROOT / "data" / "published"

@@ -58,7 +58,7 @@ class Config(Training):
 
     choice: str = USUAL  # one of `CHOICES`
     split: int = 0  # of the data set's 20
-    version: int = 3
+    version: int = 4
 
     def setting(self) -> Setting:
         """The method with the choice's change."""
@@ -127,7 +127,7 @@ STUDY = Study(
     config=Config,
     runs=runs,
     run=run,
-    chunk=10,
+    chunk=20,
 )
 
 

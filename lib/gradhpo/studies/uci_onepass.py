@@ -210,8 +210,8 @@ def _cost(c: Config) -> float:
 def _chunk(c: Config) -> int:
     """Runs side by side. A search of 30 trainings on a large set takes minutes, which a stop would lose."""
     if c.method != BAYES:
-        return 10
-    return 8 if data.info(c.dataset).rows < 5000 else 4
+        return 20
+    return 16 if data.info(c.dataset).rows < 5000 else 8
 
 
 STUDY = Study(

@@ -187,7 +187,7 @@ STUDY = Study(
     config=Config,
     runs=runs,
     run=run,
-    chunk=10,
+    chunk=20,
     cost=_cost,
 )
 
