@@ -16,7 +16,7 @@ from gradhpo.estimators.forward import FirstOrder, Forward
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD, Exponentiated
 from gradhpo.rules import sgd
-from gradhpo.studies import clip_mnist, clip_tables, clip_training
+from gradhpo.studies import clip_figures, clip_mnist, clip_tables, clip_training
 from gradhpo.studies.clip_training import METHODS, Schedule, Trained
 from gradhpo.tasks.classification import Classification, fully_connected
 from gradhpo.tasks.images import load
@@ -122,6 +122,15 @@ def test_the_study_gives_every_run_its_numbers(frame: pd.DataFrame) -> None:
     assert (clip["clipped"].between(0, 1)).all() and max(map(max, clip["length"])) <= 5 * (1 + 1e-4)
     assert {len(v) for v in frame["panel_train"]} == {6} and {len(v) for v in frame["val_curve"]} == {40}
     assert np.allclose([v[-1] for v in frame["panel_val"]], frame["val"], rtol=1e-4)
+
+
+def test_panels_of_what_is_recorded_so_far(frame: pd.DataFrame) -> None:
+    table = clip_figures.panel_table(frame, ["Clip5", "Clip20"], [1, 3], "decay")
+    assert list(table.index) == [("Clip5", 1), ("Clip5", 3), ("Clip20", 1), ("Clip20", 3)]
+    middle = frame[frame["method"] == "Clip20"]["panel_val"].map(lambda v: v[1]).median()
+    assert table.loc[("Clip20", 3), "val"] == middle
+    only = frame[frame["method"] == "Fixed"]
+    assert clip_figures.panel_table(only, ["Clip5"], [1, 3], "decay").unstack("step").empty
 
 
 def test_a_run_does_not_depend_on_what_stands_beside_it(frame: pd.DataFrame) -> None:

@@ -89,6 +89,7 @@ BEHIND_THE_COMMANDS = (
     *("__main__", "book", "book_api", "book_docstrings", "book_figures", "checks", "cli", "download", "environment"),
     *(
         "checkpoints",
+        "compiled",
         "foreach",
         "jsonl",
         "notebooks",

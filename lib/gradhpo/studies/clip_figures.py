@@ -70,14 +70,13 @@ def _log_y(ax: Axes) -> None:
 def panel_table(frame: pd.DataFrame, methods: Sequence[str], steps: Sequence[int], hyper: str) -> pd.DataFrame:
     """What the panels show, as medians over the runs of a method: training loss, validation loss and hyperparameter
     after each number of steps."""
-    rows = {}
+    names, rows = ["train", "val", hyper], {}
     for method in methods:
         runs = frame[frame["method"] == method]
         for k, step in enumerate(steps if len(runs) else ()):
-            rows[method, step] = {
-                name: np.nanmedian([v[k] for v in runs[f"panel_{name}"]]) for name in ("train", "val", hyper)
-            }
-    return pd.DataFrame(rows).T.rename_axis(["method", "step"])
+            rows[method, step] = [np.nanmedian([v[k] for v in runs[f"panel_{name}"]]) for name in names]
+    index = pd.MultiIndex.from_tuples(list(rows), names=["method", "step"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=names)
 
 
 def draw_paths(ax: Axes, frame: pd.DataFrame, column: str, steps: int, methods: Sequence[str], label: str) -> None:
