@@ -127,7 +127,7 @@ STUDY = Study(
     config=Config,
     runs=runs,
     run=run,
-    chunk=20,
+    chunk=50,
 )
 
 

@@ -136,7 +136,7 @@ def _cost(c: Config) -> float:
 
 def _chunk(c: Config) -> int:
     """Runs side by side; fewer where a batch takes minutes, which a stop would lose."""
-    return 12 if c.steps * c.trainings > 50_000 else 20
+    return 18 if c.steps * c.trainings > 50_000 else 30
 
 
 STUDY = Study(

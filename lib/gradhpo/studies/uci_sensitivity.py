@@ -187,7 +187,7 @@ STUDY = Study(
     config=Config,
     runs=runs,
     run=run,
-    chunk=20,
+    chunk=50,
     cost=_cost,
 )
 
