@@ -143,6 +143,7 @@ def work(job: Job) -> Iterator[tuple[int, float]]:
     added and its cost."""
     torch.set_num_threads(1)
     environment.keep_freed_memory()
+    environment.flush_denormals()
     device, slowest = environment.device(job.device), 0.0
     with _claims(job) as claim:
         for chunk in cut(job.study, job.scale):

@@ -123,6 +123,7 @@ def _compute(work: tuple[str, Sequence[Any], str]) -> list[Result]:
     name, batch, device = work
     threads = torch.get_num_threads()
     environment.keep_freed_memory()
+    environment.flush_denormals()
     torch.set_num_threads(1)  # the same sums in the same order, however many cores there are
     try:
         return get(name).run(batch, torch.device(device))
