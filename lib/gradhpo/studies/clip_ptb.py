@@ -96,7 +96,7 @@ SIZES = {
         warm_up=20,
     ),
     "laptop": Sizes(
-        *("ptb", 2_000, 3, 20_000, 4_000, 1_000),
+        *("ptb", 2_000, 3, 10_000, 4_000, 1_000),
         hidden=128,
         unrolled=20,
         batch_size=10,
