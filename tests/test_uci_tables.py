@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -218,10 +219,19 @@ def grid_frame(gain: float = 0.5) -> pd.DataFrame:
 def test_the_grid_of_medians_and_its_claims() -> None:
     table = uci_sensitivity.medians(grid_frame())
     assert table.loc[("Random", 0), 10] == 0.8 and table.loc[("WD+LR+M", 5), 1] == pytest.approx(4.2)
-    assert set(uci_sensitivity.claims(grid_frame()).values()) == {True}
-    worse = uci_sensitivity.claims(grid_frame(gain=1.5))
+    sizes = replace(uci_sensitivity.SIZES["smoke"], intervals=(1, 10, 100), look_backs=(1, 5), runs=3)
+    assert set(uci_sensitivity.claims(grid_frame(), sizes).values()) == {True}
+    worse = uci_sensitivity.claims(grid_frame(gain=1.5), sizes)
     assert worse["WD+LR+M beats Random for every T and i"] is False
-    assert set(uci_sensitivity.claims(pd.DataFrame()).values()) == {None}
+    assert set(uci_sensitivity.claims(pd.DataFrame(), sizes).values()) == {None}
+
+
+@pytest.mark.parametrize("method", ["Random", "WD+LR+M", "Diff-through-Opt"])
+def test_a_grid_that_lacks_runs_decides_nothing(method: str) -> None:
+    sizes = replace(uci_sensitivity.SIZES["smoke"], intervals=(1, 10, 100), look_backs=(1, 5), runs=3)
+    grid = grid_frame().reset_index(drop=True)
+    one = grid.index[(grid["method"] == method) & (grid["every"] == 100)][-1]
+    assert set(uci_sensitivity.claims(grid.drop(index=one), sizes).values()) == {None}
 
 
 def hypergradient_frame() -> pd.DataFrame:
