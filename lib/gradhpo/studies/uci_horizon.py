@@ -131,7 +131,7 @@ def _restarted(c: Config, seeds: Sequence[int], device: torch.device) -> list[Re
 
 
 def _cost(c: Config) -> float:
-    return c.steps * c.trainings * (data.info(c.dataset).rows + 200) * (2.5 if c.method == LONG else 1.0) / 4e6
+    return c.steps * c.trainings * (data.info(c.dataset).rows + 2000) * (2.5 if c.method == LONG else 1.0) / 4e6
 
 
 def _chunk(c: Config) -> int:

@@ -197,14 +197,13 @@ def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Res
     return out
 
 
-# Seconds of a training relative to Random, measured in float32; a step also has a fixed overhead, worth 200 rows.
-_WEIGHTS = {"Random-xLR": 1.05, "Lorraine": 1.2, "WD+LR": 1.2, "WD+LR+M": 1.25, "WD+HDLR+M": 1.3}
-_WEIGHTS |= {"Diff-through-Opt": 1.25}
+# Seconds of a training relative to Random, from the records; a step also has a fixed overhead, worth 2000 rows.
+_WEIGHTS = {"Lorraine": 1.4, "WD+LR": 1.4, "WD+LR+M": 1.4, "WD+HDLR+M": 1.3, "Diff-through-Opt": 1.4}
 
 
 def _cost(c: Config) -> float:
     precision = {"float32": 1.0, "float64": 2.0}[c.dtype] * (1.0 if c.form == "stacked" else 3.0)
-    return _WEIGHTS.get(c.method, 1.0) * c.trials * c.steps * (data.info(c.dataset).rows + 200) * precision / 4e6
+    return _WEIGHTS.get(c.method, 1.0) * c.trials * c.steps * (data.info(c.dataset).rows + 2000) * precision / 4e6
 
 
 def _chunk(c: Config) -> int:
