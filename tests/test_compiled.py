@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _forget() -> None:
-    compiled.library.cache_clear()
+    compiled.load.cache_clear()
     environment.compiler.cache_clear()
 
 
@@ -44,23 +44,23 @@ def write(folder: Path, text: str = SOURCE) -> Path:
 
 @needs_compiler
 def test_a_file_is_compiled_once_and_called(cache: Path, tmp_path: Path) -> None:
-    library = compiled.library(write(tmp_path))
+    library = compiled.load(write(tmp_path))
     assert library is not None
     x, y = torch.arange(5.0, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     compiled.call(library["twice"], (x, y), (5,))
     assert torch.equal(y, 2 * x)
     (made,) = cache.iterdir()
     before = made.stat().st_mtime_ns
-    compiled.library.cache_clear()
-    assert isinstance(compiled.library(tmp_path / "twice.cpp"), ctypes.CDLL)
+    compiled.load.cache_clear()
+    assert isinstance(compiled.load(tmp_path / "twice.cpp"), ctypes.CDLL)
     assert [f.stat().st_mtime_ns for f in cache.iterdir()] == [before]
 
 
 @needs_compiler
 def test_another_text_is_another_library(cache: Path, tmp_path: Path) -> None:
-    compiled.library(write(tmp_path))
-    compiled.library.cache_clear()
-    library = compiled.library(write(tmp_path, SOURCE.replace("2 * x[k]", "3 * x[k]")))
+    compiled.load(write(tmp_path))
+    compiled.load.cache_clear()
+    library = compiled.load(write(tmp_path, SOURCE.replace("2 * x[k]", "3 * x[k]")))
     x, y = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     assert library is not None
     compiled.call(library["twice"], (x, y), (1,))
@@ -69,7 +69,7 @@ def test_another_text_is_another_library(cache: Path, tmp_path: Path) -> None:
 
 @needs_compiler
 def test_what_does_not_compile_leaves_nothing(cache: Path, tmp_path: Path) -> None:
-    assert compiled.library(write(tmp_path, "this is not C++")) is None
+    assert compiled.load(write(tmp_path, "this is not C++")) is None
     assert not any(cache.iterdir())
 
 
@@ -77,19 +77,19 @@ def test_what_does_not_compile_leaves_nothing(cache: Path, tmp_path: Path) -> No
 def test_a_cache_that_cannot_be_written_is_no_error(cache: Path, tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
-        assert compiled.library(Path(compiled.__file__).parent / "tasks" / "relu_nets.cpp") is None
+        assert compiled.load(Path(compiled.__file__).parent / "tasks" / "relu_nets.cpp") is None
     finally:
         tmp_path.chmod(stat.S_IRWXU)
 
 
 def test_a_cache_that_is_a_file_is_no_error(cache: Path, tmp_path: Path) -> None:
     cache.write_text("")
-    assert compiled.library(write(tmp_path)) is None
+    assert compiled.load(write(tmp_path)) is None
 
 
 def test_without_a_compiler_there_is_no_library(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADHPO_COMPILE", "0")
-    assert environment.compiler() is None and compiled.library(write(tmp_path)) is None
+    assert environment.compiler() is None and compiled.load(write(tmp_path)) is None
     assert not cache.exists()
 
 

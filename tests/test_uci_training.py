@@ -40,7 +40,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param == "compiled":
         if environment.compiler() is None:
             pytest.skip("no C++ compiler")
-        assert compiled.library(relu_nets._SOURCE) is not None
+        assert compiled.load(relu_nets._SOURCE) is not None
         return
     monkeypatch.setattr(compiled, "library", lambda source: None)
     monkeypatch.setattr(relu_nets, "_CACHED", 2**20 if request.param == "one block" else 2**12)

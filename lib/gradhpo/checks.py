@@ -35,7 +35,7 @@ def packages() -> Iterator[Finding]:
 def compiler() -> Finding:
     """Say what compiles the C++ operations; to have no compiler is no fault."""
     if (found := environment.compiler()) is None:
-        return Finding(True, "compiler: none, trainings on tables take two to three times as long")
+        return Finding(True, "compiler: none, trainings on tables take up to four times as long")
     return Finding(True, f"compiler: {found.version}")
 
 

@@ -22,8 +22,8 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 
 
 @cache
-def library(source: Path) -> ctypes.CDLL | None:
-    """The C++ file as a shared library, or None where it cannot be compiled or loaded.
+def load(source: Path) -> ctypes.CDLL | None:
+    """Load the C++ file as a shared library; None where it cannot be compiled or loaded.
 
     It is kept in the cache folder under a name made of its text, the compiler and the processor, so a folder that
     machines share does no harm; it appears there complete or not at all.

@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -82,6 +83,26 @@ def peak_mb(chosen: torch.device) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@contextlib.contextmanager
+def as_recorded() -> Iterator[None]:
+    """Compute as studies are recorded: one thread, so sums have one order on any number of cores; numbers below 1e-38
+    (float32) rounded to zero, where the processor can; and freed memory kept for the next allocation.
+
+    A weight decay that a method has driven up takes whole nets below 1e-38, where arithmetic is many times slower: a
+    batch of Lorraine's runs on Kin8nm took 210 seconds in place of 50, and gave the same metrics. Afterwards threads
+    and rounding are the caller's again; memory is kept for good.
+    """
+    threads, flushed = torch.get_num_threads(), _flushes()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushed)
+
+
 def keep_freed_memory() -> None:
     """Ask the C library to keep freed memory for the next allocation instead of handing it back (Linux; elsewhere
     nothing happens).
@@ -95,13 +116,9 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def flush_denormals() -> None:
-    """Let this thread round numbers below 1e-38 (float32) to zero, where its processor can.
-
-    A weight decay that a method has driven up takes whole nets there, and arithmetic on such numbers is many times
-    slower: a batch of Lorraine's runs on Kin8nm took 210 seconds in place of 50, and gave the same metrics.
-    """
-    torch.set_flush_denormal(True)
+def _flushes() -> bool:
+    """Whether this thread rounds denormal numbers to zero."""
+    return (torch.tensor(1e-38) / 10).item() == 0
 
 
 def busy_seconds(chosen: torch.device) -> float:

@@ -107,7 +107,11 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
         try:
             if before < total:
-                _in_this_process(job, progress) if jobs == 1 else workers.share(work, job, jobs, progress)
+                if jobs > 1:
+                    workers.share(work, job, jobs, progress)
+                else:
+                    for done in work(job):
+                        progress(done)
         except KeyboardInterrupt:
             reason = "interrupted"
     left = total - _count(job, chunks)
@@ -127,7 +131,8 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
     environment.commit()  # asked before the run: this is the code that computes it
     environment.reset_peak(device)
     try:
-        results = study.run(chunk.configs, device)
+        with environment.as_recorded():
+            results = study.run(chunk.configs, device)
     except Exception as error:
         error.add_note(f"in study {study.name!r}, scale {scale!r}, runs {[config.to_dict(c) for c in chunk.configs]}")
         raise
@@ -141,9 +146,6 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
 def work(job: Job) -> Iterator[tuple[int, float]]:
     """Compute every chunk that is neither recorded nor claimed by another process; yield for each one the runs it
     added and its cost."""
-    torch.set_num_threads(1)
-    environment.keep_freed_memory()
-    environment.flush_denormals()
     device, slowest = environment.device(job.device), 0.0
     with _claims(job) as claim:
         for chunk in cut(job.study, job.scale):
@@ -208,12 +210,3 @@ def _bar(job: Job, chunks: Sequence[Chunk]) -> Any:
         smoothing=0,
         disable=None,
     )
-
-
-def _in_this_process(job: Job, progress: Callable[[tuple[int, float]], Any]) -> None:
-    threads = torch.get_num_threads()
-    try:
-        for done in work(job):
-            progress(done)
-    finally:
-        torch.set_num_threads(threads)

@@ -5,8 +5,6 @@ import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
-
 from gradhpo import config, environment, jsonl, records
 from gradhpo.errors import GradhpoError
 from gradhpo.recorder import Chunk, compute, cut
@@ -70,7 +68,7 @@ def verify(
     drawn = set((draw or random.Random()).sample(sorted(lines), min(count, len(lines))))
     for chunk in chunks:
         if wanted := drawn.intersection(chunk.keys):
-            again = jsonl.by_key(_compute(study, scale, chunk, where))
+            again = jsonl.by_key(compute(study, scale, chunk, where))
             yield from (_compare(lines[key], again[key]) for key in chunk.keys if key in wanted)
 
 
@@ -78,16 +76,6 @@ def _recorded(study: Study, scale: str, chunks: list[Chunk]) -> dict[str, jsonl.
     current = {key for chunk in chunks for key in chunk.keys}
     files = {records.path(study.name, scale, chunk.configs[0].method) for chunk in chunks}
     return jsonl.by_key(line for file in files for line in jsonl.read(file) if line["key"] in current)
-
-
-def _compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
-    """Compute a chunk with one thread, as the recorder does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return compute(study, scale, chunk, device)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _compare(recorded: jsonl.Line, again: jsonl.Line) -> Comparison:

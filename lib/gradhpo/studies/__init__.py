@@ -121,11 +121,5 @@ def sizes_with(sizes: S, **given: Any) -> S:
 
 def _compute(work: tuple[str, Sequence[Any], str]) -> list[Result]:
     name, batch, device = work
-    threads = torch.get_num_threads()
-    environment.keep_freed_memory()
-    environment.flush_denormals()
-    torch.set_num_threads(1)  # the same sums in the same order, however many cores there are
-    try:
+    with environment.as_recorded():
         return get(name).run(batch, torch.device(device))
-    finally:
-        torch.set_num_threads(threads)
