@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradhpo.nets import mlp
+from gradhpo.stacked import StackedMLP
 from gradhpo.streams import Resident
 from gradhpo.tasks import image_sets
-from gradhpo.tasks.classification import Classification, Modules
+from gradhpo.tasks.classification import Classification
 from gradhpo.tasks.images import Images
 
 CAPTIONS = {
@@ -67,4 +67,4 @@ def problem(images: Images, hidden: int = 50, batch: int = 50, order_seed: int =
     train = Resident(*images.train, batch, order_seed, "the training images", drawn)
     val = Resident(*images.val, batch, order_seed, "the validation images", in_turn)
     rows = max(len(images.y_test), len(images.y_val))
-    return Classification(images, Modules(lambda: mlp(sizes), images.x_train), train, val, rows)
+    return Classification(images, StackedMLP(sizes), train, val, rows)
