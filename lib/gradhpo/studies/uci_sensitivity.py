@@ -268,9 +268,10 @@ def draw_medians(axes: Sequence[Axes], table: pd.DataFrame, unit: float = 1000.0
     low, high = (float(np.log10(f(table.to_numpy(dtype=float)))) for f in (np.nanmin, np.nanmax))
     for ax, (method, part) in zip(axes, table.groupby(level="method", sort=False)):
         here = part.droplevel("method").sort_index(ascending=False)
-        text = here.map(lambda v: "" if np.isnan(v) else f"{unit * v:.3g}")
+        text = here.map(lambda v: "" if np.isnan(v) else _digits(unit * v, 3))
         options = {"cbar": False, "annot_kws": {"size": 8}, "vmin": low, "vmax": high, "cmap": "viridis_r"}
         sns.heatmap(np.log10(here), annot=text, fmt="", ax=ax, **options)
+        ax.grid(visible=False)  # else seen where a cell is empty
         ax.set(title=f"{uci_tables.TITLES[str(method)]} (× {unit:g})", xlabel="update interval T", ylabel="look-back i")
 
 
@@ -279,11 +280,16 @@ def draw_errors(axes: Sequence[Axes], errors: pd.DataFrame, measure: str) -> Non
     for ax, (name, title) in zip(axes, HYPERS.items()):
         here = error_grid(errors, name, measure).sort_index(ascending=False)
         logged = np.log10(here.clip(lower=0.1))
-        text = here.map(lambda v: f"{v:.2g}")
+        text = here.map(lambda v: _digits(v, 2))
         sns.heatmap(
             logged, annot=text, fmt="", ax=ax, cbar=False, annot_kws={"size": 8}, vmin=-1, vmax=3, cmap="viridis_r"
         )
         ax.set(title=f"{title}, {measure}", xlabel="update interval T", ylabel="look-back i")
+
+
+def _digits(value: float, count: int) -> str:
+    """A number with so many significant digits and no exponent."""
+    return np.format_float_positional(value, count, unique=False, fractional=False, trim="-")
 
 
 _BEATS = "WD+LR+M beats Random for every T and i"
