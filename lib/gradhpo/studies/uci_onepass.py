@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gradhpo import data
+from gradhpo import data, stats
 from gradhpo.errors import unknown
 from gradhpo.records import Result
 from gradhpo.search import MULTIPLIER
-from gradhpo.studies import Study, uci_bayes
+from gradhpo.studies import Study, uci_bayes, uci_tables
 from gradhpo.studies.series import short
 from gradhpo.studies.uci_training import SETTINGS, Trained, points, train
 from gradhpo.studies.uci_training import Config as Training
@@ -105,18 +105,26 @@ def timed_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 def rounding_table(frame: pd.DataFrame) -> pd.DataFrame:
     """How far 4000 steps carry rounding: relative differences of final test losses of the same run, medians and
-    maxima over the runs that stay finite. float32 against float64; float64 with two orders of summation."""
+    maxima over the runs that stay finite, between float32 and float64 and between two orders of summation in float64;
+    and means ± standard error of the runs that stay finite in both types."""
     if frame.empty or "float64" not in set(frame["dtype"]):
         return pd.DataFrame()
-    keys = ["method", "seed"]
-    here = frame[frame["dataset"] == "energy"].set_index(keys)
-    exact = here[(here["dtype"] == "float64") & (here["form"] == "stacked")]["test_mse"]
-    rows: dict[str, pd.Series] = {}
-    for name, dtype, form in (("float32", "float32", "stacked"), ("float64", "float64", "module")):
-        other = here[(here["dtype"] == dtype) & (here["form"] == form)]["test_mse"].reindex(exact.index)
-        gap = (other / exact - 1).abs().groupby("method", sort=False)
-        rows |= {f"{name}, median": gap.median(), f"{name}, largest": gap.max()}
-    return pd.DataFrame(rows).map("{:.1e}".format)
+    here = frame[frame["dataset"] == "energy"].set_index(["dtype", "form", "method", "seed"])["test_mse"].sort_index()
+    exact, single, summed = here["float64", "stacked"], here["float32", "stacked"], here["float64", "module"]
+    table: dict[str, pd.Series] = {}
+    for name, other in (("float32", single), ("float64", summed)):
+        gap = (other / exact - 1).abs().groupby("method")
+        table |= {f"{name}, median": gap.median(), f"{name}, largest": gap.max()}
+    table = {name: values.map("{:.1e}".format) for name, values in table.items()}
+    both = (single + exact).dropna().index
+    for name, values in (("float32", single), ("float64", exact)):
+        table[f"mean in {name}"] = values[both].groupby("method").agg(_mean)
+    out = pd.DataFrame(table)
+    return out.loc[[m for m in uci_tables.TITLES if m in both.unique("method")]].rename(index=uci_tables.TITLES)
+
+
+def _mean(values: pd.Series) -> str:
+    return uci_tables.shown(*stats.mean_error(values)[:2])
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
