@@ -18,7 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from gradhpo import data, environment, methods
+from gradhpo import data, environment, methods, stats
 from gradhpo.errors import unknown
 from gradhpo.hypers import Hypers
 from gradhpo.records import Result
@@ -165,6 +165,24 @@ def full_runs(frame: pd.DataFrame, usual: pd.DataFrame, steps: int = SIZES["pape
     others = usual[(usual["dataset"] == "energy") & (usual["method"] != "Bayes")] if len(usual) else usual
     parts = [each for each in (others, mine) if len(each)]
     return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def last_trainings(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the last training of the restarted method adds, for each set and length: median test losses at its end and
+    at the end of the one before it, and the median change of a run in per cent with its bootstrap standard error."""
+    rows = {}
+    long = frame[frame["method"] == LONG] if len(frame) else frame
+    for (name, steps), group in long.groupby(["dataset", "steps"], sort=False) if len(long) else ():
+        ends = np.array([curve[-2:] for curve in group["test_curve"]], dtype=float)
+        before, last = ends[np.isfinite(ends).all(1)].T
+        change = 100 * (last / before - 1)
+        rows[name, f"{steps:g}"] = {
+            "runs": len(last),
+            "last but one": f"{np.median(before):.3g}",
+            "last": f"{np.median(last):.3g}",
+            "change, %": f"{np.median(change):+.2g} ± {stats.bootstrap_error(change, np.median):.1g}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["data", "steps"] if rows else None)
 
 
 def draw_pair(axes: Sequence[Axes], frame: pd.DataFrame, dataset: str) -> None:
