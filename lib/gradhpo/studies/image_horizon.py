@@ -170,8 +170,8 @@ def _cost(c: Config) -> float:
 
 
 def _chunk(c: Config) -> int:
-    """Runs side by side: of the restarted method five take 4 GB, copies of the weights for every step."""
-    return 5 if c.method == LONG else 10
+    """Runs side by side: of the restarted method six take 5 GB, copies of the weights for every step."""
+    return 6 if c.method == LONG else 10
 
 
 STUDY = Study(
