@@ -10,21 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradhpo import plots, stats
-from gradhpo.studies.uci_tables import TITLES, UNITS
-
-SETS = {
-    "energy": "UCI Energy",
-    "kin8nm": "Kin8nm (× 1000)",
-    "power": "UCI Power",
-    "boston": "UCI Boston",
-    "concrete": "UCI Concrete",
-    "wine": "UCI Wine",
-    "yacht": "UCI Yacht",
-    "naval": "UCI Naval",
-    "diabetes": "diabetes (embedded)",
-    "friedman": "Friedman (generated)",
-}
-"""How a figure calls a set, in order."""
+from gradhpo.studies.uci_tables import NAMES, TITLES, UNITS, of_losses
 
 LOSS = "test MSE"
 
@@ -59,9 +45,9 @@ def sheet(draw: Draw, frame: pd.DataFrame, sets: Sequence[str] | None = None) ->
     return fig
 
 
-def tables(read: Callable[[pd.DataFrame, str], pd.DataFrame], frame: pd.DataFrame) -> pd.DataFrame:
-    """The table of every set that has runs, one below the other."""
-    found = {SETS[name]: read(frame, name) for name in present(frame)}
+def tables(read: Callable[[pd.DataFrame, str], pd.DataFrame], frame: pd.DataFrame, losses: bool = True) -> pd.DataFrame:
+    """The table of every set that has runs, one below the other. losses: the tables have losses, in their units."""
+    found = {of_losses(name) if losses else NAMES[name]: read(frame, name) for name in present(frame)}
     return (
         pd.concat(found, names=["data"]) if found else pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
     )
@@ -75,8 +61,8 @@ def legend(fig: Figure, axes: Iterable[Axes]) -> None:
 
 
 def present(frame: pd.DataFrame) -> list[str]:
-    """The frame's sets, in the order of `SETS`."""
-    return [name for name in SETS if len(frame) and name in set(frame["dataset"])]
+    """The frame's sets, in the order of `NAMES`."""
+    return [name for name in NAMES if len(frame) and name in set(frame["dataset"])]
 
 
 def by_method(frame: pd.DataFrame, dataset: str) -> list[tuple[str, pd.DataFrame]]:
@@ -113,7 +99,7 @@ def draw_evolution(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "t
         ax.plot(step, middle, **style, markevery=0.2, markersize=5, label=TITLES[method])
         low = np.maximum(middle - error, middle / 10)  # the axis is logarithmic
         ax.fill_between(step, low, middle + error, color=style["color"], alpha=0.2, linewidth=0)
-    ax.set(title=SETS.get(dataset, dataset), xlabel="training step", ylabel=f"median {loss}", yscale="log")
+    ax.set(title=of_losses(dataset), xlabel="training step", ylabel=f"median {loss}", yscale="log")
 
 
 def evolution_table(
@@ -144,7 +130,7 @@ def draw_cdf(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_ms
         x, share = stats.cdf(runs[column].to_numpy(dtype=float) * UNITS.get(dataset, 1.0))
         style = plots.method_style(method)
         ax.step(x, share, where="post", **style, markevery=max(1, len(x) // 5), markersize=5, label=TITLES[method])
-    ax.set(title=SETS.get(dataset, dataset), xlabel=f"final {loss}", ylabel="share of runs", xscale="log", ylim=(0, 1))
+    ax.set(title=of_losses(dataset), xlabel=f"final {loss}", ylabel="share of runs", xscale="log", ylim=(0, 1))
 
 
 def cdf_table(frame: pd.DataFrame, dataset: str, column: str = "test_mse") -> pd.DataFrame:
@@ -182,7 +168,7 @@ def draw_rates(ax: Axes, frame: pd.DataFrame, dataset: str, seed: int = 0) -> No
         if isinstance(runs.get("lr_min_path", pd.Series([None])).iloc[0], list):
             low, high = (np.array(runs[f"lr_{end}_path"].iloc[0], dtype=float) for end in ("min", "max"))
             ax.fill_between(step, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    ax.set(title=SETS[dataset], xlabel="training step", ylabel="learning rate", yscale="log")
+    ax.set(title=NAMES[dataset], xlabel="training step", ylabel="learning rate", yscale="log")
 
 
 def rates_table(frame: pd.DataFrame, dataset: str, seed: int = 0) -> pd.DataFrame:
@@ -234,7 +220,13 @@ def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
         style = plots.method_style(method)
         ax.plot(here, best, **style, markevery=0.25, markersize=5, label=TITLES[method])
         ax.fill_between(here, best, best + error, color=style["color"], alpha=0.15, linewidth=0)
-    ax.set(title=SETS[dataset], xlabel="seconds of training a run", ylabel=f"lowest {LOSS}", xscale="log", yscale="log")
+    ax.set(
+        title=of_losses(dataset),
+        xlabel="seconds of training a run",
+        ylabel=f"lowest {LOSS}",
+        xscale="log",
+        yscale="log",
+    )
 
 
 def _lowest(x: np.ndarray, axis: int) -> np.ndarray:

@@ -41,11 +41,31 @@ PUBLISHED = {
 """Names in the files of published numbers where they differ from ours."""
 
 SETS = {"UCI Energy": "energy", "Kin8nm": "kin8nm", "UCI Power": "power"}
-UNITS = {"kin8nm": 1000.0}
+UNITS = {"kin8nm": 1e3, "naval": 1e6}
 """Factors that tables print losses with."""
+
+NAMES = {
+    "energy": "UCI Energy",
+    "kin8nm": "Kin8nm",
+    "power": "UCI Power",
+    "boston": "UCI Boston",
+    "concrete": "UCI Concrete",
+    "wine": "UCI Wine",
+    "yacht": "UCI Yacht",
+    "naval": "UCI Naval",
+    "diabetes": "diabetes (embedded)",
+    "friedman": "Friedman (generated)",
+}
+"""How tables and figures call a set, in order."""
 
 NOT_RANKED = ("Bayes",)
 """Methods that take no part in the emboldening (Table 6)."""
+
+
+def of_losses(dataset: str) -> str:
+    """A set's name above losses, with the factor that they are printed with."""
+    factor = UNITS.get(dataset)
+    return NAMES.get(dataset, dataset) + (f" (× {factor:.0f})" if factor else "")
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "method"), loss: str = "test_mse") -> pd.DataFrame:
@@ -118,7 +138,7 @@ def conventions(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 def listed(ours: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
     """Tables of several sets, ours alone, one below the other."""
-    found = [beside(ours, ours.iloc[:0], name).reset_index().assign(data=name) for name in datasets]
+    found = [beside(ours, ours.iloc[:0], name).reset_index().assign(data=of_losses(name)) for name in datasets]
     return pd.concat(found).set_index("data").rename_axis("data") if found else beside(ours, ours, "")
 
 
