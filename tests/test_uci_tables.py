@@ -340,7 +340,7 @@ def test_restarted_curves_are_drawn_over_all_their_trainings() -> None:
 def test_what_the_last_training_adds() -> None:
     frame = runs("Long-Diff-through-Opt", [1.0, 2.0, 3.0], steps=200)
     frame["test_curve"] = [[9.0, 2.0, 1.0], [9.0, 2.5, 2.0], [9.0, 4.0, None]]
-    row = uci_horizon.last_trainings(pd.concat([frame, runs("Random", [1.0], steps=200)])).loc["energy", "200"]
+    row = uci_horizon.last_trainings(pd.concat([frame, runs("Random", [1.0], steps=200)])).loc["UCI Energy", "200"]
     assert (row["runs"], row["last but one"], row["last"]) == (2, "2.25", "1.5")
     assert row["change, %"].startswith("-35 ± ")
     assert uci_horizon.last_trainings(pd.DataFrame()).empty

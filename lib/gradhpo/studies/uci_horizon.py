@@ -23,7 +23,7 @@ from gradhpo.errors import unknown
 from gradhpo.hypers import Hypers
 from gradhpo.records import Result
 from gradhpo.rules import sgd
-from gradhpo.studies import Study, uci_figures
+from gradhpo.studies import Study, uci_figures, uci_tables
 from gradhpo.studies.restarts import restarted
 from gradhpo.studies.series import finite, short
 from gradhpo.studies.uci_training import ALL, SETTINGS, declared, draw, points, regression, train
@@ -174,9 +174,9 @@ def last_trainings(frame: pd.DataFrame) -> pd.DataFrame:
     long = frame[frame["method"] == LONG] if len(frame) else frame
     for (name, steps), group in long.groupby(["dataset", "steps"], sort=False) if len(long) else ():
         ends = np.array([curve[-2:] for curve in group["test_curve"]], dtype=float)
-        before, last = ends[np.isfinite(ends).all(1)].T
+        before, last = ends[np.isfinite(ends).all(1)].T * uci_tables.UNITS.get(name, 1.0)
         change = 100 * (last / before - 1)
-        rows[name, f"{steps:g}"] = {
+        rows[uci_tables.of_losses(name), f"{steps:g}"] = {
             "runs": len(last),
             "last but one": f"{np.median(before):.3g}",
             "last": f"{np.median(last):.3g}",
