@@ -42,7 +42,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
             pytest.skip("no C++ compiler")
         assert compiled.load(relu_nets._SOURCE) is not None
         return
-    monkeypatch.setattr(compiled, "library", lambda source: None)
+    monkeypatch.setattr(compiled, "load", lambda source: None)
     monkeypatch.setattr(relu_nets, "_CACHED", 2**20 if request.param == "one block" else 2**12)
 
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gradhpo.errors import unknown
 
@@ -51,7 +52,7 @@ _LATER = {
     "Lorraine": (3, 3, 8),
     "Baydin": (4, 4, 9),
     "Bayes": (5, 0, 4),
-    "Long-Diff-through-Opt": (1, 1, 6),
+    "Long-Diff-through-Opt": (5, 1, 0),
     "Medium-Diff-through-Opt": (2, 2, 7),
     "Unroll1-gTgV": (9, 4, 9),
     "Clip10": (0, 0, 0),
@@ -93,3 +94,14 @@ def panels(count: int, width: float = 4.2, height: float = 3.8, **kwargs: Any) -
     """A row of `count` axes with the space between them arranged."""
     fig, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False, **kwargs)
     return fig, list(axes[0])
+
+
+def label_logarithms(ax: Axes) -> None:
+    """Plain numbers on logarithmic axes that span less than two decades: 1, 2 and 5 of each, on a short axis 1 to 9.
+    Matplotlib's own labels, like 2 x 10^1, run into one another there."""
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        if axis.get_scale() == "log" and high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())

@@ -100,6 +100,7 @@ def draw_evolution(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "t
         low = np.maximum(middle - error, middle / 10)  # the axis is logarithmic
         ax.fill_between(step, low, middle + error, color=style["color"], alpha=0.2, linewidth=0)
     ax.set(title=of_losses(dataset), xlabel="training step", ylabel=f"median {loss}", yscale="log")
+    plots.label_logarithms(ax)
 
 
 def evolution_table(
@@ -131,6 +132,7 @@ def draw_cdf(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_ms
         style = plots.method_style(method)
         ax.step(x, share, where="post", **style, markevery=max(1, len(x) // 5), markersize=5, label=TITLES[method])
     ax.set(title=of_losses(dataset), xlabel=f"final {loss}", ylabel="share of runs", xscale="log", ylim=(0, 1))
+    plots.label_logarithms(ax)
 
 
 def cdf_table(frame: pd.DataFrame, dataset: str, column: str = "test_mse") -> pd.DataFrame:
@@ -227,6 +229,7 @@ def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
         xscale="log",
         yscale="log",
     )
+    plots.label_logarithms(ax)
 
 
 def _lowest(x: np.ndarray, axis: int) -> np.ndarray:
