@@ -21,8 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 from gradhpo import compiled
 
@@ -53,14 +52,14 @@ def _compiled(name: str, rows: int, arguments: tuple[Tensor, ...], out: tuple[Te
     """Lets `relu_nets.cpp` compute `out` if it can: on a CPU, in float32 or float64, where there is a compiler."""
     first = arguments[0]
     kind = {torch.float32: "float32", torch.float64: "float64"}.get(first.dtype)
-    if first.device.type != "cpu" or kind is None or (library := compiled.load(_SOURCE)) is None:
+    if first.device.type != "cpu" or kind is None or (loaded := compiled.load(_SOURCE)) is None:
         return False
     tensors = (*(a.contiguous() for a in arguments), *out)
-    compiled.call(library[f"{name}_{kind}"], tensors, (*first.shape, rows))
+    compiled.call(loaded[f"{name}_{kind}"], tensors, (*first.shape, rows))
     return True
 
 
-@custom_op("gradhpo::relu_loss", mutates_args=())
+@library.custom_op("gradhpo::relu_loss", mutates_args=())
 def relu_loss(first: Tensor, second: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Mean squared errors `[R]` of R nets.
 
@@ -77,7 +76,7 @@ def relu_loss(first: Tensor, second: Tensor, bias: Tensor, x: Tensor, y: Tensor)
     return total / len(y)
 
 
-@custom_op("gradhpo::relu_sums", mutates_args=())
+@library.custom_op("gradhpo::relu_sums", mutates_args=())
 def relu_sums(first: Tensor, second: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """G `[R, H, F + 1]` and S `[R, 1]` of the losses' gradients. Arguments as `relu_loss`'s."""
     if _compiled("sums", len(y), (first, second, bias, x, y), out := _empty(first)):
@@ -91,7 +90,7 @@ def relu_sums(first: Tensor, second: Tensor, bias: Tensor, x: Tensor, y: Tensor)
     return g.mT.contiguous(), s
 
 
-@custom_op("gradhpo::relu_sums_backward", mutates_args=())
+@library.custom_op("gradhpo::relu_sums_backward", mutates_args=())
 def relu_sums_backward(first: Tensor, z: Tensor, z_s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The sums G and S of the gradient of <z, G> + <z_s, S>, whose weights are c = 2 (<z x, M> + z_s) / N."""
     if _compiled("sums_backward", x.shape[1], (first, z, z_s, x), out := _empty(first)):
