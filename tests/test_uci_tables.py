@@ -202,6 +202,17 @@ def test_conventions_say_what_nan_and_any_time_change() -> None:
     assert uci_tables.conventions(frame.iloc[:0], "energy").empty
 
 
+def test_triples_say_how_often_validation_finds_the_best() -> None:
+    """A triple chosen rightly, one 50 % above its best, one with two diverged runs, one wholly diverged, a rest."""
+    nan = np.nan
+    frame = runs("Random", [3.0, 1.0, 2.0, 2.0, 3.0, 9.0, nan, 4.0, nan, nan, nan, nan, 5.0])
+    frame["val_mse"] = [3.0, 1.0, 2.0, 2.0, 1.0, 9.0, nan, 4.0, nan, nan, nan, nan, 5.0]
+    other = runs("Baydin", [1.0, 2.0, 3.0]).assign(val_mse=[3.0, 2.0, 1.0])
+    table = uci_tables.chosen_of_three(pd.concat([frame.sample(frac=1, random_state=0), other]))
+    assert table.loc["UCI Energy"].tolist() == pytest.approx([3, 2 / 3, 0.0, 50.0])
+    assert uci_tables.chosen_of_three(frame.iloc[:0]).empty
+
+
 # --- sensitivity ------------------------------------------------------------------------------------------------------
 
 
