@@ -55,6 +55,9 @@ NAMES = {
     "naval": "UCI Naval",
     "diabetes": "diabetes (embedded)",
     "friedman": "Friedman (generated)",
+    "fashion": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "digits": "digits (embedded)",
 }
 """How tables and figures call a set, in order."""
 
