@@ -16,6 +16,7 @@ from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD, Kept, SignHalving
 from gradhpo.records import POINTS, Result
 from gradhpo.rules import sgd
+from gradhpo.stats import PLUS_MINUS
 from gradhpo.studies import (
     fds_cifar_regret,
     fds_cifar_tables,
@@ -252,7 +253,7 @@ def test_regret_is_read_off_the_answers() -> None:
     assert best == pytest.approx(0.8) and setting["grid_lr"] == pytest.approx(0.2)
     found = fds_cifar_tables.worth_at(frame[frame["method"] == "FDS"], [0.5, 1.0, 3.9, 4.0, 50.0], "seconds")
     assert found[0] == pytest.approx([np.nan, 0.2, 0.2, 0.9, 0.9], nan_ok=True)
-    assert list(fds_cifar_tables.within(frame, [5, 100], "steps").loc["FDS"]) == ["-", "85.0 ± 5.0"]
+    assert list(fds_cifar_tables.within(frame, [5, 100], "steps").loc["FDS"]) == ["-", f"85.0{PLUS_MINUS}5.0"]
     regret = fds_cifar_tables.to_regret(frame)
     assert regret.loc["FDS", "seeds that get there"] == "2 of 2" and regret.loc["FDS", "seconds"] == 4.0
     assert regret.loc["Random", "seeds that get there"] == "0 of 2"

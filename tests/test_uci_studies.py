@@ -20,6 +20,7 @@ from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hypers
 from gradhpo.records import Result
 from gradhpo.rules import sgd
+from gradhpo.stats import PLUS_MINUS
 from gradhpo.studies import image_horizon, uci_choices, uci_horizon, uci_onepass, uci_sensitivity
 from gradhpo.studies.restarts import restarted
 from gradhpo.studies.uci_training import SETTINGS, declared, draw, regression, train
@@ -207,7 +208,7 @@ def test_effects_are_paired() -> None:
     rows += [("one more term", s, x) for s, x in enumerate((1.1, 2.4, np.nan))]
     table = uci_choices.effects(pd.DataFrame(rows, columns=["choice", "seed", "test_mse"]))
     assert table.loc["one more term", "NaN"] == 1 and table.loc["one more term", "better in, %"] == "0"
-    assert table.loc["one more term", "change, %"].startswith("+15.0 ±")
+    assert table.loc["one more term", "change, %"].startswith(f"+15.0{PLUS_MINUS}")
     assert table.loc["as in this book", "change, %"] == ""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gradhpo import plots, stats
+from gradhpo.stats import PLUS_MINUS
 from gradhpo.studies import image_horizon, uci_figures, uci_horizon, uci_onepass, uci_sensitivity, uci_tables
 from gradhpo.studies.uci_sensitivity import Config, proportion
 
@@ -106,9 +107,10 @@ def test_a_table_stands_beside_the_published_one() -> None:
     ours = uci_tables.summary(pd.concat([runs("WD+LR+M", [0.9, 1.0, 1.1] * 9), runs("Random", [20.0, 30.0] * 9)]))
     table = uci_tables.beside(ours, uci_tables.published("onepass_table1.csv"), "energy")
     assert list(table.index) == ["Random", "OnePass WD+LR+M"]
-    assert table.loc["OnePass WD+LR+M", "mean"] == "**1.00 ± 0.02**"
+    assert table.loc["OnePass WD+LR+M", "mean"] == f"**1.00{PLUS_MINUS}0.02**"
     assert (
-        table.loc["OnePass WD+LR+M", "mean, paper"] == "0.96 ± 0.08" and table.loc["Random", "best, paper"] == "0.124"
+        table.loc["OnePass WD+LR+M", "mean, paper"] == f"0.96{PLUS_MINUS}0.08"
+        and table.loc["Random", "best, paper"] == "0.124"
     )
     text = uci_tables.markdown(table)
     assert text.count("\n") == 3 and text.startswith("| method | mean |")
@@ -118,7 +120,12 @@ def test_a_table_stands_beside_the_published_one() -> None:
 
 @pytest.mark.parametrize(
     ("value", "error", "text"),
-    [(0.964, 0.078, "0.96 ± 0.08"), (24.4, 2.1, "24 ± 2"), (4713.0, 692.0, "4713 ± 692"), (0.1236, np.nan, "0.124")],
+    [
+        (0.964, 0.078, f"0.96{PLUS_MINUS}0.08"),
+        (24.4, 2.1, f"24{PLUS_MINUS}2"),
+        (4713.0, 692.0, f"4713{PLUS_MINUS}692"),
+        (0.1236, np.nan, "0.124"),
+    ],
 )
 def test_numbers_have_the_digits_their_error_leaves(value: float, error: float, text: str) -> None:
     assert uci_tables.shown(value, error) == text
@@ -189,7 +196,7 @@ def test_rounding_is_measured_between_runs_of_one_seed() -> None:
     ]
     table = uci_onepass.rounding_table(pd.concat(parts))
     gaps = ["5.0e-02", "1.0e-01", "5.0e-07", "1.0e-06"]
-    assert list(table.loc["Random"]) == [*gaps, "1.6 ± 0.4", "1.5 ± 0.5"]
+    assert list(table.loc["Random"]) == [*gaps, f"1.6{PLUS_MINUS}0.4", f"1.5{PLUS_MINUS}0.5"]
     assert uci_onepass.rounding_table(parts[1]).empty
     assert len(uci_onepass.main_runs(pd.concat(parts))) == 2
 
@@ -353,7 +360,7 @@ def test_what_the_last_training_adds() -> None:
     frame["test_curve"] = [[9.0, 2.0, 1.0], [9.0, 2.5, 2.0], [9.0, 4.0, None]]
     row = uci_horizon.last_trainings(pd.concat([frame, runs("Random", [1.0], steps=200)])).loc["UCI Energy", "200"]
     assert (row["runs"], row["last but one"], row["last"]) == (2, "2.25", "1.5")
-    assert row["change, %"].startswith("-35 ± ")
+    assert row["change, %"].startswith(f"-35{PLUS_MINUS}")
     assert uci_horizon.last_trainings(pd.DataFrame()).empty
 
 

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike
 
 Statistic = Callable[..., np.ndarray]
 
+PLUS_MINUS = "\u00a0±\u00a0"
+"""Stands between a value and its error, with spaces at which no table cell breaks."""
+
 
 def bootstrap_error(values: ArrayLike, statistic: Statistic = np.nanmean, sets: int = 1000, seed: int = 0) -> float:
     """Standard error of `statistic` by the bootstrap: its standard deviation over `sets` resamples with replacement
@@ -73,8 +76,8 @@ def mean_error(values: ArrayLike) -> tuple[float, float, int, int]:
 
 
 def plus_minus(mean: float, error: float, digits: int = 3) -> str:
-    """`mean ± error` with a fixed number of decimals."""
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    """`mean ± error` with a fixed number of decimals, joined by `PLUS_MINUS`."""
+    return f"{mean:.{digits}f}{PLUS_MINUS}{error:.{digits}f}"
 
 
 def verdict(checks: Mapping[str, bool | None]) -> str:

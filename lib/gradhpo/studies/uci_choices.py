@@ -148,7 +148,7 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, object] = {"runs": len(g), "NaN": int(g["test_mse"].isna().sum())}
         row["median"] = f"{g['test_mse'].median():.3g}"
         if choice != USUAL and len(gap):
-            row["change, %"] = f"{np.median(gap):+.1f} ± {stats.bootstrap_error(gap, np.median):.1f}"
+            row["change, %"] = f"{np.median(gap):+.1f}{stats.PLUS_MINUS}{stats.bootstrap_error(gap, np.median):.1f}"
             row["better in, %"] = f"{100 * (gap < 0).mean():.0f}"
         rows[choice] = row
     return pd.DataFrame.from_dict(rows, orient="index").reindex([c for c in CHOICES if c in rows]).fillna("")

@@ -180,7 +180,7 @@ def last_trainings(frame: pd.DataFrame) -> pd.DataFrame:
             "runs": len(last),
             "last but one": f"{np.median(before):.3g}",
             "last": f"{np.median(last):.3g}",
-            "change, %": f"{np.median(change):+.2g} ± {stats.bootstrap_error(change, np.median):.1g}",
+            "change, %": f"{np.median(change):+.2g}{stats.PLUS_MINUS}{stats.bootstrap_error(change, np.median):.1g}",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["data", "steps"] if rows else None)
 

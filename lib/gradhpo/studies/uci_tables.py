@@ -187,7 +187,7 @@ def shown(value: float, error: float = np.nan) -> str:
     if np.isnan(error) or error == 0:
         return f"{float(f'{value:.3g}'):g}"
     digits = max(0, -int(np.floor(np.log10(error))))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    return stats.plus_minus(value, error, digits)
 
 
 def markdown(table: pd.DataFrame) -> str:
