@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from gradhpo.estimators.forward import Forward
 from gradhpo.hypers import Hyper, Hypers
 from gradhpo.outer import SGD
 from gradhpo.rules import norm_clipped, sgd
-from gradhpo.studies import clip_noise, clip_ptb, clip_tables
+from gradhpo.studies import clip_noise, clip_ptb, clip_ptb_choices, clip_tables
 from gradhpo.studies.clip_training import METHODS
 from gradhpo.tasks import text
 from gradhpo.tasks.language import LanguageModelling
 from gradhpo.train import Loop, Method
+from torch import Tensor
 
 STUDY = studies.get("clip_ptb")
 SIZES = clip_ptb.Sizes("markov", 20, 2, 1_000, 60, 30, hidden=6, unrolled=4, batch_size=10, layers=1)
@@ -140,3 +142,44 @@ def test_steps_must_be_taken_from_where_the_text_starts() -> None:
         task.train_loss(task.init(), {}, 3)
     with pytest.raises(GradhpoError, match="keep"):
         task.train_loss(task.init(), {"keep": torch.tensor([[1.5]])}, 0)
+
+
+# --- clip_ptb_choices -------------------------------------------------------------------------------------------------
+
+
+def test_one_choice_is_changed_at_a_time(frame: pd.DataFrame) -> None:
+    sizes = replace(SIZES, warm_up=5)
+    configs = clip_ptb_choices.configs(sizes)
+    usual = next(c for c in clip_ptb.configs(sizes) if c.method == "Clip10")
+    assert [c.choice for c in configs] == list(clip_ptb_choices.changes(usual))
+    for c in configs:
+        changed = {n for n, v in asdict(usual).items() if getattr(c, n) != v}
+        assert changed == set(clip_ptb_choices.changes(usual)[c.choice])
+    chosen = studies.run_now(studies.get("clip_ptb_choices"), [c for c in configs if c.choice == "start at 0.80"])
+    table = clip_ptb_choices.effects(frame, chosen)
+    assert list(table.index) == ["as in this book", "as in this book, 2 seeds", "start at 0.80"]
+    both = np.exp(frame[frame["method"] == "Clip10"]["val"])
+    assert table["without"].iloc[1] == f"{both.min():.2f} to {both.max():.2f}"
+    assert table["keep at the end"].iloc[2] == f"{chosen['keep_end'].iloc[0]:.2f}"
+    assert clip_ptb_choices.effects(frame, chosen.iloc[:0]).empty
+
+
+class Averaged(LanguageModelling):
+    """The training loss divided by the words of a piece."""
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        return super().train_loss(w, lam, t) / SIZES.unrolled
+
+
+def test_a_loss_averaged_over_words_is_a_rate_divided_by_them() -> None:
+    """Clip10 trained on the averaged loss with the usual settings, and on the summed one with those of the choice."""
+    usual = replace(next(c for c in clip_ptb.configs(SIZES) if c.method == "Clip10"), dtype="float64")
+    choice = next(c for c in clip_ptb_choices.configs(SIZES) if c.choice == "loss averaged over words")
+    summed = clip_ptb.problem(usual, [0], torch.device("cpu"))
+    sizes = SIZES.hidden, SIZES.layers, SIZES.unrolled, SIZES.batch_size, torch.float64
+    ends = []
+    for c, task in ((usual, Averaged(summed.text, [0], *sizes)), (choice, summed)):
+        loop = clip_ptb.loop(c, task)
+        ends.append(loop.advance(loop.start(task.init(1.0)), 10))
+    assert torch.allclose(ends[0].state.w, ends[1].state.w, rtol=1e-6)
+    assert ends[0].raw.item() == pytest.approx(ends[1].raw.item(), rel=1e-6) and abs(ends[0].raw.item() - 0.5) > 1e-5

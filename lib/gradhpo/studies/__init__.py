@@ -33,6 +33,7 @@ _MODULES = (
     "clip_quadratic",
     "clip_mnist",
     "clip_ptb",
+    "clip_ptb_choices",
     "onepass_uci_trajectories",
     "uci_onepass",
     "uci_sensitivity",
