@@ -131,6 +131,20 @@ def test_rows_averages_and_claims_of_table_3(frame: pd.DataFrame, tmp_path: Path
     assert clip_tables.shown(clip_tables.summary(clip_tables.ptb_seeds(nothing)), clip_tables.published(3)).empty
 
 
+def test_gaps_to_the_test_text_are_compared_seed_by_seed() -> None:
+    rows = [("Fixed", s, k, 1.0, v, t) for s, k, v, t in ((0, 0.3, 4.0, 4.5), (0, 0.4, 4.1, 9.0), (1, 0.3, 5.0, 5.1))]
+    rows += [("Clip5", s, 0.5, 1.0, v, t) for s, v, t in ((0, 3.0, 3.6), (1, 4.0, 4.4))] + [
+        ("Clip5", 0, 0.5, 0.1, 0, 9)
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "seed", "keep", "outer_scale", "best_val", "best_test"])
+    gaps = clip_tables.ptb_gaps(frame)
+    assert gaps.loc["Clip5", ["gap", "larger", "larger_error"]].tolist() == pytest.approx([0.5, 0.2, 0.1])
+    assert gaps.loc["Fixed", ["best_val", "gap", "larger"]].tolist() == pytest.approx([4.5, 0.3, 0])
+    text = clip_tables.shown_gaps(gaps)
+    assert text.loc["Clip5", "larger than the grid's best by"] == f"0.200{stats.PLUS_MINUS}0.100"
+    assert clip_tables.shown_gaps(clip_tables.ptb_gaps(pd.DataFrame())).empty
+
+
 def test_perplexity_and_bits_of_a_loss() -> None:
     table = clip_tables.marks({"uniform": float(np.log(8))})
     assert table.loc["uniform"].tolist() == pytest.approx([8, 3])
