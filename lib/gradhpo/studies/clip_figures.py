@@ -105,7 +105,8 @@ def draw_sensitivity(axes: Sequence[Axes], frame: pd.DataFrame, steps: int, meth
     clipped = [m for m in methods if m.startswith("Clip")]
     draw_paths(axes[1], frame, "clip_share", steps, clipped, "share of clipped steps")
     axes[1].set_ylim(-0.02, 1.02)
-    axes[0].legend(fontsize="small")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
 
 
 def sensitivity_table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
@@ -156,9 +157,11 @@ def draw_parting(ax: Axes, frame: pd.DataFrame, steps: int) -> None:
         for column, dash in (("train_curve", "--"), ("val_curve", "-")):
             curves = np.exp(_curves(runs, column))
             at = np.linspace(steps / curves.shape[1], steps, curves.shape[1])
-            label = f"keep {keep:.2f}, " + ("training" if dash == "--" else "validation")
+            label = f"keep {keep:.2f}" if dash == "-" else None
             marker = "osD^vPX*"[k % 8]
             ax.plot(at, curves.mean(0), color=f"C{k}", linestyle=dash, marker=marker, markevery=8, label=label)
+    for part, dash in (("validation", "-"), ("training", "--")):
+        ax.plot([], [], color="black", linestyle=dash, label=part)
     ax.set(xlabel="training step", ylabel="perplexity (log scale)")
     _log_y(ax)
-    ax.legend(fontsize="x-small", ncols=2)
+    ax.legend(fontsize="small", loc="lower left")
