@@ -89,7 +89,7 @@ def test_the_order_of_the_updates_does_not_matter(radius: float) -> None:
         Method(Forward(radius=radius), OldHypergradient(0.1, "lr")),
     ):
         gap = (trained(other).raw - usual).abs().max()
-        assert 0 < gap < 1e-6
+        assert 0 < gap < 1.05e-7
 
 
 def test_the_ball_of_clipr_holds_the_weights_rows() -> None:
@@ -97,5 +97,5 @@ def test_the_ball_of_clipr_holds_the_weights_rows() -> None:
         excess(trained(Method(kind(radius=2.0), SGD(1.0, "lr")), momentum=0.9))
         for kind in (Forward, WholeBall, BuffersAlone)
     )
-    assert ours == pytest.approx(alone, rel=1e-3)
-    assert ours < 0.1 and whole > 20
+    assert ours == pytest.approx(0.0410, rel=0.01) and alone == pytest.approx(ours, rel=1e-3)
+    assert whole == pytest.approx(35.1, rel=0.01)

@@ -84,6 +84,13 @@ def with_the_grids_best(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([best, frame[frame["method"] != FIXED]])
 
 
+def _with_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs that `with_the_grids_best` leaves, with their `gap` from validation to test loss where validation is
+    best."""
+    chosen = with_the_grids_best(frame)
+    return chosen.assign(gap=chosen["best_test"] - chosen["best_val"]) if len(chosen) else chosen
+
+
 def _thousand(loss: pd.Series) -> pd.Series:
     return 1000 * loss
 
@@ -91,10 +98,9 @@ def _thousand(loss: pd.Series) -> pd.Series:
 def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
     """Validation and test cross entropy (times 1000) and test error (per cent) where validation is best, and the gap of
     the two: how far choosing by validation images has fitted them. Means over runs, and over the grid's best runs."""
-    chosen = with_the_grids_best(frame)
+    chosen = _with_gaps(frame)
     if chosen.empty:
         return pd.DataFrame(columns=list(GENERALISATION_HEADS))
-    chosen = chosen.assign(gap=chosen["best_test"] - chosen["best_val"])
     means = chosen.groupby("method", sort=False)[["best_val", "best_test", "gap", "best_test_error"]].mean()
     return means * [1000, 1000, 1000, 100]
 
@@ -240,10 +246,9 @@ def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
 def ptb_gaps(frame: pd.DataFrame) -> pd.DataFrame:
     """Cross entropies in nats a word on validation and test text where validation is best, their `gap`, and how much
     `larger` it is than that of the grid's best run of the same seed, with standard error; means over seeds."""
-    chosen = with_the_grids_best(frame[frame["outer_scale"] == 1] if len(frame) else frame)
+    chosen = _with_gaps(frame[frame["outer_scale"] == 1] if len(frame) else frame)
     if chosen.empty:
         return pd.DataFrame(columns=["best_val", "best_test", "gap", "larger", "larger_error"])
-    chosen = chosen.assign(gap=chosen["best_test"] - chosen["best_val"])
     grid = chosen[chosen["method"] == FIXED].set_index("seed")["gap"]
     chosen["larger"] = chosen["gap"] - chosen["seed"].map(grid)
     groups = chosen.groupby("method", sort=False)
