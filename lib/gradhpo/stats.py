@@ -76,8 +76,13 @@ def mean_error(values: ArrayLike) -> tuple[float, float, int, int]:
 
 
 def plus_minus(mean: float, error: float, digits: int = 3) -> str:
-    """`mean ± error` with a fixed number of decimals, joined by `PLUS_MINUS`."""
-    return f"{mean:.{digits}f}{PLUS_MINUS}{error:.{digits}f}"
+    """`mean ± error` with a fixed number of decimals, joined by `PLUS_MINUS`; the mean alone where the error is NaN."""
+    return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f"{PLUS_MINUS}{error:.{digits}f}")
+
+
+def mean_plus_minus(values: ArrayLike, digits: int = 1) -> str:
+    """Mean ± standard error of the values that are not NaN; of a single one the value alone."""
+    return plus_minus(*mean_error(values)[:2], digits)
 
 
 def verdict(checks: Mapping[str, bool | None]) -> str:

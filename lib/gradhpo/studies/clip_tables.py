@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gradhpo.paths import published_root
-from gradhpo.stats import mean_error, plus_minus
+from gradhpo.stats import mean_error, mean_plus_minus, plus_minus
 from gradhpo.studies.clip_mnist import Config
 from gradhpo.studies.clip_training import FIXED, GTGV, METHODS
 
@@ -57,9 +57,7 @@ def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int 
     """A summary as text, mean ± standard error over seeds, with the paper's numbers beside it."""
     out = pd.DataFrame(index=table.index.rename("method"))
     for name, head in HEADS.items():
-        errors = table[f"{name}_error"]
-        cells = [f"{m:.{digits}f}" if np.isnan(e) else plus_minus(m, e, digits) for m, e in zip(table[name], errors)]
-        out[head] = cells
+        out[head] = [plus_minus(m, e, digits) for m, e in zip(table[name], table[f"{name}_error"])]
         if against is not None:
             out[f"{head}, paper"] = [f"{x:.1f}" if np.isfinite(x) else "" for x in against.reindex(out.index)[name]]
     return out.assign(runs=table["runs"].astype(int))
@@ -103,6 +101,23 @@ def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=list(GENERALISATION_HEADS))
     means = chosen.groupby("method", sort=False)[["best_val", "best_test", "gap", "best_test_error"]].mean()
     return means * [1000, 1000, 1000, 100]
+
+
+def by_start(frame: pd.DataFrame) -> pd.DataFrame:
+    """Validation cross entropies (times 1000) of the online methods as text: mean ± standard error over the runs from
+    all initial values but the largest, and over those from the largest."""
+    runs = online(frame)
+    *others, largest = sorted(runs["decay"].unique())
+    parts = {
+        f"from {others[0]:g} to {others[-1]:g}": runs[runs["decay"] < largest],
+        f"from {largest:g}": runs[runs["decay"] == largest],
+    }
+    columns = {
+        f"{head}, {name}": (1000 * part[c]).groupby(part["method"], sort=False).agg(mean_plus_minus)
+        for c, head in list(HEADS.items())[:2]
+        for name, part in parts.items()
+    }
+    return pd.DataFrame(columns)
 
 
 def moved(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,9 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from gradhpo.paths import published_root
+from gradhpo.stats import mean_plus_minus
 from gradhpo.studies.fds_cifar_regret import FDS, FULL, GRID, GRID_VALUES, HD, METHODS, SEARCHES
 from gradhpo.studies.fds_cifar_training import DECAY, LR, MOMENTUM
-from gradhpo.studies.fds_tables import less, line, mean_of, plus_minus
+from gradhpo.studies.fds_tables import less, line, mean_of
 
 Array = NDArray[np.float64]
 COMPARED = (FDS, *SEARCHES, HD)
@@ -39,7 +40,7 @@ def account(frame: pd.DataFrame) -> pd.DataFrame:
         if len(runs):
             rows[method] = {
                 "n": len(runs),
-                "test accuracy %": plus_minus(100 * runs["accuracy"]),
+                "test accuracy %": mean_plus_minus(100 * runs["accuracy"]),
                 "training steps": round(runs["training_steps"].mean()),
                 "with hypergradients": round(runs["hypergradient_steps"].mean()),
                 "seconds": round(runs["seconds"].mean()),
@@ -68,7 +69,7 @@ def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") ->
         runs = frame[frame["method"] == method]
         if len(runs):
             values = 100 * worth_at(runs, places, axis)
-            rows[method] = ["-" if np.isnan(v).any() else plus_minus(v) for v in values.T]
+            rows[method] = ["-" if np.isnan(v).any() else mean_plus_minus(v) for v in values.T]
     return pd.DataFrame(rows, index=[f"{p:.0f}" for p in places]).T.rename_axis(f"method | {axis}")
 
 

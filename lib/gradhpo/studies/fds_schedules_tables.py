@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from gradhpo.stats import mean_plus_minus
 from gradhpo.studies.fds_schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY
-from gradhpo.studies.fds_tables import less, line, mean_of, plus_minus, whole
+from gradhpo.studies.fds_tables import less, line, mean_of, whole
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -28,8 +29,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def _row(runs: pd.DataFrame) -> dict[str, str | int]:
     rates = whole(runs, "schedule")
     return {
-        "test accuracy %": plus_minus(100 * runs["test_accuracy"]),
-        "of the last %": plus_minus(100 * runs["last_test_accuracy"]),
+        "test accuracy %": mean_plus_minus(100 * runs["test_accuracy"]),
+        "of the last %": mean_plus_minus(100 * runs["last_test_accuracy"]),
         "kept at": f"{runs['best_outer_step'].mean():.0f}",
         "mean rate": f"{rates.mean():.3f}",
         "step to step": f"{_roughness(rates):.3f}",

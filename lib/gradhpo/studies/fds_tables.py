@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
-from gradhpo import plots, records, stats, studies
+from gradhpo import plots, records, studies
 from gradhpo.studies.uci_tables import answers, where
 
-__all__ = ["answers", "coverage", "legend", "less", "line", "mean_of", "plus_minus", "recorded", "where", "whole"]
+__all__ = ["answers", "coverage", "legend", "less", "line", "mean_of", "recorded", "where", "whole"]
 
 
 def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -61,12 +60,6 @@ def mean_of(frame: pd.DataFrame, metric: str, **fields: object) -> float:
         return math.nan
     chosen = np.logical_and.reduce([frame[name] == value for name, value in fields.items()])
     return float(frame.loc[chosen, metric].mean())
-
-
-def plus_minus(values: ArrayLike, digits: int = 1) -> str:
-    """Mean ± standard error; of a single value the value alone."""
-    mean, error, n, _ = stats.mean_error(values)
-    return stats.plus_minus(mean, error, digits) if n > 1 else f"{mean:.{digits}f}"
 
 
 def less(a: float, b: float) -> bool | None:
