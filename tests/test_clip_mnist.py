@@ -201,6 +201,18 @@ def test_the_largest_initial_value_stands_apart() -> None:
     assert "Fixed" not in table.index and len(table) == 7
 
 
+def test_choices_stand_beside_the_chosen() -> None:
+    usual = {"outer_rate": 1.0, "lr": 0.1}
+    both = made({"Unroll10": 0.08, "Clip10": 0.07}, gap=1, seeds=1).assign(**usual)
+    larger = made({"Clip10": 0.09}, gap=1, seeds=1).assign(**usual | {"outer_rate": 3.0})
+    frame = pd.concat([both, larger], ignore_index=True)
+    table = clip_tables.choices(frame, {"as chosen": {}, "3 c": {"outer_rate": 3.0}, "slow": {"lr": 0.05}})
+    assert table.columns.tolist() == ["Clip10, from 1e-06 to 0.01", "Clip10, from 0.1"]
+    assert table.loc["as chosen"].to_numpy() == pytest.approx([70.35, 71.4])
+    assert table.loc["3 c"].to_numpy() == pytest.approx([90.45, 91.8])
+    assert table.loc["slow"].isna().all()
+
+
 def test_verdicts_of_table_2(tmp_path: Path) -> None:
     frame = made(PAPER)
     claims = clip_tables.mnist_checks(clip_tables.mnist_seeds(frame), clip_tables.generalisation(frame))

@@ -81,12 +81,13 @@ class Sizes:
     starts: int = 6  # initial weight decays, equally spaced in log between 1e-6 and 1e-1
     width: int = 100
     batch_size: int = 100
-    lr_decay: float = Config.lr_decay
+    lr_decay: float = Config.lr_decay  # after every eightieth of the training
 
 
 SIZES = {
     "smoke": Sizes("digits", 500, 1, width=32, batch_size=40),
-    # the first fifth of the paper's training; with all of the learning rate's fall no net would come to need a penalty
+    # the first fifth of the paper's training, at its learning rates: if they fell all the way in so few steps, no net
+    # would come to need a penalty
     "laptop": Sizes("mnist", 16_000, 1, starts=3, lr_decay=round(Config.lr_decay**0.2, 6)),
     "paper": Sizes("mnist", 80_000, 3),
 }
@@ -95,13 +96,8 @@ SIZES = {
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Seed by seed all methods, each from all initial values."""
     starts = np.logspace(-6, -1, sizes.starts).round(12).tolist()
-    common: dict[str, Any] = {
-        "steps": sizes.steps,
-        "data": sizes.data,
-        "width": sizes.width,
-        "lr_decay": sizes.lr_decay,
-    }
-    common |= {"batch_size": sizes.batch_size, "val_batch_size": sizes.batch_size}
+    common = {n: getattr(sizes, n) for n in ("steps", "data", "width", "lr_decay", "batch_size")}
+    common["val_batch_size"] = sizes.batch_size
     seeds = range(seed, seed + sizes.seeds)
     return [Config(m, s, decay, **common) for s in seeds for m in METHODS for decay in starts]
 

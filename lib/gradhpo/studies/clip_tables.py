@@ -107,17 +107,19 @@ def by_start(frame: pd.DataFrame) -> pd.DataFrame:
     """Validation cross entropies (times 1000) of the online methods as text: mean ± standard error over the runs from
     all initial values but the largest, and over those from the largest."""
     runs = online(frame)
-    *others, largest = sorted(runs["decay"].unique())
-    parts = {
-        f"from {others[0]:g} to {others[-1]:g}": runs[runs["decay"] < largest],
-        f"from {largest:g}": runs[runs["decay"] == largest],
-    }
     columns = {
-        f"{head}, {name}": (1000 * part[c]).groupby(part["method"], sort=False).agg(mean_plus_minus)
+        f"{head}, {start}": (1000 * part[c]).groupby(part["method"], sort=False).agg(mean_plus_minus)
         for c, head in list(HEADS.items())[:2]
-        for name, part in parts.items()
+        for start, part in runs.groupby(_start(runs))
     }
     return pd.DataFrame(columns)
+
+
+def _start(frame: pd.DataFrame) -> pd.Series:
+    """Of every run, whether its initial weight decay is the largest or one of the others, in words."""
+    *others, largest = sorted(frame["decay"].unique())
+    words = {True: f"from {largest:.2g}", False: f"from {others[0]:.2g} to {others[-1]:.2g}"}
+    return (frame["decay"] == largest).map(words).astype(pd.CategoricalDtype([words[False], words[True]]))
 
 
 def moved(frame: pd.DataFrame) -> pd.DataFrame:
@@ -178,17 +180,19 @@ def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | No
 
 
 def choices(frame: pd.DataFrame, variations: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
-    """Mean validation cross entropy at the end (times 1000) of the runs of each variation and method; the settings that
-    a variation does not name are those of the first one, whose values are the defaults."""
+    """Mean validation cross entropy at the end (times 1000) of the runs of each variation and method, those from the
+    largest initial value apart; the settings that a variation does not name are those of the first one, whose values
+    are the defaults."""
     fields = {n for changes in variations.values() for n in changes}
     chosen = {f.name: f.default for f in dataclass_fields(Config) if f.name in fields}
-    rows = {}
+    started, rows = frame.assign(start=_start(frame)), {}
     for name, changes in variations.items():
         wanted = {**chosen, **changes}
-        runs = frame[np.logical_and.reduce([frame[n] == v for n, v in wanted.items()])]
-        rows[name] = 1000 * runs.groupby("method", sort=False)["val"].mean()
-    methods = list(dict.fromkeys(m for changes in list(rows.values())[1:] for m in changes.index))
-    return pd.DataFrame(rows).T.reindex(columns=methods)
+        runs = started[np.logical_and.reduce([frame[n] == v for n, v in wanted.items()])]
+        means = runs.groupby(["method", "start"], observed=True)["val"].mean()
+        rows[name] = {f"{method}, {start}": 1000 * val for (method, start), val in means.items()}
+    varied = dict.fromkeys(column for row in list(rows.values())[1:] for column in row)
+    return pd.DataFrame(rows).T.reindex(columns=list(varied))
 
 
 def _below(first: pd.Series, second: pd.Series) -> bool:
