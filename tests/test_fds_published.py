@@ -20,22 +20,22 @@ from gradhpo.tasks.per_run import PerRun, split
 from gradhpo.train import Loop, Method
 from torch import Tensor
 
-STEPS = 40
+STEPS, SEEDS = 40, [0, 1, 2]
 CPU = torch.device("cpu")
 
 
 @lru_cache(maxsize=1)
 def task() -> PerRun:
-    """LeNet on 600 images of svhn_like, batches of 32, 100 validation images."""
-    given = pictures("svhn_like", CPU, 600, 10)
-    return PerRun(lambda: lenet_for(given), given, split(600, 100, CPU), [0], 32, 100)
+    """LeNet on 600 images of svhn_like, batches of 32, 100 validation images, float64."""
+    given = pictures("svhn_like", CPU, 600, 10, torch.float64)
+    return PerRun(lambda: lenet_for(given), given, split(600, 100, CPU), SEEDS, 32, 100)
 
 
 def hypergradient(estimator: Estimator, rule: Rule | None = None) -> Tensor:
-    """Hypergradients `[3]` after 40 steps at learning rate 0.05, momentum 0.9, weight decay 1e-3."""
-    declared = [Hyper("lr", 0.05), Hyper("momentum", 0.9), Hyper("weight_decay", 1e-3)]
+    """Hypergradients `[seeds, 3]` after 40 steps at learning rate 0.02, momentum 0.9, weight decay 1e-3."""
+    declared = [Hyper("lr", 0.02), Hyper("momentum", 0.9), Hyper("weight_decay", 1e-3)]
     loop = Loop(task(), rule or sgd(), Hypers(declared, task().layout.sizes), Method(estimator, Kept(SGD(0.0)), STEPS))
-    found: Tensor = loop.advance(loop.start(task().init()), STEPS).outer.hypergradient[0]
+    found: Tensor = loop.advance(loop.start(task().init()), STEPS).outer.hypergradient
     return found
 
 
@@ -45,27 +45,27 @@ def exact() -> Tensor:
 
 
 def off(found: Tensor, right: Tensor) -> list[float]:
-    """Relative errors of the hypergradients of learning rate, momentum and weight decay."""
-    return ((found - right) / right).abs().tolist()
+    """Relative errors of the hypergradients of learning rate, momentum and weight decay, medians over the seeds."""
+    return ((found - right) / right).abs().median(dim=0).values.tolist()
 
 
 def test_the_printed_velocity_is_off_for_the_momentum_alone() -> None:
     wrong = off(hypergradient(published.FdsPrintedMomentum()), exact())
-    assert wrong == pytest.approx([0, 0.115, 0], rel=0.2, abs=1e-5)
+    assert wrong == pytest.approx([0, 0.217, 0], rel=0.01, abs=1e-12)
 
 
 def test_a_tight_clip_of_the_product_changes_hypergradients() -> None:
-    assert off(hypergradient(Forward(product_limit=1.0)), exact()) == pytest.approx([0.219, 0.086, 0.0175], rel=0.2)
-    # to the last bit: nothing is clipped at 10, hence nothing at 100
-    assert torch.equal(hypergradient(Forward(product_limit=10.0)), exact())
+    assert off(hypergradient(Forward(product_limit=1.0)), exact()) == pytest.approx([0.788, 0.0053, 0.552], rel=0.01)
+    assert off(hypergradient(Forward(product_limit=10.0)), exact()) == pytest.approx([0.028, 0, 0], rel=0.01)
+    assert torch.equal(hypergradient(Forward(product_limit=100.0)), exact())  # to the last bit: nothing is clipped
 
 
 def test_the_clip_belongs_after_the_hessian() -> None:
     rule = clipped(sgd(), 0.05)
     wrong = hypergradient(published.FdsClipInside(rule=sgd(), limit=0.05), rule)
-    assert off(wrong, hypergradient(Forward(), rule)) == pytest.approx([0.43, 0.86, 0.82], rel=0.2)
+    assert off(wrong, hypergradient(Forward(), rule)) == pytest.approx([0.185, 0.631, 1.01], rel=0.01)
     hardly = hypergradient(published.FdsClipInside(rule=sgd(), limit=1.0), clipped(sgd(), 1.0))
-    assert off(hardly, exact()) == pytest.approx([0, 0, 0], abs=1e-5)  # hardly a coordinate is clipped at 1
+    assert off(hardly, exact()) == pytest.approx([0, 0, 0], abs=1e-12)  # in the median no coordinate is clipped at 1
 
 
 def test_validation_passes_move_the_running_statistics() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gradhpo import methods, oracle, studies
+from gradhpo import config, methods, oracle, studies
 from gradhpo.config import check
 from gradhpo.errors import GradhpoError
 from gradhpo.hypers import Hyper, Hypers
@@ -114,8 +114,8 @@ def test_figure_5_stays_below_the_bound() -> None:
 
 
 def _little(method: str, **changes: int) -> fds_schedules.Config:
-    size = {"images": 200, "steps": 6, "batch": 10, "windows": 2, "outer_steps": 2, "validation": 20} | changes
-    return fds_schedules.Config(method, 5, "svhn_like", **size)
+    little = fds_schedules.Config(method, 5, "svhn_like", 200, 6, 10, windows=2, outer_steps=2, validation=20)
+    return config.replace(little, **changes)
 
 
 @pytest.mark.parametrize("method", ["FDS", "non-greedy"])

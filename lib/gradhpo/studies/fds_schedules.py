@@ -54,6 +54,7 @@ class Config:
     momentum: float = 0.0  # the text names none; with 0.9 the first outer step ends all learning
     validation: int = 1000  # images, redrawn at every outer step
     cosine_lr: float = 0.1  # first learning rate of the cosine schedule
+    dtype: str = "float32"  # or float64
     version: int = 1
 
 
@@ -69,10 +70,11 @@ class Sizes:
     outer_steps: int
     validation: int
     images: int | None = None
+    dtype: str = "float32"
 
 
 SIZES = {
-    "smoke": Sizes((EMBEDDED,), 1, 20, 32, 4, 4, 100, 800),
+    "smoke": Sizes((EMBEDDED,), 1, 20, 32, 4, 4, 100, 800, "float64"),  # the same numbers on all processors
     "laptop": Sizes(("mnist", EMBEDDED), 3, 150, 64, 10, 25, 500, 10_000),
     "paper": Sizes(("mnist", EMBEDDED), 3, 460, 128, 10, 50, 1000),
 }
@@ -84,7 +86,7 @@ OUTER_LR = {"mnist": 0.03}
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Set by set and method by method."""
-    size = {n: getattr(sizes, n) for n in ("steps", "batch", "windows", "outer_steps", "validation", "images")}
+    size = {n: getattr(sizes, n) for n in ("steps", "batch", "windows", "outer_steps", "validation", "images", "dtype")}
     each = [(d, m, k) for d in sizes.sets for m in METHODS for k in range(sizes.seeds)]
     return [Config(m, seed + k, data=d, outer_lr=OUTER_LR.get(d, Config.outer_lr), **size) for d, m, k in each]
 
@@ -143,7 +145,7 @@ class _Trainer:
 
     def __init__(self, c: Config, device: torch.device) -> None:
         self.c, self.device = c, device
-        self.given = pictures(c.data, device, c.images)
+        self.given = pictures(c.data, device, c.images, dtype=getattr(torch, c.dtype))
         self.momentum = Hyper("momentum", c.momentum, tuned=False)
         self.rule = sgd(weight_decay=False)
 

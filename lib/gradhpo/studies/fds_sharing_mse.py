@@ -59,11 +59,12 @@ class Sizes:
     batch: int
     validation: int
     images: int | None = None
+    dtype: str = "float32"
     small_lr: float = 0.001  # learning rate of Figure 6, where the mean hypergradient drifts less; non-greedy only
 
 
 SIZES = {
-    "smoke": Sizes((EMBEDDED,), 4, 30, 32, 100, 1000),
+    "smoke": Sizes((EMBEDDED,), 4, 30, 32, 100, 1000, "float64"),  # the same numbers on all processors
     "laptop": Sizes((EMBEDDED,), 16, 250, 128, 1000),
     "paper": Sizes(("mnist",), 100, 250, 128, 1000),
 }
@@ -73,7 +74,7 @@ FIGURE_2_LR = Config.lr
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Set by set: Figure 2 non-greedy, Figure 6, and Figure 2 greedy."""
     out = []
-    size = {n: getattr(sizes, n) for n in ("steps", "batch", "validation", "images")}
+    size = {n: getattr(sizes, n) for n in ("steps", "batch", "validation", "images", "dtype")}
     for data in sizes.sets:
         for method, lr in ((NON_GREEDY, FIGURE_2_LR), (NON_GREEDY, sizes.small_lr), (GREEDY, FIGURE_2_LR)):
             out += [Config(method, seed + k, data, lr=lr, **size) for k in range(sizes.seeds)]
