@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Config:
     momentum: float = 0.0  # the text names none; with 0.9 the first outer step ends all learning
     validation: int = 1000  # images, redrawn at every outer step
     cosine_lr: float = 0.1  # first learning rate of the cosine schedule
-    dtype: str = "float32"  # or float64
+    dtype: Literal["float32", "float64"] = "float32"
     version: int = 1
 
 
@@ -70,7 +71,7 @@ class Sizes:
     outer_steps: int
     validation: int
     images: int | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "float64"] = "float32"
 
 
 SIZES = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Config:
     schedule: str = "cosine"  # or "constant"
     momentum: float = 0.9  # the published program's; the text names none
     validation: int = 1000  # fixed validation images, the same for all seeds
-    dtype: str = "float32"  # the published program's; or float64
+    dtype: Literal["float32", "float64"] = "float32"  # the published program's, or float64
     version: int = 1
 
 
@@ -59,7 +60,7 @@ class Sizes:
     batch: int
     validation: int
     images: int | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "float64"] = "float32"
     small_lr: float = 0.001  # learning rate of Figure 6, where the mean hypergradient drifts less; non-greedy only
 
 
@@ -94,8 +95,6 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     c, seeds = batch[0], [b.seed for b in batch]
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
-    if c.dtype not in ("float32", "float64"):
-        raise unknown("dtype", c.dtype, ["float32", "float64"])
     task = trainings(c, seeds, device)
     began, wall = environment.busy_seconds(device), time.perf_counter()
     g, trained = hypergradients(task, c)
