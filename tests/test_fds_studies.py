@@ -148,6 +148,15 @@ def test_schedules_and_their_tables() -> None:
     assert len(fds_schedules_tables.checks(frame, ["svhn_like"], "svhn_like")) == 4
 
 
+def test_what_a_training_carries_is_constant_for_fds_and_grows_in_reverse_mode() -> None:
+    c = _little("FDS", batch=4)
+    found = fds_schedules.carried(c, [3, 9], CPU)
+    short, long = found["reverse"]
+    weights = 62_006 * 4 / 2**20
+    assert found["FDS"][0] == found["FDS"][1] == pytest.approx((2 + c.windows * 2) * weights, rel=0.02)
+    assert long - short == pytest.approx(6 * 2 * weights, rel=1e-3)  # weights and momentum of six more steps
+
+
 def test_an_unknown_method_of_a_schedule_is_named() -> None:
     with pytest.raises(GradhpoError, match="unknown method 'greedi'; did you mean 'greedy'"):
         fds_schedules.run([_little("greedi")], CPU)

@@ -6,20 +6,21 @@ or about ten ("FDS", exact). The schedule of the highest validation accuracy is 
 training with it once more. "cosine" is a schedule off the shelf, tested in the same way.
 
 All exact hypergradients come by reverse mode here, whose cost does not grow with the number of windows; the forward
-mode of FDS gives the same numbers in constant memory (a test compares them).
+mode of FDS gives the same numbers in constant memory (a test compares them, `carried` measures the memory).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from gradhpo import environment
+from gradhpo import environment, methods
 from gradhpo.draws import number
 from gradhpo.errors import unknown
 from gradhpo.estimators.reverse import Reverse
@@ -200,6 +201,25 @@ class _Trainer:
         if not w.isfinite().all():
             return 1 / len(self.given.y_test.unique())
         return float(task.accuracies(w, *self.given.test))
+
+
+def carried(c: Config, lengths: Sequence[int], device: torch.device) -> dict[str, list[float]]:
+    """Megabytes that a training of each length T carries from step to step just before its only outer step, weights
+    included: by FDS's forward mode ("FDS") and by reverse mode over stored states ("reverse"), with c.windows learning
+    rates. What a single step needs besides does not depend on T and is not counted."""
+    ways = {FDS: lambda steps: methods.fds(steps, SGD(0.0)), "reverse": lambda steps: methods.per_step(steps, 0.0)}
+    return {name: [_megabytes(c, steps, how, device) for steps in lengths] for name, how in ways.items()}
+
+
+def _megabytes(c: Config, steps: int, how: Callable[[int], Method], device: torch.device) -> float:
+    trainer = _Trainer(c, device)
+    task = trainer.task(0)
+    hypers = [Hyper("lr", 0.0, windows=c.windows), trainer.momentum]
+    loop = Loop(task, trainer.rule, Hypers(hypers, task.layout.sizes, steps + 1), how(steps + 1))
+    run = loop.advance(loop.start(task.init()), steps)
+    stores = (x.untyped_storage() for x in tree_leaves(run) if torch.is_tensor(x))
+    held = {store.data_ptr(): store.nbytes() for store in stores}
+    return sum(held.values()) / 2**20
 
 
 def _cost(c: Config) -> float:
