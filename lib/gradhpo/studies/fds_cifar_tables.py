@@ -38,15 +38,18 @@ def account(frame: pd.DataFrame) -> pd.DataFrame:
     for method in METHODS:
         runs = frame[frame["method"] == method]
         if len(runs):
+            seconds = runs["seconds"].mean()
             rows[method] = {
                 "n": len(runs),
                 "test accuracy %": mean_plus_minus(100 * runs["accuracy"]),
                 "training steps": round(runs["training_steps"].mean()),
                 "with hypergradients": round(runs["hypergradient_steps"].mean()),
-                "seconds": round(runs["seconds"].mean()),
-                "ms a step": round(1000 * runs["seconds"].sum() / runs["training_steps"].sum(), 1),
+                "seconds": f"{seconds:.0f}",
+                "ms a step": f"{1000 * seconds / runs['training_steps'].mean():.1f}",
                 "evaluation s": round(runs["evaluation_seconds"].mean()),
             }
+            if method == GRID:
+                rows[method] |= {"seconds": "-", "ms a step": "-"}
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
