@@ -102,6 +102,15 @@ def test_a_diverged_seed_is_left_out(shared: pd.DataFrame) -> None:
     assert [len(s.exact) for s in fds_sharing_tables.samples(broken, "svhn_like")] == [2, 3]
 
 
+def test_the_papers_own_numbers_in_its_bound() -> None:
+    """Lowest where d/dW of (1 - c) V / W + epsilon^2 W^2 / 12 is zero: W^3 = 6 (1 - c) V / epsilon^2."""
+    table = fds_sharing_tables.bound_of_the_paper((0.0, 0.5))
+    assert table.loc[0.0, "W = 1"] == 0.25
+    assert table.loc[0.0, "W = 50"] == pytest.approx(0.25 / 50 + 0.08**2 * 2499 / 12)
+    for c, best in table["best W"].items():
+        assert best == pytest.approx((6 * (1 - float(str(c))) * 0.25 / 0.08**2) ** (1 / 3), rel=0.06)
+
+
 def test_figure_5_stays_below_the_bound() -> None:
     table = fds_sharing_tables.profile_errors(40, 6, 0.05, 1.0, 0.1)
     lines = table.drop(columns="bound")
