@@ -276,7 +276,8 @@ def test_regret_is_read_off_the_answers() -> None:
     assert regret.loc["FDS", "seeds that get there"] == "2 of 2" and regret.loc["FDS", "seconds"] == 4.0
     assert regret.loc["Random", "seeds that get there"] == "0 of 2"
     account = fds_cifar_tables.account(frame)
-    assert account.loc["FDS", "ms a step"] == 100.0 and account.loc["Grid", "n"] == 3
+    assert account.loc["FDS", "ms a step"] == "100.0" and account.loc["Grid", "n"] == 3
+    assert account.loc["Grid", "seconds"] == "-"
     claims = fds_cifar_tables.checks(frame)
     assert claims["FDS reaches zero regret against the best of the grid"] is True
     search = "when FDS ends, no black-box search has a better answer"
