@@ -157,6 +157,17 @@ def test_schedules_and_their_tables() -> None:
     assert len(fds_schedules_tables.checks(frame, ["svhn_like"], "svhn_like")) == 4
 
 
+def test_outer_steps_are_compared_side_by_side() -> None:
+    sizes = replace(fds_schedules.SIZES["laptop"], sets=("mnist", "svhn_like"), seeds=1)
+    found = [(c.data, c.outer_lr, c.method) for c in fds_schedules.configs(sizes)]
+    assert len(found) == len(set(found)) == 4 + 4 + 3  # of MNIST the further step is the first one
+    frame = pd.DataFrame(found, columns=["data", "outer_lr", "method"])
+    shown = fds_schedules_tables.by_step(frame)
+    assert list(shown["data"].unique()) == ["mnist", "svhn_like", "svhn_like, outer step 0.03"]
+    assert (shown.groupby("data")["method"].agg(set) == set(fds_schedules.METHODS)).all()
+    assert (shown[shown["data"] == "svhn_like"]["outer_lr"] == 0.1).all()
+
+
 def test_what_a_training_carries_is_constant_for_fds_and_grows_in_reverse_mode() -> None:
     c = _little("FDS", batch=4)
     found = fds_schedules.carried(c, [3, 9], CPU)

@@ -73,12 +73,13 @@ class Sizes:
     validation: int
     images: int | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    more_outer_lr: tuple[float, ...] = ()  # further outer steps, beside those of `OUTER_LR`
 
 
 SIZES = {
     "smoke": Sizes((EMBEDDED,), 1, 20, 32, 4, 4, 100, 800, "float64"),  # the same numbers on all processors
-    "laptop": Sizes(("mnist", EMBEDDED), 3, 150, 64, 10, 25, 500, 10_000),
-    "paper": Sizes(("mnist", EMBEDDED), 3, 460, 128, 10, 50, 1000),
+    "laptop": Sizes(("mnist", EMBEDDED), 3, 150, 64, 10, 25, 500, 10_000, more_outer_lr=(0.03,)),
+    "paper": Sizes(("mnist", EMBEDDED), 3, 460, 128, 10, 50, 1000, more_outer_lr=(0.03,)),
 }
 
 
@@ -87,10 +88,21 @@ OUTER_LR = {"mnist": 0.03}
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Set by set and method by method."""
+    """Set by set and method by method, with the set's outer step first."""
     size = {n: getattr(sizes, n) for n in ("steps", "batch", "windows", "outer_steps", "validation", "images", "dtype")}
-    each = [(d, m, k) for d in sizes.sets for m in METHODS for k in range(sizes.seeds)]
-    return [Config(m, seed + k, data=d, outer_lr=OUTER_LR.get(d, Config.outer_lr), **size) for d, m, k in each]
+    out = []
+    for data in sizes.sets:
+        first = outer_lr_of(data)
+        for lr in dict.fromkeys((first, *sizes.more_outer_lr)):
+            methods_here = [m for m in METHODS if m != COSINE or lr == first]  # which takes no outer step
+            each = [(m, k) for m in methods_here for k in range(sizes.seeds)]
+            out += [Config(m, seed + k, data=data, outer_lr=lr, **size) for m, k in each]
+    return out
+
+
+def outer_lr_of(data: str) -> float:
+    """The outer step of a set's schedules, where none is named."""
+    return OUTER_LR.get(data, Config.outer_lr)
 
 
 def runs(scale: str) -> list[Config]:
