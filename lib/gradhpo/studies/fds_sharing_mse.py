@@ -61,7 +61,7 @@ class Sizes:
     validation: int
     images: int | None = None
     dtype: Literal["float32", "float64"] = "float32"
-    small_lr: float = 0.001  # learning rate of Figure 6, where the mean hypergradient drifts less; non-greedy only
+    small_lr: float = 0.001  # our choice for Figure 6, whose setting the text does not give; non-greedy only
 
 
 SIZES = {
