@@ -22,7 +22,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv and install the pinned requirements and the library into it
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt pyproject.toml lib/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: Python 3.11 or newer is needed, and '$(PYTHON)' is none; name one, as in: make setup PYTHON=python3.12" >&2; \
 	  exit 1; }
@@ -30,14 +30,14 @@ $(STAMP): requirements.txt pyproject.toml
 	  echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e . -e lib
 	@touch $@
 
 book: $(STAMP) ## execute the notebooks that changed at SCALE and build the book in _build/html
-	@$(BIN)/python -m gradhpo book --scale $(SCALE) --data $(DATA)
+	@$(BIN)/python -m gradtune book --scale $(SCALE) --data $(DATA)
 
 notebooks: $(STAMP) ## execute the source notebooks in place: the smoke output they are stored with
-	@$(BIN)/python -m gradhpo.notebooks
+	@$(BIN)/python -m gradtune_book.notebooks.runner
 
 test: $(STAMP) ## run all tests: unit, reference, property, notebooks, book, browser
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
@@ -49,7 +49,7 @@ lint: $(STAMP) ## ruff (rules and format) and mypy
 
 record: $(STAMP) ## record the runs of STUDY at SCALE that are missing
 	@test -n "$(STUDY)" || { echo "make: which study? as in: make record STUDY=clip_quadratic SCALE=laptop" >&2; exit 2; }
-	@$(BIN)/python -m gradhpo record $(STUDY) --scale $(SCALE) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES))
+	@$(BIN)/python -m gradtune record $(STUDY) --scale $(SCALE) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES))
 
 clean: ## remove what was built (not .venv, data or records)
 	rm -rf _build book/executed .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from gradhpo import methods
-from gradhpo.nets import mlp
-from gradhpo.nets_wrn import wrn
-from gradhpo.rules import sgd
+from gradtune import methods
+from gradtune.nets.plain import mlp
+from gradtune.nets.wide_resnet import wrn
+from gradtune.recursion.rules import sgd
 
 from benchmarks.rows import _schedule, _three
 from benchmarks.subjects import Subject, classifier, looped, regression

@@ -1,6 +1,6 @@
 """Measurements as run records: one line a row and measurement in `data/records/step_cost/paper/ROW.jsonl`.
 
-A line says, as every record does, where, when and with which versions it was computed (`gradhpo.records.line`). A row
+A line says, as every record does, where, when and with which versions it was computed (`gradtune_book.records.store.line`). A row
 measured again gets the next number as its `seed`; the last line of a device counts.
 """
 
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from gradhpo import environment, jsonl, paths, records
-from gradhpo.jsonl import Line
+from gradtune_book import paths
+from gradtune_book.records import environment, jsonl, store
+from gradtune_book.records.jsonl import Line
 
 from benchmarks.rows import Row
 from benchmarks.timing import Timing
@@ -43,18 +44,18 @@ def metrics(timing: Timing) -> dict[str, float | int | None]:
 def line(row: Row, timing: Timing, device: torch.device, seed: int = 0) -> Line:
     """The record of one measurement."""
     cfg = StepCost(row.name, seed, len(timing.base), device.type)
-    result = records.Result(
+    result = store.Result(
         metrics(timing),
         {"ratios": [*timing.ratios]},
         wall_s=sum(timing.base) + sum(timing.method),
         dataset="generated inputs",
     )
-    return records.line(STUDY, SCALE, cfg, result, environment.describe(device), 1, None)
+    return store.line(STUDY, SCALE, cfg, result, environment.describe(device), 1, None)
 
 
 def keep(row: Row, timing: Timing, device: torch.device, root: Path | None = None) -> Path:
     """Append a measurement to the records and return their file."""
-    file = records.path(STUDY, SCALE, row.name, root)
+    file = store.path(STUDY, SCALE, row.name, root)
     jsonl.append(file, [line(row, timing, device, seed=len(jsonl.read(file)))])
     return file
 
@@ -62,10 +63,10 @@ def keep(row: Row, timing: Timing, device: torch.device, root: Path | None = Non
 def load(device: str = "cpu", root: Path | None = None) -> pd.DataFrame:
     """The last measurement of every row on a kind of device, indexed by the row's name; empty when there is none. The
     column `machine` names the processor."""
-    frame = records.load(STUDY, SCALE, root=root)
+    frame = store.load(STUDY, SCALE, root=root)
     if frame.empty:
         return frame
-    files = {records.path(STUDY, SCALE, name, root) for name in frame["method"]}
+    files = {store.path(STUDY, SCALE, name, root) for name in frame["method"]}
     machine = {each["key"]: each["device"] for file in files for each in jsonl.read(file)}
     frame = frame.assign(machine=frame["key"].map(machine))
     return frame[frame["device"] == device].sort_values("seed").groupby("method").tail(1).set_index("method")

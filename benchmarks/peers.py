@@ -12,13 +12,13 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from gradhpo import rules
-from gradhpo.errors import GradhpoError
-from gradhpo.estimators.reverse import Reverse
-from gradhpo.hypers import Hyper
-from gradhpo.nets import mlp
-from gradhpo.outer import SGD
-from gradhpo.train import Loop, Method
+from gradtune.errors import GradtuneError
+from gradtune.estimators.reverse import Reverse
+from gradtune.nets.plain import mlp
+from gradtune.recursion import rules
+from gradtune.recursion.hypers import Hyper
+from gradtune.recursion.outer import SGD
+from gradtune.training.loop import Loop, Method
 from torch import Tensor
 from torch.func import functional_call
 
@@ -30,7 +30,7 @@ STEPS, LR, L2 = 5, 0.05, 1e-3
 Hypergradient = Callable[[Subject, Tensor], Tensor]
 
 
-class Absent(GradhpoError):
+class Absent(GradtuneError):
     """A row needs something that is not installed."""
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from gradhpo import methods
-from gradhpo.hypers import Hyper
-from gradhpo.nets import lenet, mlp
-from gradhpo.nets_wrn import wrn
-from gradhpo.rules import sgd
+from gradtune import methods
+from gradtune.nets.plain import lenet, mlp
+from gradtune.nets.wide_resnet import wrn
+from gradtune.recursion.hypers import Hyper
+from gradtune.recursion.rules import sgd
 from torch.optim import SGD, AdamW
 
 from benchmarks import peers
@@ -107,9 +107,9 @@ def _uci(
 
 def _metaoptimize(alone: bool, device: torch.device, quick: bool) -> Pair:
     """784-768-512-10, 1,001,738 weights, batch 128; `alone`: the optimiser's step without the gradient."""
-    if importlib.util.find_spec("gradhpo.optim") is None:
-        raise peers.Absent("gradhpo.optim is not there")
-    from gradhpo.optim import MetaOptimize
+    if importlib.util.find_spec("gradtune.optim.metaoptimize") is None:
+        raise peers.Absent("gradtune.optim.metaoptimize is not there")
+    from gradtune.optim.metaoptimize import MetaOptimize
 
     net = classifier(mlp([784, 768, 512, 10]), [784], 128, device)
     work, steps = _update if alone else plain, 3 if quick else 30

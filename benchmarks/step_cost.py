@@ -20,8 +20,8 @@ if __package__ in (None, ""):  # run as a script
 
 import pandas as pd
 import torch
-from gradhpo import environment
-from gradhpo.errors import GradhpoError, at_least, unknown
+from gradtune.errors import GradtuneError, at_least, unknown
+from gradtune_book.records import environment
 from tqdm import tqdm
 
 from benchmarks import kept, report
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         device, rows = environment.device(arguments.device), chosen(arguments.rows, arguments.growth)
         found, notes = measure(rows, arguments.repeats, device, arguments.quick, arguments.record)
-    except GradhpoError as error:
+    except GradtuneError as error:
         print(error, file=sys.stderr)
         return error.exit_status
     clock = "wall time" if device.type == "cuda" else "CPU time, 1 thread"

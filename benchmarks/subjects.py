@@ -10,10 +10,10 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from gradhpo.hypers import Hyper, Hypers
-from gradhpo.modules import Layout, batched
-from gradhpo.rules import Rule
-from gradhpo.train import Loop, Method, Run
+from gradtune.nets.modules import Layout, batched
+from gradtune.recursion.hypers import Hyper, Hypers
+from gradtune.recursion.rules import Rule
+from gradtune.training.loop import Loop, Method, Run
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 

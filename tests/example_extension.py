@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from gradhpo.core import State, Step, Tangent
-from gradhpo.errors import GradhpoError
-from gradhpo.hypers import Hyper, Hypers, Values
-from gradhpo.modules import Layout, batched
-from gradhpo.rules import Buffers, Rule
-from gradhpo.train import Loop, Method, Run
+from gradtune.errors import GradtuneError
+from gradtune.nets.modules import Layout, batched
+from gradtune.recursion.hypers import Hyper, Hypers, Values
+from gradtune.recursion.rules import Buffers, Rule
+from gradtune.recursion.step import State, Step, Tangent
+from gradtune.training.loop import Loop, Method, Run
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -94,7 +94,7 @@ class Forgetful:
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
-            raise GradhpoError(f"gamma = {self.gamma}; expected it in (0, 1]")
+            raise GradtuneError(f"gamma = {self.gamma}; expected it in (0, 1]")
 
     def init(self, state: State, values: Values) -> Tangent:
         return Tangent.zero(state, values.hypers.columns)

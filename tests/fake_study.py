@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gradhpo.records import Result
-from gradhpo.studies import Study
+from gradtune_book.records.store import Result
+from gradtune_book.records.study import Study
 
 SEEDS = {"smoke": 4, "laptop": 10, "paper": 10}
 CHUNK = 3

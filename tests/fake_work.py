@@ -1,11 +1,11 @@
-"""Work for the tests of `gradhpo.workers`; light, so that a spawned worker starts at once."""
+"""Work for the tests of `gradtune_book.records.workers`; light, so that a spawned worker starts at once."""
 
 import os
 import signal
 import time
 from collections.abc import Iterator
 
-from gradhpo.errors import GradhpoError
+from gradtune.errors import GradtuneError
 
 
 def work(job: str) -> Iterator[int]:
@@ -13,7 +13,7 @@ def work(job: str) -> Iterator[int]:
     yield 1
     yield 2
     if job == "mistake":
-        raise GradhpoError("a mistake")
+        raise GradtuneError("a mistake")
     if job == "fault":
         raise ZeroDivisionError("a fault")
     if job == "killed":
@@ -24,6 +24,6 @@ def work(job: str) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    from gradhpo import workers
+    from gradtune_book.records import workers
 
     workers.share(work, "endless", 2, lambda runs: None)

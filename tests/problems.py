@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from gradhpo.modules import Layout, batched
-from gradhpo.tasks.images import Images
+from gradtune.nets.modules import Layout, batched
+from gradtune_book.tasks.images import Images
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 

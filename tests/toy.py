@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from gradhpo.hypers import Hyper
-from gradhpo.rules import sgd
-from gradhpo.search import Dimension, Space, Training
+from gradtune.recursion.hypers import Hyper
+from gradtune.recursion.rules import sgd
+from gradtune.search import Dimension, Space, Training
 from torch import Tensor
 
 STEPS = 81

@@ -1,0 +1,42 @@
+"""Hyperparameters tuned by gradients while a model trains: the library under the book.
+
+What a user's own training needs stands here by name; everything else is in the modules. Names are loaded when they are
+first used, so that `import gradtune` and the command line stay light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradtune import optim
+    from gradtune.recursion.hypers import Hyper
+    from gradtune.tuning.history import History
+    from gradtune.tuning.tune import tune
+    from gradtune.tuning.tuner import Info, Tuner
+
+_NAMES = {
+    "History": "gradtune.tuning.history",
+    "Hyper": "gradtune.recursion.hypers",
+    "Info": "gradtune.tuning.tuner",
+    "Tuner": "gradtune.tuning.tuner",
+    "tune": "gradtune.tuning.tune",
+}
+_MODULES = ("optim",)
+
+__version__ = "0.1.0"
+
+__all__ = ["History", "Hyper", "Info", "Tuner", "optim", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"gradtune.{name}")
+    raise AttributeError(f"module 'gradtune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

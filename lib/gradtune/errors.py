@@ -1,0 +1,36 @@
+"""The one exception a user's mistake raises, and the sentence for a name that does not exist."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GradtuneError(ValueError):
+    """A user's mistake or a machine's fault in one sentence: what is wrong, what was expected, what to do.
+
+    The command line prints the sentence alone, without a traceback, and exits with `exit_status`.
+    """
+
+    exit_status = 2
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> GradtuneError:
+    """Return (not raise) the error for a `name` that is none of `known`, with the nearest known name.
+
+    Args:
+        kind: what the name stands for, as it reads in the sentence ("study", "parameter of ClipConfig").
+        name: what was given.
+        known: every name that would have been right.
+    """
+    names = sorted(known)
+    lower = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
+    choice = f"known: {', '.join(names)}" if names else "there is none"
+    return GradtuneError(f"unknown {kind} {name!r}; {hint}{choice}")
+
+
+def at_least(low: int, **values: int) -> None:
+    """Raises GradtuneError for the first of the named whole numbers that is below `low`."""
+    for name, value in values.items():
+        if value < low:
+            raise GradtuneError(f"{name} = {value}; expected a whole number >= {low}")

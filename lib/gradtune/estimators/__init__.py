@@ -1,0 +1,41 @@
+"""Hypergradient estimators: `forward` (sensitivities carried along), `neumann` (the last step repeated), `reverse`
+(stored states), `trace` (one vector without Hessian products).
+
+Each is a frozen dataclass with the same four members, so that a training loop need not know which one it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gradtune.recursion.step import State, Step, Values
+
+
+class Estimator(Protocol):
+    """What a training loop asks of an estimator. `memory` is a tuple of tensors (or nested tuples of them), all an
+    estimator keeps between steps."""
+
+    @property
+    def keep(self) -> int:
+        """How many of the steps since the last outer update `hypergradient` wants to see."""
+        ...
+
+    def init(self, state: State, values: Values) -> Any:
+        """Memory at the start."""
+        ...
+
+    def curvature(self, ahead: int) -> bool:
+        """Whether a step needs a graph over its gradient when `ahead` steps follow it before the next outer update."""
+        ...
+
+    def observe(self, memory: Any, step: Step) -> Any:
+        """Memory after a training step."""
+        ...
+
+    def hypergradient(self, memory: Any, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        """`gv' Z`, `[R, P]` in raw coordinates, without the direct term; `gv [R, D]` is the gradient of the outer loss
+        and `values` the hyperparameters in force."""
+        ...

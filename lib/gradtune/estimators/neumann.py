@@ -1,0 +1,58 @@
+"""Neumann series: the best-response derivative from the last update alone (OnePass; Lorraine et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradtune.errors import GradtuneError
+from gradtune.recursion.step import State, Step, Values, cotangent
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """sum_{j < i} gv' (dPhi/dw)^j dPhi/draw with all derivatives at the last step, buffers constant (OnePass, eq. 6,
+    i terms).
+
+    It is `Reverse(horizon=i)` with every step replaced by the last one and no path through the buffers: exact for i
+    = 1, and at a fixed point of training
+    without momentum; otherwise an approximation whose error grows with i as the weights move.
+    fresh: take the derivatives at the weights just reached, with the last step's batch, as the text's single w_i reads
+    (one more gradient); it is then exact at a fixed point alone.
+    Cost at an update: one gradient with its graph and i - 1 Hessian products (i when the loss has tuned
+    hyperparameters); memory: one graph.
+    """
+
+    look_back: int = 5
+    fresh: bool = False
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.look_back < 0:
+            raise GradtuneError(f"look_back is {self.look_back}; expected a number of terms >= 0")
+
+    def init(self, state: State, values: Values) -> tuple[()]:
+        return ()
+
+    def curvature(self, ahead: int) -> bool:
+        return ahead == 0 and self.look_back > 0 and not self.fresh
+
+    def observe(self, memory: tuple[()], step: Step) -> tuple[()]:
+        return memory
+
+    def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
+        if self.look_back == 0:
+            return torch.zeros_like(values.raw)
+        step = recent[-1]
+        if self.fresh:
+            step = Step(step.problem, step.rule, step.values, step.next, step.t, curvature=True)
+        step = step.with_curvature()
+        constant = cotangent(gv, step.state).buf
+        v, total = gv, torch.zeros_like(values.raw)
+        for j in range(self.look_back):
+            before, share = step.pull(State(v, constant), to_state=j < self.look_back - 1)
+            v, total = before.w, total + share
+        return total

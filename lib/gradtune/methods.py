@@ -1,0 +1,429 @@
+"""The methods of the five papers as choices on the same few axes: which sensitivity, which outer loss, how often, by
+which rule.
+
+`METHODS` is the table; the functions above it build the ones that this version runs, as `train.Method`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradtune import extras, search
+from gradtune.errors import unknown
+from gradtune.estimators.forward import FirstOrder, Forward, Split
+from gradtune.estimators.neumann import Neumann
+from gradtune.estimators.reverse import Reverse
+from gradtune.estimators.trace import IDBD, Trace
+from gradtune.recursion.outer import SGD, Adam, Lion, Multiplicative, Outer
+from gradtune.training.loop import Method
+from gradtune.training.metaoptimize import MetaOptimize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def fixed() -> Method:
+    """Hyperparameters stay as they are: one run of a random or grid search. Cost: plain training."""
+    return Method()
+
+
+def oho(
+    lr: float = 5e-6, reset_every: int | None = None, layerwise: str = "exact", product: float | None = None
+) -> Method:
+    """Exact forward mode, an SGD step on the hyperparameters after every training step (OHO, Section 4, eq. 6 and 9).
+
+    Global, per layer or k groups of neighbouring layers is declared by `Hyper(granularity=...)`, see
+    `hypers.neighbours`. layerwise: "exact", the recursion for each group, or "split", one sensitivity whose product
+    with the validation gradient is shared out by group, as the published program does. product: the relative width of
+    differences of gradients in place of exact Hessian products (the program: 0.01).
+    Cost: a gradient with its graph, a Hessian product a hyperparameter and a validation gradient; memory P D more.
+    ClipR differs by the projection of the sensitivity and by a rate that follows the learning rate.
+    """
+    if layerwise not in ("exact", "split"):
+        raise unknown("layerwise form", layerwise, ["exact", "split"])
+    estimator = Forward if layerwise == "exact" else Split
+    return Method(estimator(reset_every=reset_every, product=product), SGD(lr))
+
+
+def unroll_k(k: int, scale: float = 0.1) -> Method:
+    """UnrollK (Franceschi et al. 2017; Clip paper, Section 3.2): exact over K steps, then one outer step and a
+    sensitivity of 0 again.
+
+    scale: the outer rate is scale times the learning rate. Cost a step: one Hessian product a hyperparameter; a
+    validation gradient every K steps.
+    """
+    return Method(Forward(reset_every=k), SGD(scale, "lr"), every=k)
+
+
+def unroll1_gtgv(scale: float = 0.1) -> Method:
+    """Unroll1-gTgV (Luketina et al. 2016; Clip paper, Section 3.3): -<gV, dgT/dlam>, without the step size of
+    `unroll_k(1)`. Loss hyperparameters only."""
+    return Method(FirstOrder(), SGD(scale, "lr"))
+
+
+def clip_r(radius: float, scale: float = 0.1, warm_up: int = 0) -> Method:
+    """ClipR (Clip paper, Algorithm 1): the sensitivity is kept for ever, projected on a ball of this radius after
+    every step."""
+    return Method(Forward(radius=radius), SGD(scale, "lr"), warm_up=warm_up)
+
+
+def fds(horizon: int, outer: Outer | None = None, product_limit: float | None = None) -> Method:
+    """FDS (Algorithm 1): exact forward mode over the whole training, one column a window (declared by
+    `Hyper(windows=...)`), one outer step at its end.
+
+    product_limit clamps the entries of the Hessian products (paper: 10). Algorithm 1 divides the hypergradient by the
+    window's length W and steps by SGD: give `SGD(rate / W)`; Algorithm 2 is `outer.SignHalving`.
+    `restarts.Restarts` trains again and again. Memory: (1 + buffers) P D, whatever the horizon.
+    """
+    return Method(Forward(product_limit=product_limit), outer or SGD(0.1), every=horizon)
+
+
+def greedy(lr: float) -> Method:
+    """Horizon 1: only the last step's effect counts (FDS, Section 3.2). The same as `unroll_k(1)` with a constant
+    rate."""
+    return Method(Forward(reset_every=1), SGD(lr))
+
+
+def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool = False) -> Method:
+    """OnePass (Algorithm 1): Neumann series of the last update, Adam on the raw coordinates. What is tuned (WD+LR,
+    WD+LR+M) is declared by `Hyper(tuned=...)`.
+
+    fresh: derivatives at the weights after the update's last step, as the text reads, in place of those before it, as
+    the published program does.
+
+    Cost: every `every` steps a gradient with its graph, look_back - 1 Hessian products and a validation gradient;
+    memory one graph, independent of P.
+    """
+    return Method(Neumann(look_back, fresh), Adam(lr), every=every)
+
+
+def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
+    """Lorraine et al. (2020) as OnePass compares it (Section 4.1): `onepass` with the weight decay tuned alone; declare
+    the other hyperparameters with `Hyper(tuned=False)`. Cost and memory as `onepass`."""
+    return onepass(look_back, every, lr)
+
+
+def per_step(horizon: int, lr: float) -> Method:
+    """Non-greedy, unshared (FDS, Figures 2 and 3): a value of each hyperparameter for every step, declared by
+    `Hyper(windows=horizon)`, exact by reverse mode over stored states, one SGD step at the end of training.
+
+    Cost: one more gradient and a Hessian product a step; memory (1 + buffers) D a step. `fds` gives the same numbers
+    at a cost that grows with the number of windows and a memory that does not grow with the horizon."""
+    return Method(Reverse(horizon), SGD(lr), every=horizon)
+
+
+def diff_through_opt(horizon: int = 5, every: int = 10, lr: float = 0.05) -> Method:
+    """Diff-through-Opt (Domke 2012; OnePass, Section 4): as `onepass`, with the exact derivative through the last
+    `horizon` steps."""
+    return Method(Reverse(horizon, store="graph" if horizon <= 20 else "state"), Adam(lr), every=every)
+
+
+def hd(lr: float, multiplicative: bool = False) -> Method:
+    """HD, hypergradient descent (Baydin et al. 2018; MetaOptimize, Appendix B.2): an outer step on <g_t,
+    dw_t/draw> of the previous step, the derivative of the training loss, before the next step is taken.
+
+    multiplicative: lr <- lr (1 + rate cos(g_t, previous step)) on the coordinate itself (transform "identity"); else
+    the additive rule in any coordinate. Cost: a dot product a step; memory D. It is `metaoptimize_hf` with gamma = 0
+    and the update one step earlier.
+    """
+    outer: Outer = Multiplicative(lr) if multiplicative else SGD(lr)
+    return Method(Trace(0.0, normalised=multiplicative), outer, outer_loss="training", immediate=True)
+
+
+def baydin(lr: float = 0.001) -> Method:
+    """The baseline "Baydin" of OnePass (Section 4.1): SGD on log10 lr with -<g_t, g_{t-1}>, loss gradients alone and
+    without the chain factor of log10.
+
+    For it the validation rows are training rows (`Table.merged`). Cost: a dot product a step; memory D. `hd` differs by
+    the chain factor and by the whole last step, with momentum and weight decay, in place of g_{t-1}.
+    """
+    return Method(Trace(0.0, direction="gradient", chain=False), SGD(lr), outer_loss="training", immediate=True)
+
+
+def metaoptimize_hf(meta: Outer | None = None, gamma: float = 1.0, form: str = "ours") -> Method:
+    """Hessian-free MetaOptimize (Algorithm 3): a discounted trace of the steps taken, and <h, g> of the training loss
+    for each group of a learning rate in the coordinate "log".
+
+    meta: the outer rule; by default Lion with meta step size 1e-3 (the paper also uses Adam, RMSprop and SGD). form:
+    "ours" is Algorithm 3; "package" follows the published package: normalised gradients without momentum and weight
+    decay in h, and by default the new momentum inside Lion's sign. Cost: a dot product a step; memory D, whatever the
+    number of learning rates. `hd` is gamma = 0; `gradtune.training.metaoptimize.MetaOptimize` has the Hessians and the meta
+    dynamics. Raises GradtuneError for another form.
+    """
+    if form not in ("ours", "package"):
+        raise unknown("form of Hessian-free MetaOptimize", form, ["ours", "package"])
+    package = form == "package"
+    trace = Trace(gamma, direction="gradient" if package else "step")
+    return Method(trace, meta or Lion(1e-3, new_momentum=package), outer_loss="training")
+
+
+def idbd(lr: float) -> Method:
+    """IDBD (Sutton 1992; MetaOptimize, eq. 83 to 87): a learning rate per weight, `lr` is the meta step size of SGD on
+    log lr, and the update comes before the step.
+
+    For plain SGD and problems with `curvature_diagonal`. Cost: elementwise; memory D. `metaoptimize_hf(SGD(lr))` per
+    weight leaves out the curvature.
+    """
+    return Method(IDBD(), SGD(lr), outer_loss="training", immediate=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the method table. `make` builds what runs: a `train.Method`, the framework `MetaOptimize`, or a
+    search's class of options for `search.search`."""
+
+    name: str
+    title: str
+    paper: str
+    sensitivity: str
+    outer_loss: str
+    every: str
+    rule: str
+    cost: str
+    memory: str
+    make: Callable[..., Any]
+
+
+_VAL, _HVP = "validation", "1 Hessian product a hyperparameter a step"
+METHODS = (
+    Row(
+        "oho",
+        "OHO (global, layerwise, k groups)",
+        "OHO",
+        "exact forward mode; optional reset every K",
+        _VAL,
+        "1",
+        "SGD, tiny rate",
+        _HVP,
+        "P D",
+        oho,
+    ),
+    Row(
+        "unroll1_gtgv",
+        "Unroll1-gTgV",
+        "Clip",
+        "-dgT/dlam, no step size",
+        _VAL,
+        "1",
+        "SGD",
+        "1 mixed derivative a step",
+        "P D",
+        unroll1_gtgv,
+    ),
+    Row(
+        "unroll_k",
+        "UnrollK",
+        "Clip",
+        "exact forward, 0 again after every K steps",
+        _VAL,
+        "K",
+        "SGD, c x lr",
+        _HVP,
+        "P D",
+        unroll_k,
+    ),
+    Row(
+        "clip_r",
+        "ClipR",
+        "Clip",
+        "exact forward, projected on a ball at every step",
+        _VAL,
+        "1, after a warm-up",
+        "SGD, c x lr",
+        _HVP,
+        "P D",
+        clip_r,
+    ),
+    Row(
+        "fds",
+        "FDS",
+        "FDS",
+        "exact forward, a column per window of W steps",
+        "validation at the end",
+        "T (restarts)",
+        "SGD or sign rule with halving",
+        _HVP,
+        "2 P D",
+        fds,
+    ),
+    Row(
+        "per_step",
+        "per-step, non-greedy",
+        "FDS",
+        "reverse mode over stored states, N = T",
+        "validation at T",
+        "T",
+        "SGD",
+        "1 gradient, 1 Hessian product a step",
+        "2 D T",
+        per_step,
+    ),
+    Row("greedy", "greedy, H = 1", "FDS", "one step", _VAL, "1", "SGD", _HVP, "P D", greedy),
+    Row(
+        "hd",
+        "HD / Baydin",
+        "FDS, OnePass",
+        "previous step only",
+        "next training loss",
+        "1",
+        "SGD",
+        "1 dot product a step",
+        "D",
+        hd,
+    ),
+    Row(
+        "baydin",
+        "Baydin, as OnePass compares it",
+        "OnePass",
+        "previous gradient, no chain factor",
+        "next training loss",
+        "1",
+        "SGD 0.001 on log10 lr",
+        "1 dot product a step",
+        "D",
+        baydin,
+    ),
+    Row(
+        "onepass",
+        "OnePass WD+LR, WD+LR+M",
+        "OnePass",
+        "Neumann series of the last update, look-back i",
+        _VAL,
+        "T = 10",
+        "Adam 0.05",
+        "i - 1 Hessian products an update",
+        "1 graph",
+        onepass,
+    ),
+    Row(
+        "onepass_hdlr",
+        "OnePass WD+HDLR+M",
+        "OnePass",
+        "the same, a learning rate per weight",
+        _VAL,
+        "T = 10",
+        "Adam 0.05",
+        "i - 1 Hessian products an update",
+        "1 graph + 3 D",
+        onepass,
+    ),
+    Row(
+        "lorraine",
+        "Lorraine",
+        "OnePass",
+        "the same, loss hyperparameters only",
+        _VAL,
+        "T",
+        "Adam",
+        "i Hessian products an update",
+        "1 graph",
+        lorraine,
+    ),
+    Row(
+        "diff_through_opt",
+        "Diff-through-Opt",
+        "OnePass",
+        "reverse mode through the last h steps",
+        _VAL,
+        "T or restart",
+        "Adam",
+        "h Hessian products an update",
+        "h graphs or 2 D h",
+        diff_through_opt,
+    ),
+    Row(
+        "metaoptimize",
+        "MetaOptimize full / 2x2 / L-approximation",
+        "MetaOptimize",
+        "forward with discount gamma, meta dynamics Y, Q",
+        "discounted future training loss",
+        "1",
+        "SGD, Adam, Lion",
+        _HVP,
+        "P D; full P^2 D",
+        MetaOptimize,
+    ),
+    Row(
+        "metaoptimize_hf",
+        "MetaOptimize, Hessian-free",
+        "MetaOptimize",
+        "closed-form trace h, no curvature",
+        "training loss",
+        "1",
+        "Lion, Adam, SGD",
+        "1 dot product a step",
+        "D",
+        metaoptimize_hf,
+    ),
+    Row(
+        "idbd",
+        "IDBD",
+        "MetaOptimize",
+        "L-approximation, per weight, linear model",
+        "training loss",
+        "1",
+        "SGD",
+        "elementwise",
+        "D",
+        idbd,
+    ),
+    Row(
+        "fixed",
+        "Fixed hyperparameters (one trial of a search)",
+        "all",
+        "none",
+        _VAL,
+        "n/a",
+        "none",
+        "plain training",
+        "0",
+        fixed,
+    ),
+    *(
+        Row(
+            s.name,
+            s.title,
+            s.source,
+            "none",
+            _VAL,
+            "n/a",
+            f"search: {s.draws}",
+            f"plain training: {s.currency}",
+            "0",
+            s.make,
+        )
+        for s in search.METHODS
+    ),
+)
+
+
+def get(name: str) -> Row:
+    """A line of the table by name; GradtuneError with the nearest name otherwise."""
+    for row in METHODS:
+        if row.name == name:
+            return row
+    raise unknown("method", name, [r.name for r in METHODS])
+
+
+def table() -> pd.DataFrame:
+    """Return `rows` as a table; needs pandas."""
+    frame: pd.DataFrame = extras.needed("pandas", "plot", "the method table").DataFrame(rows())
+    return frame
+
+
+def rows() -> list[dict[str, str]]:
+    """Return the method table as rows of text, column -> text; `name` is what `get` calls a method."""
+    columns = {
+        "method": "title",
+        "paper": "paper",
+        "sensitivity": "sensitivity",
+        "outer loss": "outer_loss",
+        "outer step every": "every",
+        "outer rule": "rule",
+    }
+    return [
+        {k: getattr(r, v) for k, v in columns.items()} | {"cost": r.cost, "memory": r.memory, "name": r.name}
+        for r in METHODS
+    ]

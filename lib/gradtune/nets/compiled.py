@@ -1,0 +1,105 @@
+"""C++ operations, compiled for this machine when they are first used.
+
+They are an option: each has a form in torch beside it, to which callers fall back where there is no compiler.
+torch's own builder is not used because it needs ninja and takes its headers along, half a minute for a file of one
+second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gradtune import variables
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+
+
+@cache
+def load(source: Path) -> ctypes.CDLL | None:
+    """Load the C++ file as a shared library; None where it cannot be compiled or loaded.
+
+    It is kept in the cache folder under a name made of its text, the compiler and the processor, so a folder that
+    machines share does no harm; it appears there complete or not at all.
+    """
+    if (chosen := compiler()) is None:
+        return None
+    made_of = "\n".join([source.read_text(encoding="utf-8"), *chosen, processor(), *_FLAGS])
+    file = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    try:
+        if not file.is_file():
+            _compile(chosen.path, source, file)
+        return ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def call(function: ctypes._NamedFuncPointer, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
+    """Calls a function of a library with pointers to tensors, which must be contiguous and on the CPU, and 64-bit
+    sizes."""
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+    function(*pointers, *map(ctypes.c_int64, sizes))
+
+
+def _compile(compiler: str, source: Path, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        command = [compiler, *_FLAGS, str(source), "-o", str(made)]
+        subprocess.run(command, capture_output=True, timeout=300, check=True)
+        made.replace(file)
+
+
+def cache_folder() -> Path:
+    """Folder of what has been compiled: `GRADTUNE_CACHE`, else `gradtune` in the user's cache folder."""
+    if given := variables.read("CACHE"):
+        return Path(given).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME", "").strip() or Path.home() / ".cache").expanduser() / "gradtune"
+
+
+class Compiler(NamedTuple):
+    """A C++ compiler: where it is, and the first line of its `--version`."""
+
+    path: str
+    version: str
+
+
+@cache
+def compiler() -> Compiler | None:
+    """Return the C++ compiler: what `CXX` names, else the first there is of c++, g++ and clang++; None without one, or
+    when `GRADTUNE_COMPILE` is 0."""
+    if variables.read("COMPILE") == "0":
+        return None
+    for name in (os.environ.get("CXX", "").strip(), "c++", "g++", "clang++"):
+        if (path := shutil.which(name)) and (says := _output(path, "--version")):
+            return Compiler(path, says.split("\n")[0])
+    return None
+
+
+@cache
+def processor() -> str:
+    """Return the processor's model, or its architecture where the model is not told."""
+    try:
+        found = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = []
+    return found[0].strip() if found else platform.machine()
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

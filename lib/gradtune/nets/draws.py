@@ -1,0 +1,141 @@
+"""Random numbers inside a module as a function of (seed of the run, step): dropout that can be computed again.
+
+A hypergradient needs the same dropout mask in a step's gradient, in all its Hessian products and in a recomputation of
+the step, and other masks in other runs and at other steps. So nothing in a step may draw from a generator that moves
+on. `Draws(seeds, t)` stands for the numbers of one step of R runs: it has one `torch.Generator` a run, seeded from
+(seed, t). `with draws.inside(run):` sends the random calls that a module makes in its forward pass to it.
+
+    own module          torch.rand_like(x), torch.randn_like(x)
+    unmodified module   nn.Dropout, nn.Dropout1d/2d/3d and their functional forms
+
+Run r's numbers depend on (seeds[r], t), the order of the calls and their shapes, never on the runs beside it or on a
+keep probability: two evaluations with the same (seed, t) and different keep probabilities see the same uniforms, which
+couples their masks (Clip paper, Section 3.5.2, eq. 10). Every other random call (`nn.AlphaDropout`, `torch.bernoulli`,
+dropout inside attention or `nn.LSTM`) goes to torch's global generator, seeded for the duration of the call: the same
+seeds and t give the same numbers again, but there a run's numbers do depend on how many runs stand beside it.
+Generators live on the device of the tensors; a CPU and a GPU give different masks for the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from gradtune.errors import GradtuneError
+
+
+class Draws:
+    """The random numbers of step `t` in R runs with one whole number >= 0 in `seeds` for each. Use once: a second pass
+    needs a new `Draws` (equal seeds and t give equal numbers)."""
+
+    def __init__(self, seeds: Sequence[int], t: int) -> None:
+        if t < 0 or any(s < 0 for s in seeds):
+            raise GradtuneError(f"seeds = {list(seeds)}, t = {t}; expected whole numbers >= 0")
+        self.seeds, self.t = tuple(seeds), t
+        self._generators: dict[torch.device, list[torch.Generator]] = {}
+
+    def generators(self, device: torch.device) -> list[torch.Generator]:
+        """One generator a run, where its last call left it."""
+        if device not in self._generators:
+            self._generators[device] = [_generator(device, seed, self.t) for seed in self.seeds]
+        return self._generators[device]
+
+    def inside(self, run: Tensor) -> TorchFunctionMode:
+        """Context in which random calls of run number `run` (a whole number, mapped over by `vmap`) come from here."""
+        return _Redirect(self, run)
+
+    @contextmanager
+    def elsewhere(self, device: torch.device) -> Iterator[None]:
+        """Seeds torch's global generator from all seeds and `t`, for what `inside` does not reach, and restores it."""
+        seed = number(*self.seeds, self.t)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
+
+def number(*key: int) -> int:
+    """A whole number below 2^63 from several, with no visible relation between neighbouring keys."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _generator(device: torch.device, *key: int) -> torch.Generator:
+    generator = torch.Generator(device=device)
+    generator.manual_seed(number(*key))
+    return generator
+
+
+Draw = Callable[..., Tensor]
+
+
+class _PerRun(torch.autograd.Function):
+    """`draw(shape, generator=...)` of every run's own generator: one tensor alone, a stack `[R, ...]` under `vmap`.
+
+    `run` takes part only so that `vmap` maps over the call even where the shape comes from data that all runs share.
+    """
+
+    @staticmethod
+    def forward(run: Tensor, draw: Draw, shape: torch.Size, options: dict[str, Any], draws: Draws) -> Tensor:
+        generator = draws.generators(options["device"])[int(run)]
+        return draw(shape, generator=generator, **options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, run: Tensor, draw: Draw, shape: torch.Size, options: dict[str, Any], draws: Draws
+    ) -> tuple[Tensor, int]:
+        generators = draws.generators(options["device"])
+        return torch.stack([draw(shape, generator=g, **options) for g in generators]), 0
+
+
+class _Redirect(TorchFunctionMode):
+    """Answers the random calls that it knows; everything else passes through."""
+
+    def __init__(self, draws: Draws, run: Tensor) -> None:
+        super().__init__()
+        self._draws, self._run = draws, run
+        self._answers: dict[Any, Callable[..., Tensor]] = {
+            torch.rand_like: self._like(torch.rand),
+            torch.randn_like: self._like(torch.randn),
+            functional.dropout: self._dropout(0),
+            functional.dropout1d: self._dropout(1),
+            functional.dropout2d: self._dropout(2),
+            functional.dropout3d: self._dropout(3),
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._answers.get(func, func)(*args, **(kwargs or {}))
+
+    def _draw(self, draw: Draw, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return _PerRun.apply(self._run, draw, shape, {"dtype": dtype, "device": device}, self._draws)
+
+    def _like(self, draw: Draw) -> Callable[..., Tensor]:
+        def answer(x: Tensor, *, dtype: torch.dtype | None = None, device: Any = None, **_: Any) -> Tensor:
+            return self._draw(draw, x.shape, dtype or x.dtype, torch.device(device or x.device))
+
+        return answer
+
+    def _dropout(self, spatial: int) -> Callable[..., Tensor]:
+        """Dropout of single entries, or of whole maps over the last `spatial` dimensions."""
+
+        def answer(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+            if not training or p == 0:
+                return x
+            shape = torch.Size((*x.shape[: x.dim() - spatial], *(1,) * spatial))
+            u = self._draw(torch.rand, shape, x.dtype, x.device)
+            mask = (u < 1 - p).to(x.dtype) / (1 - p) if p < 1 else torch.zeros_like(u)
+            return x.mul_(mask) if inplace else x * mask
+
+        return answer

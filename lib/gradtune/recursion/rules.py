@@ -1,0 +1,185 @@
+"""Update rules: one optimiser step as a pure function of weights, buffers, gradient and hyperparameters.
+
+A rule is written once. Estimators get its tangent and its adjoint by automatic differentiation of `update` alone;
+the loss enters
+only through the gradient `g`, so the curvature of the loss is never part of a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradtune.errors import GradtuneError
+
+Buffers = dict[str, Tensor]
+Lam = Mapping[str, Tensor]
+Update = Callable[[Tensor, Buffers, Tensor, Lam], tuple[Tensor, Buffers]]
+Tangent = Callable[[Tensor, Buffers, Tensor, Lam, Tensor, Buffers, Tensor, Lam], tuple[Tensor, Buffers]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimiser step `(w, buffers, g, lam) -> (w, buffers)` on tensors that broadcast to `[R, D]` or `[R, A, D]`;
+    runs never mix.
+
+    `hypers` are the hyperparameters it reads from `lam`; `buffers` the state `[R, D]` it keeps beside the weights and
+    `counters` what it keeps once a run, `[R, 1]` (all zero at the start).
+
+    tangent: the derivative of `update` along (w_dot, buffers_dot, g_dot, lam_dot), written out: the arguments of
+    `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of lam_dot for each tuned
+    hyperparameter. None: by forward-mode automatic differentiation of `update`, which gives the same in several times
+    the passes over memory. A rule made from another by `dataclasses.replace(rule, update=...)` needs `tangent=None`,
+    or one of its own.
+    """
+
+    name: str
+    hypers: tuple[str, ...]
+    buffers: tuple[str, ...]
+    update: Update
+    counters: tuple[str, ...] = ()
+    tangent: Tangent | None = None
+
+
+def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
+    """Stochastic gradient descent as in `torch.optim.SGD` (dampening 0), hyperparameters `lr`, `momentum`,
+    `weight_decay`.
+
+    v <- momentum v + g + weight_decay w;  w <- w - lr v   (Nesterov: w <- w - lr (g + weight_decay w + momentum v)).
+    Source: FDS, Section 3.3; OnePass, Section 2.4. With `momentum=False` there is no buffer, with
+    `weight_decay=False` no decay term.
+    """
+
+    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
+        d = g + lam["weight_decay"] * w if weight_decay else g
+        if not momentum:
+            return w - lam["lr"] * d, {}
+        v = lam["momentum"] * buf["v"] + d
+        step = d + lam["momentum"] * v if nesterov else v
+        return w - lam["lr"] * step, {"v": v}
+
+    def tangent(
+        w: Tensor, buf: Buffers, g: Tensor, lam: Lam, w_dot: Tensor, buf_dot: Buffers, g_dot: Tensor, lam_dot: Lam
+    ) -> tuple[Tensor, Buffers]:
+        def plus(total: Tensor, name: str, x: Tensor, x_dot: Tensor, factor: int = 1) -> Tensor:
+            """total + factor (lam x)', by the product rule."""
+            total = torch.addcmul(total, lam[name], x_dot, value=factor)
+            return torch.addcmul(total, lam_dot[name], x, value=factor) if name in lam_dot else total
+
+        d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay else g
+        d_dot = plus(g_dot, "weight_decay", w, w_dot) if weight_decay else g_dot
+        if not momentum:
+            return plus(w_dot, "lr", d, d_dot, -1), {}
+        v, v_dot = torch.addcmul(d, lam["momentum"], buf["v"]), plus(d_dot, "momentum", buf["v"], buf_dot["v"])
+        step, step_dot = v, v_dot
+        if nesterov:
+            step, step_dot = torch.addcmul(d, lam["momentum"], v), plus(d_dot, "momentum", v, v_dot)
+        return plus(w_dot, "lr", step, step_dot, -1), {"v": v_dot}
+
+    hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
+    return Rule("sgd", hypers, ("v",) if momentum else (), update, tangent=tangent)
+
+
+def root(x: Tensor) -> Tensor:
+    """Square root with derivative 0 at 0; the inner `where` keeps the infinite slope out of the derivative."""
+    nonzero = x != 0
+    return torch.where(nonzero, torch.where(nonzero, x, 1.0).sqrt(), 0.0)
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1 with derivative 0; NaN stays NaN (`torch.sign` makes it 0, and a diverged run would look calm)."""
+    return torch.where(x.isnan(), x, torch.sign(x))
+
+
+def adamw(*, eps: float = 1e-8) -> Rule:
+    """AdamW (Loshchilov & Hutter 2019) as in `torch.optim.AdamW`, hyperparameters `lr`, `beta1`, `beta2`,
+    `weight_decay`.
+
+    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;
+    w <- w - lr (m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + eps) + weight_decay w),   k: steps taken, this one too.
+    Source: MetaOptimize, eq. 57. The bias correction uses the betas in force, as if they had been constant. An entry
+    whose gradients have all been zero has step and derivative 0. Memory: 2 D.
+    """
+
+    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
+        b1, b2, steps = lam["beta1"], lam["beta2"], buf["steps"] + 1
+        m = b1 * buf["m"] + (1 - b1) * g
+        v = b2 * buf["v"] + (1 - b2) * g * g
+        step = m / (1 - b1**steps) / (root(v / (1 - b2**steps)) + eps)
+        return w - lam["lr"] * (step + lam["weight_decay"] * w), {"m": m, "v": v, "steps": steps}
+
+    return Rule("adamw", ("lr", "beta1", "beta2", "weight_decay"), ("m", "v"), update, ("steps",))
+
+
+def rmsprop(*, weight_decay: bool = True, decoupled: bool = False, eps: float = 1e-8) -> Rule:
+    """RMSprop (Hinton 2012) as in `torch.optim.RMSprop` without momentum, hyperparameters `lr`, `beta2` (torch's
+    alpha, the decay of the squared gradients) and `weight_decay`.
+
+    d = g + weight_decay w;  v <- beta2 v + (1 - beta2) d^2;  w <- w - lr d / (sqrt(v) + eps).
+    With `decoupled=True` the decay stays outside the normalisation, as in `adamw`, from which it differs by having
+    neither momentum nor bias correction:  d = g;  w <- w - lr (d / (sqrt(v) + eps) + weight_decay w). Memory: D.
+    """
+
+    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
+        decay = lam["weight_decay"] * w if weight_decay else torch.zeros_like(w)
+        d = g if decoupled else g + decay
+        v = lam["beta2"] * buf["v"] + (1 - lam["beta2"]) * d * d
+        step = d / (root(v) + eps)
+        return w - lam["lr"] * (step + decay if decoupled else step), {"v": v}
+
+    return Rule("rmsprop", ("lr", "beta2", *("weight_decay",) * weight_decay), ("v",), update)
+
+
+def lion() -> Rule:
+    """Lion (Chen et al. 2023) with decoupled weight decay, hyperparameters `lr`, `beta1`, `beta2`, `weight_decay`.
+
+    w <- w - lr (sign(beta1 m + (1 - beta1) g) + weight_decay w);  m <- beta2 m + (1 - beta2) g.
+    Source: MetaOptimize, eq. 69 and 70 (there beta1 is c and beta2 is rho). The sign uses the old m and has
+    derivative 0, so that no curvature of the loss reaches the weights, and the betas have hypergradient 0. Memory: D.
+    """
+
+    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
+        direction = sign(lam["beta1"] * buf["m"] + (1 - lam["beta1"]) * g)
+        m = lam["beta2"] * buf["m"] + (1 - lam["beta2"]) * g
+        return w - lam["lr"] * (direction + lam["weight_decay"] * w), {"m": m}
+
+    return Rule("lion", ("lr", "beta1", "beta2", "weight_decay"), ("m",), update)
+
+
+def _before(rule: Rule, change: Callable[[Tensor], Tensor], limit: float, name: str) -> Rule:
+    """`rule` fed with a changed gradient."""
+    if not limit > 0:
+        raise GradtuneError(f"the gradient of the rule {rule.name} is clipped at {limit}; expected a number > 0")
+
+    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
+        return rule.update(w, buf, change(g), lam)
+
+    return replace(rule, name=f"{name} {rule.name}", update=update, tangent=None)
+
+
+def clipped(rule: Rule, limit: float) -> Rule:
+    """`rule` with every entry of the gradient clamped to [-limit, limit], as `torch.nn.utils.clip_grad_value_` does.
+
+    In the sensitivity the mask of the clamp multiplies H Z + dg/draw after the Hessian product: a weight whose
+    gradient is clipped feels nothing, and the Hessian is that of the loss (FDS, Appendix C). Raises GradtuneError for a
+    limit that is not > 0.
+    """
+    return _before(rule, lambda g: g.clamp(-limit, limit), limit, "clipped")
+
+
+def norm_clipped(rule: Rule, max_norm: float) -> Rule:
+    """`rule` with the gradient of each run scaled to length max_norm where it is longer, as
+    `torch.nn.utils.clip_grad_norm_` does to one run.
+
+    It differs from `clipped` in that it keeps the direction; its derivative removes the part of H Z along g. Raises
+    GradtuneError for a norm that is not > 0.
+    """
+
+    def shorten(g: Tensor) -> Tensor:
+        norm = root((g * g).sum(-1, keepdim=True))
+        return g * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+
+    return _before(rule, shorten, max_norm, "norm-clipped")

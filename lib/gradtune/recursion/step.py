@@ -1,0 +1,281 @@
+"""The recursion that every method shares: state, hyperparameters, and the first derivatives of one training step.
+
+    x_{t+1} = Phi_t(x_t, lam)                             `Step.next`
+    Z_{t+1} = dPhi/dx Z_t + dPhi/draw                     `Step.push`   (forward mode, a column per hyperparameter)
+    (c_t, dL/draw) = c_{t+1}' (dPhi/dx, dPhi/draw)        `Step.pull`   (reverse mode)
+
+`x_t` holds the weights `w: [R, D]` of R independent runs and the optimiser's buffers. This file is the only one that
+builds a graph over a
+gradient: one gradient with `create_graph=True` per step, shared by all Hessian products of that step. The gradient
+is taken with respect
+to the weights and the loss's own hyperparameters together; as mixed partial derivatives commute, one vector-Jacobian
+product with the pair
+(Z column, hyperparameter direction) gives `H Z + dg/dlam` at the price of `H Z` alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from gradtune.errors import GradtuneError
+from gradtune.nets.second_order import wanted
+from gradtune.recursion.hypers import Hypers, Values
+from gradtune.recursion.rules import Rule
+from gradtune.recursion.rules import Tangent as RuleTangent
+
+# torch's own first use of a dual number compiles its derivative formulas with the deprecated torch.jit, and says so
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+
+
+class State(NamedTuple):
+    """Training state of R runs: weights `w [R, D]` and per buffer one tensor `[R, D]` (`[R, 1]` for a counter). Also
+    used for cotangents of a state."""
+
+    w: Tensor
+    buf: dict[str, Tensor]
+
+
+class Tangent(NamedTuple):
+    """Sensitivity `d state / d raw`: `w [R, P, D]` and `[R, P, D or 1]` per buffer, a row per tuned coordinate."""
+
+    w: Tensor
+    buf: dict[str, Tensor]
+
+    @classmethod
+    def zero(cls, state: State, columns: int) -> Tangent:
+        def rows(x: Tensor) -> Tensor:
+            return x.new_zeros(len(x), columns, x.shape[1])
+
+        return cls(rows(state.w), {n: rows(b) for n, b in state.buf.items()})
+
+
+class Problem(Protocol):
+    """What a task offers: losses of R runs at once, shape `[R]`, never averaged over runs.
+
+    `lam` holds the hyperparameters that the update rule does not read, as tensors that broadcast to `[R, D]`. A loss
+    depends on chance only
+    through `t` (batch, dropout mask): the same `t` gives the same loss, so that a step can be recomputed.
+    `stationary` says that the losses do not depend on `t`.
+    """
+
+    @property
+    def stationary(self) -> bool: ...
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
+
+    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
+
+
+@runtime_checkable
+class WithBatches(Protocol):
+    """A problem whose losses depend on `t` through tensors alone, so that a traced loop can hand them over:
+    `problem.on(problem.batch(t))` has at every step the losses that `problem` has at step `t`."""
+
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        """All that both losses of step `t` read beside weights and hyperparameters. Every new shape is recorded."""
+        ...
+
+    def on(self, batch: tuple[Tensor, ...]) -> Problem:
+        """The problem with losses on these tensors, whatever `t`."""
+        ...
+
+
+class Step:
+    """One training step `x -> Phi_t(x, lam)` and its first derivatives. Cost: a gradient; with `curvature` about one
+    and a half.
+
+    A Hessian product (`push`: one a column; `pull`: one) costs about two gradients; memory is one graph of the
+    gradient until the step is dropped.
+    """
+
+    def __init__(self, problem: Problem, rule: Rule, values: Values, state: State, t: int, *, curvature: bool) -> None:
+        self.problem, self.rule, self.values, self.state, self.t = problem, rule, values, state, t
+        self.curvature = curvature
+        self.w = state.w.detach().requires_grad_()
+        self.loss_lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
+        with wanted() if curvature else nullcontext():
+            loss = problem.train_loss(self.w, self.loss_lam, t)
+        inputs = (self.w, *self._smooth.values()) if curvature else (self.w,)
+        grads = torch.autograd.grad(loss, inputs, torch.ones_like(loss), create_graph=curvature, allow_unused=True)
+        self.g, self.g_lam = grads[0], dict(zip(self._smooth, grads[1:], strict=False))
+        if any(g is None for g in grads):
+            raise GradtuneError(
+                f"hyperparameters {sorted(self._smooth)} must be used by the training loss "
+                f"(the rule {rule.name} reads only {list(rule.hypers)}); "
+                "use them there, or remove them from the tuned ones"
+            )
+
+    @cached_property
+    def _smooth(self) -> dict[str, Tensor]:
+        """Tuned hyperparameters of the loss that autograd differentiates."""
+        return {n: v for n, v in self.loss_lam.items() if n in self.values.hypers.smooth}
+
+    def gradient_at(self, w: Tensor, lam: Mapping[str, Tensor]) -> Tensor:
+        """The gradient `[R, D]` of this step's loss at other weights and loss hyperparameters, without a graph."""
+        w = w.detach().requires_grad_()
+        loss = self.problem.train_loss(w, {**self.loss_lam, **lam}, self.t)
+        return torch.autograd.grad(loss, w, torch.ones_like(loss))[0]
+
+    @cached_property
+    def coupled(self) -> dict[str, Tensor]:
+        """dg/dlam `[R, D]` of the loss hyperparameters declared with a `difference`: central differences with the same
+        random numbers on both sides (Clip paper, Section 3.5.2, eq. 10). Cost: two gradients each."""
+        slopes = {}
+        for name, (low, high) in self.values.neighbours().items():
+            rise = self.gradient_at(self.state.w, {name: high}) - self.gradient_at(self.state.w, {name: low})
+            slopes[name] = rise / (high - low)
+        return slopes
+
+    @cached_property
+    def next(self) -> State:
+        """The state after the step, without a graph."""
+        with torch.no_grad():
+            return State(*self.rule.update(self.state.w, self.state.buf, self.g.detach(), self.values.lam))
+
+    def with_curvature(self, to_state: bool = True) -> Step:
+        """This step with a graph over its gradient, recomputed if it was taken without (the same batch, the same
+        weights); the step itself where `pull(..., to_state=False)` needs none, as nothing goes through the gradient."""
+        if self.curvature or not (to_state or self._smooth):
+            return self
+        return Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
+
+    def with_values(self, values: Values) -> Step:
+        """This step with other hyperparameters of the rule, sharing its gradient."""
+        other = copy.copy(self)
+        other.values = values
+        other.__dict__.pop("next", None)
+        other.__dict__.pop("_rule_graph", None)
+        return other
+
+    def gradient_tangent(self, z: Tensor | None, lam_dot: Mapping[str, Tensor]) -> Tensor:
+        """`H z + dg/dlam lam_dot` for every column, `[R, A, D]`; `z [R, A, D]` or None for 0, `lam_dot` `[R, A, 1 or
+        D]` per hyperparameter."""
+        columns = len(z[0]) if z is not None else next(iter(lam_dot.values())).shape[1]
+        loss_dot = {n: lam_dot[n] for n in self.g_lam}
+        outputs = ((self.g,) if z is not None else ()) + tuple(self.g_lam.values())
+        rows = []
+        for p in range(columns):
+            seeds = ((z[:, p],) if z is not None else ()) + tuple(
+                d[:, p].expand_as(self.g_lam[n]) for n, d in loss_dot.items()
+            )
+            row = torch.autograd.grad(outputs, self.w, seeds, retain_graph=True)[0] if outputs else None
+            rows.append(torch.zeros_like(self.w) if row is None else row)
+        smooth = rows[0][:, None] if columns == 1 else torch.stack(rows, dim=1)
+        for n, slope in self.coupled.items():
+            smooth = smooth + lam_dot[n] * slope[:, None]
+        return smooth
+
+    def push(self, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
+        """Forward mode: `dPhi/dx Z + dPhi/dlam lam_dot`, given the tangent `g_dot [R, A, D]` of the gradient
+        (`gradient_tangent`). Cost: elementwise."""
+        if self.rule.tangent is not None:
+            return self._push_written(self.rule.tangent, z, lam_dot, g_dot)
+        with torch.no_grad(), forward_ad.dual_level():
+            dual = forward_ad.make_dual
+
+            def lift(x: Tensor, x_dot: Tensor) -> Tensor:
+                return dual(x[:, None] if x_dot.shape[1] == 1 else x[:, None].expand_as(x_dot).contiguous(), x_dot)
+
+            lam = {
+                n: lift(v, lam_dot[n]) if n in lam_dot else v[:, None]
+                for n, v in self.values.lam.items()
+                if n in self.rule.hypers
+            }
+            buf = {n: lift(b, z.buf[n]) for n, b in self.state.buf.items()}
+            w, buf = self.rule.update(lift(self.state.w, z.w), buf, lift(self.g.detach(), g_dot), lam)
+            return Tangent(_tangent(w), {n: _tangent(b) for n, b in buf.items()})
+
+    @torch.no_grad()
+    def _push_written(self, tangent: RuleTangent, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
+        """`push` for a rule with a tangent of its own."""
+        lam = {n: self.values.lam[n][:, None] for n in self.rule.hypers}
+        w, buf = self.state.w[:, None], {n: b[:, None] for n, b in self.state.buf.items()}
+        return Tangent(*tangent(w, buf, self.g.detach()[:, None], lam, z.w, z.buf, g_dot, lam_dot))
+
+    def pull(self, cot: State, *, to_state: bool = True) -> tuple[State, Tensor]:
+        """Reverse mode: cotangent of the state after the step -> cotangent of the state before it, and its share of
+        `dL/draw [R, P]`.
+
+        Cost: one Hessian product; with `to_state=False` (only the hyperparameters are asked for) none, unless the
+        loss has tuned hyperparameters.
+        """
+        outputs, leaves, lam = self._rule_graph
+        grads = torch.autograd.grad(
+            outputs, leaves, (cot.w, *cot.buf.values()), retain_graph=True, materialize_grads=True
+        )
+        c_w, c_g = grads[0], grads[1]
+        c_buf = dict(zip(self.state.buf, grads[2:], strict=False))
+        c_lam = dict(zip(lam, grads[2 + len(c_buf) :], strict=True))
+        c_lam |= {n: (c_g * slope).sum(-1, keepdim=True) for n, slope in self.coupled.items()}
+        wanted = ((self.w,) if to_state else ()) + tuple(self._smooth.values())
+        if wanted:
+            through_g = torch.autograd.grad(self.g, wanted, c_g, retain_graph=True, materialize_grads=True)
+            c_w = c_w + through_g[0] if to_state else c_w
+            c_lam.update(zip(self._smooth, through_g[to_state:], strict=True))
+        return State(c_w, c_buf), self.values.pull(c_lam)
+
+    @cached_property
+    def _rule_graph(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[str]]:
+        """Graph of the rule alone: its outputs, its leaves (w, g, buffers, tuned rule hyperparameters) and the names
+        of the last."""
+        tuned = [n for n in self.rule.hypers if n in self.values.hypers.tuned]
+        with torch.enable_grad():
+            w, g = (x.detach().requires_grad_() for x in (self.state.w, self.g))
+            buf = {n: b.detach().requires_grad_() for n, b in self.state.buf.items()}
+            lam = {n: v.detach().requires_grad_(n in tuned) for n, v in self.values.lam.items()}
+            w_new, buf_new = self.rule.update(w, buf, g, lam)
+        return (w_new, *buf_new.values()), (w, g, *buf.values(), *(lam[n] for n in tuned)), tuned
+
+
+def _tangent(x: Tensor) -> Tensor:
+    primal, tangent = forward_ad.unpack_dual(x)
+    return torch.zeros_like(primal) if tangent is None else tangent
+
+
+def validation_gradient(problem: Problem, rule: Rule, values: Values, state: State, t: int) -> tuple[Tensor, Tensor]:
+    """`dL_V/dw [R, D]` at `state`, and the direct term `[R, P]`: the part of `dL_V/draw` at fixed weights. Cost: one
+    gradient."""
+    w = state.w.detach().requires_grad_()
+    lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
+    tuned = [n for n in lam if n in values.hypers.tuned]
+    loss = problem.val_loss(w, lam, t)
+    grads = torch.autograd.grad(loss, (w, *(lam[n] for n in tuned)), torch.ones_like(loss), materialize_grads=True)
+    return grads[0], values.pull(dict(zip(tuned, grads[1:], strict=True)))
+
+
+def initial_state(w: Tensor, rule: Rule) -> State:
+    """State of R runs at weights `w [R, D]` with zero buffers."""
+    if w.dim() != 2:
+        raise GradtuneError(
+            f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)"
+        )
+    buf = {n: torch.zeros_like(w) for n in rule.buffers} | {n: w.new_zeros(len(w), 1) for n in rule.counters}
+    return State(w.detach().clone(), buf)
+
+
+def cotangent(gv: Tensor, state: State) -> State:
+    """The validation gradient `gv [R, D]` as the cotangent of a whole state: the loss does not read the buffers."""
+    return State(gv, {n: torch.zeros_like(b) for n, b in state.buf.items()})
+
+
+__all__: Sequence[str] = [
+    "Hypers",
+    "Problem",
+    "State",
+    "Step",
+    "Tangent",
+    "Values",
+    "WithBatches",
+    "cotangent",
+    "initial_state",
+    "validation_gradient",
+]

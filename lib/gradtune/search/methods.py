@@ -1,0 +1,120 @@
+"""The black-box searches as data, and the one function that runs any of them in one currency: training steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from gradtune import extras
+from gradtune.errors import GradtuneError, at_least, unknown
+from gradtune.search.asking import import_optuna
+from gradtune.search.full_length import Bayes, Grid, Random, RandomXLR, ThreeBatched
+from gradtune.search.halving import Asha, Bohb, Hyperband
+from gradtune.search.ledger import COLUMNS, Ledger, Result
+from gradtune.search.population import Population
+from gradtune.search.space import Space
+from gradtune.search.trainable import Trainable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Strategy(Protocol):
+    """A search method with its options: spends a ledger's budget and says how it ended."""
+
+    group: ClassVar[int]
+
+    def run(self, ledger: Ledger, space: Space) -> str: ...
+
+
+@dataclass(frozen=True)
+class SearchMethod:
+    """A line of the table of searches. currency: what the training steps are spent on; `make` takes the options."""
+
+    name: str
+    title: str
+    source: str
+    draws: str
+    currency: str
+    make: type[Any]
+
+
+_FULL, _RUNGS = "full trials", "full trials and trials stopped at r, r eta, r eta^2, ... steps"
+METHODS = (
+    SearchMethod("random", "Random", "OnePass, Section 4; Bergstra & Bengio 2012", "uniform", _FULL, Random),
+    SearchMethod(
+        "random_xlr", "Random (x LR)", "OnePass, Section 4", "uniform, and a factor of the lr", _FULL, RandomXLR
+    ),
+    SearchMethod(
+        "random_3batched", "Random (3-batched)", "OnePass, Section 4", "uniform, best of 3", _FULL, ThreeBatched
+    ),
+    SearchMethod("grid", "Grid", "OnePass, Section 3", "evenly spaced", _FULL, Grid),
+    SearchMethod(
+        "bayes", "Bayesian optimisation", "OnePass, Appendix B.5; Snoek et al. 2012", "Gaussian process", _FULL, Bayes
+    ),
+    SearchMethod("hyperband", "Hyperband", "OnePass, Section 3; Li et al. 2018", "uniform", _RUNGS, Hyperband),
+    SearchMethod("bohb", "BOHB-style", "OnePass, Section 3; Falkner et al. 2018", "Parzen estimator", _RUNGS, Bohb),
+    SearchMethod("asha", "ASHA", "OnePass, Appendix B.8.2; Li et al. 2020", "uniform", _RUNGS, Asha),
+    SearchMethod(
+        "pbt",
+        "PBT",
+        "OnePass, Appendix B.8.2; Jaderberg et al. 2017",
+        "uniform, then copies of the best times 1.2 or 0.8",
+        "full trials, R side by side",
+        Population,
+    ),
+)
+
+
+def get(name: str) -> SearchMethod:
+    """A search by name; GradtuneError with the nearest name otherwise."""
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise unknown("search method", name, [m.name for m in METHODS])
+
+
+def table() -> pd.DataFrame:
+    """Return `rows` as a table; needs pandas."""
+    frame: pd.DataFrame = extras.needed("pandas", "search", "the table of searches").DataFrame(rows())
+    return frame
+
+
+def rows() -> list[dict[str, str]]:
+    """Return the searches as rows of text, options and their defaults included: column -> text."""
+    lines = []
+    for m in METHODS:
+        options = ", ".join(f"{f.name}={f.default}" for f in fields(m.make))
+        row = {"method": m.title, "name": m.name, "source": m.source, "configurations": m.draws}
+        lines.append(row | {"steps are spent on": m.currency, "options": options})
+    return lines
+
+
+def search(method: str, trainable: Trainable, space: Space, budget_steps: int, seed: int = 0, **options: Any) -> Result:
+    """Searches `space` for the configuration of lowest validation loss until `budget_steps` training steps are spent,
+    summed over all trials, to the step: the last trial is cut where the budget ends.
+
+    method: a name of `METHODS`, whose class (`Random`, `Bayes`, `Asha`, ...) documents its `options`. The same seed
+    draws the same configurations, weights and decisions; every trial's own seed depends only on `seed` and its number.
+    A trial of NaN or infinite loss is charged and listed, and never chosen. Nothing else is counted: validation
+    losses and the sampler's own work appear as wall seconds (`Result.to_frame`).
+
+    Raises GradtuneError for an unknown method, option or dimension, a value outside a hyperparameter's bounds (the two
+    corners of the space are started, untrained, beforehand) and, but for `pbt`, when optuna is missing.
+    """
+    make = get(method).make
+    wrong = [n for n in options if n not in {f.name for f in fields(make)}]
+    if wrong:
+        raise unknown(f"option of {method}", wrong[0], [f.name for f in fields(make)])
+    strategy: Strategy = make(**options)
+    at_least(1, budget_steps=budget_steps)
+    at_least(0, seed=seed)
+    if taken := {*COLUMNS, "kept"} & {*space}:
+        raise GradtuneError(f"the dimension {min(taken)} has the name of a column of the result; rename it")
+    if make is not Population:
+        import_optuna()  # beforehand, so that its import does not count as the sampler's work
+    trainable.start(space.corners(), [0, 0])
+    ledger = Ledger(trainable, budget_steps, seed)
+    with ledger:
+        how = strategy.run(ledger, space)
+    return ledger.result(method, how, strategy.group)

@@ -1,0 +1,45 @@
+"""One file that holds a state whole: written at once or not at all, read without running anything in it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradtune.errors import GradtuneError
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Writes `state` (dicts, lists, tensors, numbers, text); whoever reads `path` sees the file before or after, never
+    half of it. Raises GradtuneError when it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise GradtuneError(
+            f"the checkpoint {path} cannot be written ({error}); free space or choose another path"
+        ) from error
+
+
+def load(path: Path, device: torch.device, key: str = "tuner", writer: str = "gradtune.tune") -> dict[str, Any]:
+    """What `save` wrote, with its tensors on `device`; raises GradtuneError when the file is no such state: it has to
+    hold `key`, which tells who wrote it."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise GradtuneError(f"{path} is no whole checkpoint ({reason}); remove it to start anew") from error
+    if not isinstance(state, dict) or key not in state:
+        raise GradtuneError(f"{path} is no checkpoint of {writer}; choose another path, or remove the file")
+    return state

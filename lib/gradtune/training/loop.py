@@ -1,0 +1,264 @@
+"""The one-pass loop: weights and hyperparameters learn together, the hyperparameters after every `every` steps.
+
+`Loop` runs the same few lines in two ways. Eagerly; or, with `trace=True`, as a straight list of tensor operations
+recorded once and replayed (`tracing`), without the autograd engine's overhead. For that the losses must not depend on
+the step number, or only through tensors that the problem hands over (`core.WithBatches`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from gradtune.errors import GradtuneError, unknown
+from gradtune.estimators import Estimator
+from gradtune.recursion.hypers import Hypers, Values
+from gradtune.recursion.outer import Outer
+from gradtune.recursion.rules import Rule
+from gradtune.recursion.step import Problem, State, Step, WithBatches, initial_state, validation_gradient
+from gradtune.training.tracing import record
+
+# A recorded block holds few steps, so that it is recorded fast, and enough of them to make a call's overhead small;
+# an update interval of up to `_WHOLE` steps is recorded whole.
+_TRACED_STEPS, _WHOLE = 4, 20
+
+
+@dataclass(frozen=True)
+class Method:
+    """A hypergradient method: an estimator, an outer rule and a cadence. `estimator=None` keeps the hyperparameters
+    as they are.
+
+    every: training steps between two outer updates. warm_up: steps before the first one (the estimator already
+    observes them).
+    outer_loss: "validation", at the weights after a step; or "training", the loss of a step's own batch at the weights
+        before it, for methods without a validation set (HD, MetaOptimize). Its gradient is there already: no cost.
+    immediate: with the training loss, update the hyperparameters before the step whose gradient was used is taken
+        (HD, IDBD) instead of after it (MetaOptimize, Algorithm 1).
+    """
+
+    estimator: Estimator | None = None
+    outer: Outer | None = None
+    every: int = 1
+    warm_up: int = 0
+    outer_loss: str = "validation"
+    immediate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.outer_loss not in ("validation", "training"):
+            raise unknown("outer loss", self.outer_loss, ["validation", "training"])
+        if self.outer_loss == "training" and self.keep:
+            raise GradtuneError(
+                f"{type(self.estimator).__name__} differentiates through stored steps and needs "
+                "outer_loss='validation'; for the training loss use an estimator that carries its sensitivity along"
+            )
+        if self.immediate and self.outer_loss != "training":
+            raise GradtuneError("immediate=True needs outer_loss='training': validation follows the step")
+        if self.every < 1 or self.warm_up < 0:
+            raise GradtuneError(f"every = {self.every}, warm_up = {self.warm_up}; expected every >= 1 and warm_up >= 0")
+        if (self.estimator is None) != (self.outer is None):
+            raise GradtuneError("a method needs an estimator and an outer rule, or neither (fixed hyperparameters)")
+
+    @property
+    def keep(self) -> int:
+        """Steps since the last outer update that the estimator wants to see."""
+        return self.estimator.keep if self.estimator else 0
+
+
+class Run(NamedTuple):
+    """Everything that continues, as tensors.
+
+    t: steps taken; state: weights and buffers; raw `[R, P]`: tuned hyperparameters; fixed: natural values of the
+    others; memory: the estimator's; outer: the outer rule's; past: states before the last steps since the latest outer
+    update, as many as the estimator looks back on.
+    """
+
+    t: int
+    state: State
+    raw: Tensor
+    fixed: dict[str, Tensor]
+    memory: Any
+    outer: Any
+    past: tuple[State, ...] = ()
+
+
+Watch = Callable[[Run], None]
+Batches = Mapping[int, tuple[Tensor, ...]]
+
+
+@dataclass
+class Loop:
+    """Trains R runs on `problem` by `rule` while `method` moves `hypers`. Use `start`, then `advance` as often as
+    wanted."""
+
+    problem: Problem
+    rule: Rule
+    hypers: Hypers
+    method: Method
+    trace: bool = False
+    _traced: dict[tuple[Any, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
+    _values: tuple[Tensor, dict[str, Tensor], Values] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
+        if missing:
+            raise GradtuneError(
+                f"the rule {self.rule.name} reads {list(self.rule.hypers)}, "
+                f"and {missing} are not given; declare them as Hyper(name, value)"
+            )
+        if self.trace and (self.hypers.windowed or not (self.problem.stationary or self._handed_over)):
+            raise GradtuneError(
+                "trace=True needs losses and hyperparameters that do not depend on the step number, or a problem with "
+                "batch(t) and on(batch); use trace=False for this problem"
+            )
+        of_loss = [n for n in self.hypers.tuned if n not in self.rule.hypers]
+        if self.method.outer_loss == "training" and of_loss:
+            raise GradtuneError(
+                f"{of_loss} change the training loss itself, which outer_loss='training' would minimise over them; "
+                "tune them on the validation loss"
+            )
+
+    @property
+    def _handed_over(self) -> bool:
+        return not self.problem.stationary and isinstance(self.problem, WithBatches)
+
+    def start(self, w: Tensor) -> Run:
+        """A run from weights `w [R, D]` and the hyperparameters' initial values."""
+        state = initial_state(w, self.rule)
+        raw, fixed = self.hypers.init(state.w)
+        m = self.method
+        memory = m.estimator.init(state, self.hypers.at(raw, fixed)) if m.estimator else ()
+        return Run(0, state, raw, fixed, memory, m.outer.init(raw) if m.outer else ())
+
+    def advance(self, run: Run, steps: int, watch: Watch | None = None, watch_every: int = 0) -> Run:
+        """`steps` more training steps; `watch(run)` is called after every `watch_every` of them."""
+        end, stride = run.t + steps, watch_every or steps
+        while run.t < end:
+            goal = min(end, run.t + stride)
+            while run.t < goal:
+                run = self._block(run, self._block_length(run.t, goal - run.t))
+            if watch is not None:
+                watch(run)
+        return run
+
+    def step(self, run: Run, recent: deque[Step]) -> Run:
+        """One training step, for a loop of one's own. `recent` (empty at first, of `method.keep` steps at most) holds
+        the steps since the last outer update with their graphs; without it they are taken again from their states."""
+        last = self._values
+        if last is None or last[0] is not run.raw or last[1] is not run.fixed or self.hypers.windowed:
+            self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)
+        return self._steps(run, 1, recent=recent, values=last[2])
+
+    def due(self, t: int) -> bool:
+        """Whether an outer update belongs to step number `t`."""
+        m = self.method
+        return m.estimator is not None and (t + 1) % m.every == 0 and t + 1 > m.warm_up
+
+    def _block_length(self, t: int, left: int) -> int:
+        """Steps to take at once from step `t`: all that is left eagerly; traced, a few, cut so that few
+        different blocks occur."""
+        every = self.method.every
+        to_update = every - t % every
+        left = min(left, self.method.warm_up - t) if t < self.method.warm_up else left
+        if not self.trace or left < to_update:
+            return left
+        if every <= _WHOLE:
+            unit = every * max(1, _TRACED_STEPS // every)
+            return unit if left >= unit and to_update == every else to_update
+        return _TRACED_STEPS if to_update - _TRACED_STEPS > max(self.method.keep, 1) else to_update
+
+    def _block(self, run: Run, n: int) -> Run:
+        if not self.trace or n > _WHOLE:
+            return self._steps(run, n)
+        reset = getattr(self.method.estimator, "reset_every", None) or 1
+        updates = (run.t + n) % self.method.every == 0
+        batches: Batches = {}
+        if isinstance(self.problem, WithBatches) and self._handed_over:
+            batches = {t: self.problem.batch(t) for t in range(run.t - len(run.past), run.t + n)}
+        shapes = tuple(x.shape for batch in batches.values() for x in batch)
+        key = (n, updates, run.t % reset, run.t >= self.method.warm_up, len(run.past), shapes)
+        if key not in self._traced:
+            steps = tuple(batches)
+
+            def block(given: Sequence[tuple[Tensor, ...]], *parts: Any) -> tuple[Any, ...]:
+                return tuple(self._steps(Run(run.t, *parts), n, dict(zip(steps, given, strict=True)))[1:])
+
+            self._traced[key] = record(block, (tuple(batches.values()), *run[1:]))
+        return Run(run.t + n, *self._traced[key](tuple(batches.values()), *run[1:]))
+
+    def _problem(self, t: int, batches: Batches) -> Problem:
+        return self.problem.on(batches[t]) if isinstance(self.problem, WithBatches) and t in batches else self.problem
+
+    def _steps(
+        self,
+        run: Run,
+        n: int,
+        batches: Batches | None = None,
+        recent: deque[Step] | None = None,
+        values: Values | None = None,
+    ) -> Run:
+        """The loop itself; `batches` of a traced block by step."""
+        m, end = self.method, run.t + n
+        batches = batches or {}
+        values = values or self.hypers.at(run.raw, run.fixed, run.t)
+        recent = deque[Step](maxlen=m.keep) if recent is None else recent
+        past = run.past[: len(run.past) - len(recent)]
+        while run.t < end:
+            ahead = -(run.t + 1) % m.every
+            due = self.due(run.t)
+            if self.hypers.windowed:
+                values = self.hypers.at(run.raw, run.fixed, run.t)
+            curvature = m.estimator is not None and m.estimator.curvature(ahead)
+            problem = self._problem(run.t, batches)
+            step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature)
+            seen = run.memory
+            if due and m.immediate:
+                run = self._update(run, problem, values, seen, (), step.g.detach())
+                values = self.hypers.at(run.raw, run.fixed, run.t)
+                step = step.with_values(values)
+            memory = m.estimator.observe(run.memory, step) if m.estimator else ()
+            recent.append(step)
+            run = run._replace(t=run.t + 1, state=step.next, memory=memory)
+            if due and m.outer_loss == "training" and not m.immediate:
+                run = self._update(run, problem, values, seen, (), step.g.detach())
+            elif due and m.outer_loss == "validation":
+                run = self._update(run, problem, values, memory, self._kept(run, past, recent, batches))
+            if ahead == 0:
+                past = ()
+                recent.clear()
+            if due:
+                values = self.hypers.at(run.raw, run.fixed, run.t)
+        states = (*past, *(s.state for s in recent))
+        return run._replace(past=states[-m.keep :] if m.keep else ())
+
+    def _kept(self, run: Run, past: Sequence[State], recent: Sequence[Step], batches: Batches) -> list[Step]:
+        """The steps the estimator looks back on; those of an earlier call are taken again from their stored states."""
+        missing = min(self.method.keep - len(recent), len(past))
+        first = run.t - len(recent) - missing
+        before = []
+        for t, state in enumerate(past[len(past) - missing :], start=first):
+            values = self.hypers.at(run.raw, run.fixed, t)
+            before.append(Step(self._problem(t, batches), self.rule, values, state, t, curvature=True))
+        return [*before, *recent]
+
+    def _update(
+        self,
+        run: Run,
+        problem: Problem,
+        values: Values,
+        memory: Any,
+        recent: Sequence[Step],
+        outer_gradient: Tensor | None = None,
+    ) -> Run:
+        """One outer update; `problem` and `values` are those of the last step. Without an outer gradient it is that of
+        the validation loss at the run's weights."""
+        assert self.method.estimator is not None and self.method.outer is not None
+        direct: Tensor | float = 0.0
+        if outer_gradient is None:
+            outer_gradient, direct = validation_gradient(problem, self.rule, values, run.state, run.t - 1)
+        hypergradient = self.method.estimator.hypergradient(memory, recent, outer_gradient, values) + direct
+        raw, outer = self.method.outer.update(run.raw, hypergradient, run.outer, values.lam)
+        return run._replace(raw=self.hypers.clamp(raw).detach(), outer=outer)

@@ -1,0 +1,160 @@
+"""Training from scratch again and again while the hyperparameters go on: the outer loop of FDS (Algorithm 1).
+
+    search = Restarts(make, sgd(), hypers, lambda steps: methods.fds(steps, SignHalving(0.1)), horizons=[50] * 10)
+    progress = search.advance(search.start())
+
+Everything that continues is in `progress`: a search can be stopped after any training step, in the middle of an outer
+step too, and goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from tqdm import tqdm
+
+from gradtune.errors import GradtuneError, at_least
+from gradtune.recursion.hypers import Hyper, Hypers
+from gradtune.recursion.rules import Rule
+from gradtune.recursion.step import Problem, State
+from gradtune.training import checkpoints
+from gradtune.training.loop import Loop, Method, Run
+
+
+class Progress(NamedTuple):
+    """Where a search is: the number of the outer step under way, counted from 0, and its training. An outer step is
+    complete when `run.t` is its horizon: then `run.raw` are the updated hyperparameters, and `run.state.w` the weights
+    that the old ones gave."""
+
+    number: int
+    run: Run
+
+
+class Task(NamedTuple):
+    """What an outer step trains: losses, initial weights `[R, D]`, and the sizes of the parameter tensors."""
+
+    problem: Problem
+    w: Tensor
+    sizes: Sequence[int]
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass
+class Restarts:
+    """A training for each of `horizons` (its number of steps), the hyperparameters carried from one to the next.
+
+    make: outer step number -> `Task`, a function of this number alone (new weights, new validation rows: FDS, Algorithm
+    1). method: horizon -> `train.Method`, with every = horizon for one outer update at the end of a training, or less
+    for an online method that is started again and again. Time windows are cut from each training's own horizon, so that
+    a short training tells of a long one (FDS, Figure 1).
+
+    Raises GradtuneError for an empty list of horizons. Cost and memory: those of the method. It differs from
+    `tune(restarts=...)`, which restarts from the same weights on the same data.
+    """
+
+    make: Callable[[int], Task]
+    rule: Rule
+    hypers: Sequence[Hyper]
+    method: Callable[[int], Method]
+    horizons: Sequence[int]
+    _current: tuple[int, Loop, Run] | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if not self.horizons:
+            raise GradtuneError("horizons is empty; expected the number of training steps of each outer step")
+        at_least(1, **{f"horizons[{k}]": steps for k, steps in enumerate(self.horizons)})
+
+    def start(self) -> Progress:
+        """The search before its first training step."""
+        return Progress(0, self._begun(0)[1])
+
+    def loop(self, number: int) -> Loop:
+        """The loop of an outer step: its problem, its hyperparameters with their windows, its method."""
+        return self._begun(number)[0]
+
+    def done(self, progress: Progress) -> bool:
+        """Whether the last training is complete."""
+        return progress.number == len(self.horizons) - 1 and self.complete(progress)
+
+    def complete(self, progress: Progress) -> bool:
+        """Whether the outer step under way is complete."""
+        return progress.run.t == self.horizons[progress.number]
+
+    def left(self, progress: Progress) -> int:
+        """Training steps to the end of the search."""
+        return sum(self.horizons[progress.number :]) - progress.run.t
+
+    def advance(self, progress: Progress, steps: int | None = None, watch: Watch | None = None) -> Progress:
+        """`steps` more training steps (None: to the end); `watch(progress)` is called when an outer step is
+        complete."""
+        left = self.left(progress) if steps is None else min(steps, self.left(progress))
+        with tqdm(total=left, unit="step", disable=None, leave=False) as bar:
+            while left:
+                if self.complete(progress):
+                    progress = self._next(progress)
+                number, run = progress
+                now = min(left, self.horizons[number] - run.t)
+                progress = Progress(number, self.loop(number).advance(run, now))
+                left -= now
+                bar.update(now)
+                if watch is not None and self.complete(progress):
+                    watch(progress)
+        return progress
+
+    def _next(self, progress: Progress) -> Progress:
+        number, old = progress.number + 1, progress.run
+        start = self._begun(number)[1]
+        return Progress(number, start._replace(raw=old.raw, outer=old.outer))
+
+    def _begun(self, number: int) -> tuple[Loop, Run]:
+        """The loop of an outer step and its start from the hyperparameters' initial values; the last one is kept."""
+        if self._current is None or self._current[0] != number:
+            task, horizon = self.make(number), self.horizons[number]
+            hypers = Hypers(self.hypers, task.sizes, horizon)
+            loop = Loop(task.problem, self.rule, hypers, self.method(horizon))
+            self._current = number, loop, loop.start(task.w)
+        return self._current[1:]
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def save(self, progress: Progress, path: Path) -> None:
+        """Writes a search's progress, whole or not at all. Raises GradtuneError when it cannot be written."""
+        run = progress.run
+        state = {
+            "horizons": list(self.horizons),
+            "number": progress.number,
+            "t": run.t,
+            "tensors": tree_flatten(run._replace(t=0, past=()))[0][1:],
+            "past": [tree_flatten(each)[0] for each in run.past],
+        }
+        checkpoints.save(state, path)
+
+    def load(self, path: Path) -> Progress:
+        """The progress that `save` wrote. Raises GradtuneError for a file that is none, or of another search."""
+        device = self._begun(0)[1].state.w.device
+        state = checkpoints.load(path, device, "horizons", "gradtune.training.restarts")
+        if state["horizons"] != list(self.horizons):
+            raise GradtuneError(
+                f"{path} was saved by a search with horizons {state['horizons']}, and this one has "
+                f"{list(self.horizons)}; use the same, or remove the file"
+            )
+        start = self._begun(state["number"])[1]._replace(t=0, past=())
+        run: Run = _filled(start, [0, *state["tensors"]], path)
+        past = tuple(_filled(run.state, leaves, path) for leaves in state["past"])
+        return Progress(state["number"], run._replace(t=state["t"], past=past))
+
+
+def _filled(like: Run | State, leaves: list[Any], path: Path) -> Any:
+    """The leaves in the structure of `like`."""
+    own, structure = tree_flatten(like)
+    if [getattr(x, "shape", None) for x in own] != [getattr(x, "shape", None) for x in leaves]:
+        raise GradtuneError(f"{path} holds a search of another net, method or number of runs; remove it to start anew")
+    return tree_unflatten([x.to(y.dtype) if torch.is_tensor(y) else x for x, y in zip(leaves, own)], structure)

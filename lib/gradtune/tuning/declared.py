@@ -1,0 +1,211 @@
+"""What a user's words stand for: the name of a rule or a method, and a hyperparameter given as a number.
+
+A number becomes a `Hyper` in the coordinate in which it is usually tuned (`coordinate`); a `Hyper` is taken as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from gradtune import methods, search
+from gradtune.errors import GradtuneError, unknown
+from gradtune.recursion import rules
+from gradtune.recursion.hypers import Hyper
+from gradtune.recursion.outer import Multiplicative
+from gradtune.recursion.rules import Rule
+from gradtune.training.loop import Method
+
+Given = Mapping[str, "float | Hyper"] | Sequence[Hyper]
+
+# name -> how it is made from the names of the hyperparameters that are given, what it can read, and torch.optim's
+# defaults of what is not given (there, a momentum or a decay of 0 leaves the term out)
+_RULES: dict[str, tuple[Callable[[set[str]], Rule], tuple[str, ...], dict[str, float]]] = {
+    "sgd": (
+        lambda n: rules.sgd(momentum="momentum" in n, weight_decay="weight_decay" in n),
+        ("lr", "momentum", "weight_decay"),
+        {},
+    ),
+    "nesterov": (
+        lambda n: rules.sgd(weight_decay="weight_decay" in n, nesterov=True),
+        ("lr", "momentum", "weight_decay"),
+        {"momentum": 0.9},
+    ),
+    "adamw": (
+        lambda n: rules.adamw(),
+        ("lr", "beta1", "beta2", "weight_decay"),
+        {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01},
+    ),
+    "rmsprop": (
+        lambda n: rules.rmsprop(weight_decay="weight_decay" in n),
+        ("lr", "beta2", "weight_decay"),
+        {"beta2": 0.99},
+    ),
+    "lion": (
+        lambda n: rules.lion(),
+        ("lr", "beta1", "beta2", "weight_decay"),
+        {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+    ),
+}
+RULES = tuple(_RULES)
+"""Names of the update rules."""
+
+_ONE = (0.0, 1.0)
+# name -> transform and bounds; None: the coordinate of rates, log10 but where the method says otherwise
+_COORDINATES: dict[str, tuple[str | None, tuple[float, float]]] = {
+    "lr": (None, (1e-10, 1.0)),
+    "weight_decay": (None, (0.0, float("inf"))),
+    "momentum": ("sigmoid", _ONE),
+    "beta1": ("sigmoid", _ONE),
+    "beta2": ("sigmoid", _ONE),
+    "smoothing": ("sigmoid", _ONE),
+    "keep": ("sigmoid", _ONE),
+}
+# in natural units a step can leave the range where training is defined: these are closed ends a little inside
+_NATURAL_BOUNDS = {"lr": _ONE, "weight_decay": _ONE}
+_NATURAL_ELSE = (1e-3, 1 - 1e-3)
+_KEEP_DIFFERENCE = 0.05
+
+
+def coordinate(name: str, value: float, method: str = "", tuned: bool = True) -> Hyper:
+    """The declaration that a bare number stands for.
+
+    lr (bounds 1e-10 and 1) and weight_decay: log10; momentum, beta1, beta2, smoothing, keep: sigmoid (OnePass,
+    Section 4.1). keep is differentiated by coupled differences of half-width 0.05, as the Clip paper does. Where the
+    default rate of a method is meant for another coordinate it is taken: natural units for "oho" and for a
+    multiplicative outer rule (lr and weight_decay in [0, 1], the others in [0.001, 0.999]), the natural logarithm for
+    "metaoptimize_hf"; "onepass_hdlr" has a learning rate per weight. A number that is not tuned has only the range
+    that its name means. Raises GradtuneError for another name.
+    """
+    if name not in _COORDINATES:
+        raise GradtuneError(
+            f"the number {value} for {name!r} says nothing of its coordinate and range; declare it as "
+            f"Hyper({name!r}, {value}, transform, bounds=(low, high))"
+        )
+    transform, bounds = _COORDINATES[name]
+    if not tuned:
+        return Hyper(name, value, transform or "log10", tuned=False)
+    natural = method in ("oho", "multiplicative")
+    if natural and name != "keep":
+        return Hyper(name, value, "identity", bounds=_NATURAL_BOUNDS.get(name, _NATURAL_ELSE))
+    transform = transform or ("log" if method == "metaoptimize_hf" else "log10")
+    per_weight = method == "onepass_hdlr" and name == "lr"
+    difference = _KEEP_DIFFERENCE if name == "keep" else 0.0
+    granularity = "weight" if per_weight else "global"
+    return Hyper(name, value, transform, granularity, bounds=bounds, difference=difference)
+
+
+def method(given: str | Method, options: Mapping[str, Any] | None, steps: int | None = None) -> Method:
+    """A `train.Method` from its name in `methods.METHODS` and the options of the function that makes it.
+
+    steps: fills an option `horizon` that has to be given and is not (FDS). Raises GradtuneError for an unknown name or
+    option, one that is missing, and for what is no method of this kind: a search, the framework MetaOptimize, IDBD.
+    """
+    if isinstance(given, Method):
+        if options:
+            raise GradtuneError(f"options {sorted(options)} go with the name of a method; this one is made already")
+        return given
+    row = methods.get(given)
+    if given in {s.name for s in search.METHODS}:
+        raise GradtuneError(
+            f"{given} is a search over many trainings, and this trains once; use gradtune.search.search({given!r}, ...)"
+        )
+    if given in _ELSEWHERE:
+        raise GradtuneError(_ELSEWHERE[given])
+    options = dict(options or {})
+    parameters = inspect.signature(row.make).parameters
+    for name in options:
+        if name not in parameters:
+            raise unknown(f"option of {given}", name, parameters)
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+    if "horizon" in missing and steps is not None:
+        options["horizon"] = steps
+        missing.remove("horizon")
+    if missing:
+        example = ", ".join(f"{n!r}: ..." for n in missing)
+        raise GradtuneError(f"the method {given} needs {', '.join(missing)}; give options={{{example}}}")
+    made: Method = row.make(**options)
+    return made
+
+
+_ELSEWHERE = {
+    "metaoptimize": "metaoptimize in full is a loop of its own, gradtune.training.metaoptimize.MetaOptimize, for small problems; "
+    "use 'metaoptimize_hf', its form without Hessians, or gradtune.optim.MetaOptimize",
+    "idbd": "idbd is derived for a linear model, whose curvature a module does not offer; use 'metaoptimize_hf' with "
+    "Hyper('lr', ..., 'log', granularity='weight')",
+}
+
+
+def rule_and_hypers(
+    rule: str | Rule,
+    hypers: Given,
+    fixed: Mapping[str, float],
+    of_function: Iterable[str],
+    how: Method,
+    name: str,
+) -> tuple[Rule, list[Hyper]]:
+    """The rule, and every hyperparameter that it, the model or the loss reads, declared.
+
+    of_function: names that the model's forward pass and the loss take; how, name: the method and what it is called.
+    Raises GradtuneError for unknown, repeated or wrongly placed names, and when nothing is left to tune.
+    """
+    given = _as_mapping(hypers)
+    twice = [n for n in given if n in fixed]
+    if twice:
+        raise GradtuneError(f"{twice} are given in hypers and in fixed; give each once")
+    make, reads, defaults = _rule(rule)
+    known = [*reads, *of_function]
+    for n in (*given, *fixed):
+        if n not in known:
+            raise unknown("hyperparameter", n, known)
+    defaults = {n: v for n, v in defaults.items() if n not in given and n not in fixed}
+    kind = "multiplicative" if isinstance(how.outer, Multiplicative) else name
+    declared = [v if isinstance(v, Hyper) else coordinate(n, v, kind) for n, v in given.items()]
+    declared += [coordinate(n, v, tuned=False) for n, v in {**fixed, **defaults}.items()]
+    local = [h.name for h in declared if h.name not in reads and h.granularity != "global"]
+    if local:
+        raise GradtuneError(f"{local} belong to the model or the loss and have one value; use granularity='global'")
+    if how.estimator is not None and not any(h.tuned for h in declared):
+        raise GradtuneError("no hyperparameter is left to tune; name one in hypers, or use method='fixed'")
+    return make({h.name for h in declared}), declared
+
+
+def _as_mapping(hypers: Given) -> dict[str, float | Hyper]:
+    if isinstance(hypers, Mapping):
+        wrong = [n for n, v in hypers.items() if isinstance(v, Hyper) and v.name != n]
+        if wrong:
+            raise GradtuneError(f"hypers[{wrong[0]!r}] declares another name; write the same name in both places")
+        return dict(hypers)
+    if len({h.name for h in hypers}) < len(hypers):
+        raise GradtuneError(f"hyperparameters are named twice in {[h.name for h in hypers]}; give each name once")
+    return {h.name: h for h in hypers}
+
+
+def _rule(given: str | Rule) -> tuple[Callable[[set[str]], Rule], tuple[str, ...], dict[str, float]]:
+    if isinstance(given, Rule):
+        made = given
+        return lambda names: made, given.hypers, {}
+    if given not in _RULES:
+        raise unknown("update rule", given, _RULES)
+    return _RULES[given]
+
+
+def keywords(function: Callable[..., Any], positional: int) -> dict[str, bool]:
+    """Arguments of a model's forward pass or of a loss after the first `positional`: name -> whether it must be given.
+
+    torch's own functions and modules have none: what they take beyond tensors are settings, not hyperparameters.
+    """
+    if isinstance(function, nn.Module):
+        function = function.forward
+    origin = getattr(function, "func", function)  # of a functools.partial
+    if (getattr(origin, "__module__", None) or "").startswith("torch."):
+        return {}
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[positional:]
+    except (TypeError, ValueError):
+        return {}
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {p.name: p.default is p.empty for p in named}

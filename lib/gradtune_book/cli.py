@@ -1,0 +1,225 @@
+"""The command `gradtune`: list, run, record, book, data, check.
+
+Every command imports what it needs when it is called: `gradtune record` runs where neither Jupyter nor papermill is
+installed, and `gradtune --help` answers at once.
+"""
+
+import argparse
+import itertools
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradtune
+from gradtune.errors import GradtuneError, unknown
+
+LISTS = ("studies", "notebooks", "methods", "scales", "records")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 (a check failed), 2 (a mistake), 130 (Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.call(options)
+        sys.stdout.flush()
+    except GradtuneError as error:
+        print(f"gradtune: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("gradtune: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
+        return 141  # as a shell reports a program that SIGPIPE ended
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gradtune", description="Gradient-based hyperparameter optimisation: studies, records and their book."
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"gradtune {gradtune.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help=f"what there is: {', '.join(LISTS)}")
+    command.add_argument("what", nargs="?", metavar="WHAT", help="one of these; all by default")
+    command.add_argument("study", nargs="?", metavar="STUDY", help="with records: of this study alone")
+    command.set_defaults(call=_list)
+
+    command = commands.add_parser("run", help="execute one notebook, parameters strictly checked")
+    command.add_argument("notebook", metavar="NOTEBOOK", help="name or path")
+    command.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    command.add_argument("-o", dest="out", type=Path, help="executed copy to write")
+    command.set_defaults(call=_run)
+
+    _add_record(commands)
+
+    command = commands.add_parser("book", help="execute what has changed and build the book")
+    command.add_argument("--scale", default="smoke", help="smoke (default), laptop or paper")
+    command.add_argument("--data", default="auto", help="auto (default), embedded, or a dataset's name")
+    command.add_argument("--force", action="store_true", help="execute every notebook again")
+    command.set_defaults(call=_book)
+
+    command = commands.add_parser("data", help="datasets: what is there, what is missing, how to get it")
+    command.add_argument("action", nargs="?", default="status", metavar="ACTION", help="status (default) or fetch")
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", help="datasets to fetch; all that are not there by default"
+    )
+    command.add_argument("--from", dest="base_url", metavar="URL", help="fetch from here instead of the public source")
+    command.set_defaults(call=_data)
+
+    command = commands.add_parser(
+        "check", help="is the installation as pinned, the data intact, every record readable?"
+    )
+    command.set_defaults(call=_check)
+    return parser
+
+
+def _add_record(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("record", help="compute a study's runs and record them; goes on where it stopped")
+    command.add_argument("study", metavar="STUDY")
+    command.add_argument("--scale", required=True, help="smoke, laptop or paper")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    command.add_argument("--minutes", type=float, help="stop cleanly after this time")
+    command.add_argument("--jobs", type=int, default=1, help="worker processes (default 1)")
+    command.add_argument("--verify", type=int, metavar="N", help="record nothing; re-run N recorded runs and compare")
+    command.set_defaults(call=_record)
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.what is not None and options.what not in LISTS:
+        raise unknown("list", options.what, LISTS)
+    if options.study is not None and options.what != "records":
+        raise GradtuneError(
+            f"`gradtune list {options.what}` takes no further name; only `gradtune list records STUDY` does"
+        )
+    for what in LISTS if options.what is None else [options.what]:
+        if options.what:
+            lines = _recorded(options.study) if what == "records" else _listed(what, wide=True)
+        else:
+            lines = [f"{what}:", *(f"  {line}" for line in _listed(what))]
+        print("\n".join(lines))
+    return 0
+
+
+def _listed(what: str, wide: bool = False) -> list[str]:
+    if what == "scales":
+        from gradtune_book import config
+
+        return list(config.SCALES)
+    if what == "notebooks":
+        from gradtune_book import paths
+
+        return sorted(file.stem for file in (paths.ROOT / "notebooks").glob("*.ipynb"))
+    if what == "methods":
+        return _methods("method", "paper", "cost", "memory") if wide else _methods("method", "paper")[2:]
+    if what == "records":
+        return _recorded(None)
+    from gradtune_book import papers
+
+    width = max((len(name) for name in papers.names()), default=0)
+    return [f"{name:{width}}  {papers.get(name).title}" for name in papers.names()]
+
+
+def _recorded(study: str | None) -> list[str]:
+    """Recorded runs by study, scale, data set and method; of the studies' present runs only."""
+    from gradtune_book import config, papers
+    from gradtune_book.records import store
+
+    lines = []
+    for name in [papers.get(study).name] if study else papers.names():
+        for scale in config.SCALES:
+            frame = store.load(papers.get(name), scale)
+            if len(frame):
+                found = frame.groupby(["dataset", "method"], sort=False, dropna=False).size()
+                lines += [f"{name}  {scale}  {dataset}  {method}: {n} runs" for (dataset, method), n in found.items()]
+    return lines or [f"no run of {study or 'any study'} is recorded"]
+
+
+def _methods(*columns: str) -> list[str]:
+    """Columns of the method table in the terminal's width; a cell too long for its column goes on below, indented."""
+    from gradtune import methods
+
+    rows = [columns, *([row[column] for column in columns] for row in methods.rows())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    while sum(widths) + 2 * len(widths) > shutil.get_terminal_size((120, 24)).columns and max(widths) > 12:
+        widths[widths.index(max(widths))] -= 1
+    lines = []
+    for row in (rows[0], ["-" * width for width in widths], *rows[1:]):
+        cells = [textwrap.wrap(cell, width, subsequent_indent="  ") for cell, width in zip(row, widths)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            lines.append("  ".join(f"{part:{width}}" for part, width in zip(parts, widths)).rstrip())
+    return lines
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gradtune_book.notebooks import runner
+
+    print(runner.run(options.notebook, dict(options.parameters), options.out))
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    from gradtune_book import papers
+    from gradtune_book.records import recorder
+
+    study = papers.get(options.study)
+    if options.verify is not None:
+        return _verify(options)
+    summary = recorder.record(study, options.scale, options.device, options.minutes, options.jobs)
+    print(summary.sentence())
+    return 130 if summary.interrupted else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from gradtune_book import papers
+    from gradtune_book.records import verification
+
+    same = True
+    for each in verification.verify(papers.get(options.study), options.scale, options.device, options.verify):
+        mark = "ok   " if each.same else "apart" if each.elsewhere else "WRONG"
+        print(f"{mark} {each.sentence()}", flush=True)
+        same = same and mark != "WRONG"  # long trainings amplify the last digit, which another processor rounds
+    return 0 if same else 1
+
+
+def _book(options: argparse.Namespace) -> int:
+    from gradtune_book import config
+    from gradtune_book.pages import build
+
+    build.build(config.check_scale(options.scale), options.data, options.force)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from gradtune_book.data import datasets
+
+    if options.action == "status" and options.names:
+        raise GradtuneError(
+            f"`gradtune data status` takes no names; to get {options.names[0]} run `gradtune data fetch`"
+        )
+    if options.action not in ("status", "fetch"):
+        raise unknown("action", options.action, ["status", "fetch"])
+    if options.action == "status":
+        table = datasets.status()
+        print(table[["name", "state", "rows", "licence", "path"]].to_string(index=False))
+        return 0
+    # a misspelt name fails before any download
+    chosen = [datasets.info(name) for name in options.names or datasets.DATASETS]
+    for name in (each.name for each in chosen if not each.embedded):
+        fetched = datasets.fetch(name, base_url=options.base_url, progress=True)
+        print(f"{name}: {len(datasets.files(name))} files, {fetched} of them fetched now")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from gradtune_book import checks
+
+    good = True
+    for finding in checks.everything():
+        print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}")
+        good = good and finding.good
+    return 0 if good else 1

@@ -1,0 +1,106 @@
+"""One look for every figure: size, grid, and one colour, dash and marker for each method throughout the book.
+
+Colours are the colour-blind safe palette of seaborn; dashes and markers tell methods apart in grey.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import seaborn as sns
+from gradtune.errors import unknown
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1))]
+_MARKERS = "osD^vPX*<>"
+# method -> (colour, dash, marker) by position; a method keeps its place for ever
+_METHODS = (
+    "Random",
+    "Unroll1",
+    "Unroll5",
+    "Unroll10",
+    "Clip2",
+    "Clip5",
+    "WD+LR",
+    "WD+LR+M",
+    "WD+HDLR+M",
+    "Diff-through-Opt",
+    "Forward",
+    "Reverse",
+    "Neumann",
+    "OHO",
+    "ClipR",
+    "HD",
+    "MetaOptimize",
+    "Fixed",
+    "OnePass",
+)
+METHODS = {
+    name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}
+    for k, name in enumerate(_METHODS)
+}
+# methods of one paper only take the colours of another paper's: no figure has both. (colour, dash, marker)
+_LATER = {
+    "Random-xLR": (1, 1, 6),
+    "Random-3-batched": (2, 2, 7),
+    "Lorraine": (3, 3, 8),
+    "Baydin": (4, 4, 9),
+    "Bayes": (5, 0, 4),
+    "Long-Diff-through-Opt": (5, 1, 0),
+    "Medium-Diff-through-Opt": (2, 2, 7),
+    "Unroll1-gTgV": (9, 4, 9),
+    "Clip10": (0, 0, 0),
+    "Clip20": (4, 3, 4),
+    "FDS": (2, 0, 0),
+    "greedy": (1, 1, 6),
+    "non-greedy": (9, 0, 7),
+    "Hyperband": (3, 3, 8),
+    "BOHB": (4, 4, 9),
+}
+METHODS |= {
+    name: {"color": _PALETTE[colour], "linestyle": _DASHES[dash], "marker": _MARKERS[marker]}
+    for name, (colour, dash, marker) in _LATER.items()
+}
+
+
+def method_style(name: str) -> dict[str, Any]:
+    """Colour, dash and marker of a method, as keywords for `Axes.plot`."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def use_style() -> None:
+    """Set the book's look for all figures of this process."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.5, 4.2),
+            "figure.dpi": 110,
+            "axes.titlesize": "medium",
+            "legend.frameon": True,
+            "lines.linewidth": 1.8,
+        }
+    )
+
+
+def panels(count: int, width: float = 4.2, height: float = 3.8, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """A row of `count` axes with the space between them arranged."""
+    fig, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False, **kwargs)
+    return fig, list(axes[0])
+
+
+def label_logarithms(ax: Axes) -> None:
+    """Plain numbers on logarithmic axes that span less than two decades: 1, 2 and 5 of each, on a short axis 1 to 9.
+    Matplotlib's own labels, like 2 x 10^1, run into one another there."""
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        if axis.get_scale() == "log" and high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,246 @@
+"""Run notebooks through papermill: strictly, only when something changed, and with failures that name the cell.
+
+    run      one notebook with some parameters, into a file of its own
+    refresh  the same for the book: skipped when nothing it depends on has changed since the last time
+    store    a source notebook in place, with its defaults: the output it is committed with
+
+`python -m gradtune_book.notebooks.runner [NAME...]` stores the named notebooks, or all of them.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import sys
+import textwrap
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gradtune.errors import GradtuneError, unknown
+
+from gradtune_book import paths
+from gradtune_book.data import datasets
+from gradtune_book.notebooks import parameters
+
+STAMP = "gradtune"
+"""Key of the notebook metadata in which `refresh` writes its `Execution`."""
+
+_VERSIONS_OF = ("torch", "numpy", "matplotlib")
+
+
+class NotebookFailed(GradtuneError):
+    """A cell of a notebook failed; the half-run notebook lies at `out`.
+
+    Attributes: `notebook` (its name), `cell` (the cell's id), `number` (counted from 1, of the source), `error` (name
+    of the exception), `message` (its text), `out`.
+    """
+
+    exit_status = 1  # of the command line: not the user's mistake
+
+    def __init__(self, notebook: str, cell: str, number: int, error: str, message: str, out: Path) -> None:
+        self.notebook, self.cell, self.number = notebook, cell, number
+        self.error, self.message, self.out = error, message, out
+        what = textwrap.shorten(f"{error}: {message}".rstrip(": "), 400, placeholder=" ...")
+        super().__init__(f"notebook {notebook} failed in cell {cell!r} (number {number}): {what}; half-run copy: {out}")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What `refresh` did, or had done before: `key` says for which state of everything the outputs hold."""
+
+    notebook: str
+    key: str
+    parameters: dict[str, Any]
+    seconds: float
+    date: str  # UTC
+    fresh: bool = True  # executed by this call
+
+
+def folder() -> Path:
+    """Folder of the source notebooks."""
+    return paths.ROOT / "notebooks"
+
+
+def names() -> list[str]:
+    """Return the names of the source notebooks, sorted."""
+    return sorted(path.stem for path in folder().glob("*.ipynb"))
+
+
+def find(notebook: str | Path) -> Path:
+    """Return the absolute path of a notebook given by name or path; raise GradtuneError with the nearest name."""
+    path = Path(notebook)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path.resolve()
+    if path.stem in names() and str(notebook) in (path.stem, path.name):
+        return folder() / f"{path.stem}.ipynb"
+    raise unknown("notebook", str(notebook), names())
+
+
+def declared(notebook: str | Path) -> dict[str, parameters.Parameter]:
+    """Return the parameters of a notebook, empty when it has no cell tagged `parameters`."""
+    path = find(notebook)
+    for cell in _read(path)["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            return parameters.read(_text(cell["source"]), path.stem)
+    return {}
+
+
+def run(notebook: str | Path, values: Mapping[str, Any], out: str | Path | None = None) -> Path:
+    """Execute a notebook with the parameters `values` and return the path of the executed copy.
+
+    Args:
+        notebook: name (`clip_quadratic`) or path.
+        values: parameter -> value; text is converted to the type that the notebook declares.
+        out: where to write, `_build/runs/NAME.ipynb` by default.
+
+    Raises:
+        GradtuneError: unknown notebook or parameter, or a value of the wrong type; nothing has run then.
+        NotebookFailed: a cell failed.
+    """
+    source = find(notebook)
+    checked = parameters.check(declared(source), values, source.stem)
+    target = Path(out).resolve() if out is not None else paths.ROOT / "_build" / "runs" / source.name
+    if target == source:
+        raise GradtuneError(
+            f"the executed copy of {source.name} must not replace its source; choose another file with -o"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _execute(source, checked, target)
+    return target
+
+
+def refresh(notebook: str | Path, values: Mapping[str, Any], out: Path, force: bool = False) -> Execution:
+    """Execute a notebook into `out`, unless `out` holds just that already.
+
+    Raises:
+        GradtuneError: as `run`.
+    """
+    source = find(notebook)
+    checked = parameters.check(declared(source), values, source.stem)
+    now = key(source, checked)
+    before = _stamp(out)
+    if not force and before is not None and before.key == now:
+        return before
+    start, date = time.perf_counter(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    run(source, checked, out)
+    done = Execution(source.stem, now, checked, round(time.perf_counter() - start, 1), date)
+    executed = _without_timing(_read(out))
+    executed["metadata"][STAMP] = {name: value for name, value in asdict(done).items() if name != "fresh"}
+    _write(executed, out)
+    return done
+
+
+def store(notebook: str | Path) -> Path:
+    """Execute a source notebook with its defaults and write the outputs into it; unchanged when a cell fails."""
+    source = find(notebook)
+    out = paths.ROOT / "_build" / "runs" / source.name
+    executed = _without_timing(_read(run(source, {}, out)))
+    _write(executed, source)
+    return source
+
+
+def key(notebook: Path, values: Mapping[str, Any]) -> str:
+    """Return the digest of all that a notebook's outputs depend on.
+
+    The notebook's source, the library and its benchmarks, the parameters, the records, the published numbers, the
+    versions of Python and of what computes and draws; and, when the notebook has a parameter `data`, which datasets are
+    there.
+    """
+    state = {
+        "source": [(cell["cell_type"], _text(cell["source"])) for cell in _read(notebook)["cells"]],
+        "library": [_digest(root, (".py", ".sha256")) for root in (*paths.PACKAGES, paths.ROOT / "benchmarks")],
+        "parameters": dict(values),
+        "evidence": [_digest(root, (".jsonl", ".csv")) for root in (paths.records_root(), paths.published_root())],
+        "versions": [platform.python_version(), *map(importlib.metadata.version, _VERSIONS_OF)],
+        "data": dict(datasets.status()[["name", "state"]].to_numpy().tolist())
+        if "data" in declared(notebook)
+        else None,
+    }
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(root: Path, suffixes: tuple[str, ...]) -> str:
+    """Return one digest over names and contents of the files below `root` with one of the suffixes."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.suffix in suffixes):
+        total.update(f"{path.relative_to(root)}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _execute(source: Path, values: Mapping[str, Any], out: Path) -> None:
+    """Run papermill in the notebook's own folder, as Jupyter would; turn its exceptions into NotebookFailed."""
+    import papermill
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    out.unlink(missing_ok=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it does not know `X | None` and warns of such parameters
+    settings = {"kernel_name": "python3", "language": "python", "progress_bar": False, "cwd": source.parent}
+    quiet = ["--log-level=CRITICAL"]  # the kernel else says at every start that it talks to us over TCP
+    try:
+        papermill.execute_notebook(source, out, parameters=dict(values), extra_arguments=quiet, **settings)
+    except papermill.PapermillExecutionError as error:
+        raise _failure(source, out, error.ename, error.evalue) from None
+    except (DeadKernelError, CellExecutionError, CellTimeoutError) as error:
+        raise _failure(source, out, type(error).__name__, str(error).strip().splitlines()[0]) from None
+
+
+def _failure(source: Path, out: Path, error: str, message: str) -> NotebookFailed:
+    """Find the failed cell in the half-run copy: the one with an error output, else the last that was started."""
+    cells = [cell for cell in _read(out)["cells"] if cell["cell_type"] == "code"] if out.is_file() else []
+    with_error = [c for c in cells if any(o["output_type"] == "error" for o in c["outputs"])]
+    started = [c for c in cells if c["metadata"].get("papermill", {}).get("status", "pending") != "pending"]
+    name = next((cell.get("id", "?") for cell in with_error + started[::-1]), "?")
+    ids = [cell.get("id") for cell in _read(source)["cells"]]
+    return NotebookFailed(source.stem, name, ids.index(name) + 1 if name in ids else 0, error, message, out)
+
+
+def _stamp(out: Path) -> Execution | None:
+    """Return what an earlier `refresh` wrote into `out`, None when there is no whole execution there."""
+    try:
+        return Execution(**_read(out)["metadata"][STAMP], fresh=False)
+    except (OSError, GradtuneError, KeyError, TypeError):
+        return None
+
+
+def _without_timing(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Drop what differs from run to run and from machine to machine: paths, times, the patch version of Python."""
+    notebook["metadata"].pop("papermill", None)
+    notebook["metadata"].get("language_info", {}).pop("version", None)
+    for cell in notebook["cells"]:
+        for name in ("papermill", "execution"):
+            cell["metadata"].pop(name, None)
+        if not cell["metadata"].get("tags", True):
+            del cell["metadata"]["tags"]
+    return notebook
+
+
+def _text(source: str | list[str]) -> str:
+    return source if isinstance(source, str) else "".join(source)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GradtuneError(f"{path} is no valid notebook: {error}") from None
+    if not isinstance(notebook, dict) or "cells" not in notebook:
+        raise GradtuneError(f"{path} is no valid notebook: it has no cells")
+    return notebook
+
+
+def _write(notebook: Mapping[str, Any], path: Path) -> None:
+    """Write a notebook the way Jupyter formats it, whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:] or names():
+        print(f"stored {store(each).name}", flush=True)

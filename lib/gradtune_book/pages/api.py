@@ -1,0 +1,166 @@
+"""The book's API reference: which modules a reader meets, on which page, and the pages' text.
+
+The pages only name the modules; `sphinx.ext.autodoc` fills them from the docstrings. A module is named here and nowhere
+else: on a page, or among those behind the scenes.
+"""
+
+import ast
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from gradtune_book import paths
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page.
+
+    Attributes:
+        name: of its file, without the ending.
+        title: its heading.
+        introduction: what it says before the first module.
+        modules: full names of the modules it shows, in order; `nets.*` stands for all modules of a package.
+    """
+
+    name: str
+    title: str
+    introduction: str
+    modules: tuple[str, ...]
+
+
+PAGES = (
+    Page(
+        "tuning",
+        "Your own model",
+        "A user's module, loss and data on the training loop. `gradtune.tune`, `gradtune.Tuner`, `gradtune.Hyper`, "
+        "`gradtune.Info`, `gradtune.History` and `gradtune.optim.MetaOptimize` are the names to import; "
+        "{doc}`/executed/your_own_model` uses them.",
+        (
+            "gradtune.tuning",
+            "gradtune.tuning.tune",
+            "gradtune.tuning.*",
+            "gradtune.optim",
+            "gradtune.optim.metaoptimize",
+        ),
+    ),
+    Page(
+        "methods",
+        "Methods and training",
+        "A method is an estimator, an outer rule and a cadence; the loop trains with it. "
+        "{doc}`/executed/one_recursion` shows the table of methods.",
+        ("gradtune.methods", "gradtune.training", "gradtune.training.*"),
+    ),
+    Page(
+        "recursion",
+        "Recursion and hyperparameters",
+        "The state of a training, one step of it with its derivatives, the hyperparameters in their coordinates, the "
+        "rules that move the weights and the hyperparameters, and the slow, independent computation that everything is "
+        "tested against.",
+        ("gradtune.recursion", "gradtune.recursion.step", "gradtune.recursion.*", "gradtune.errors"),
+    ),
+    Page(
+        "estimators",
+        "Estimators",
+        "How a hypergradient is computed. All estimators have the members of "
+        "{py:class}`~gradtune.estimators.Estimator`; only what differs is described.",
+        ("gradtune.estimators", "gradtune.estimators.*"),
+    ),
+    Page(
+        "nets",
+        "Modules and networks",
+        "From a module to the losses of several runs on flat weights, and the networks that the studies train.",
+        ("gradtune.nets", "gradtune.nets.modules", "gradtune.nets.*"),
+    ),
+    Page(
+        "search",
+        "Searches",
+        "The baselines without hypergradients: what is searched, by which method, and what each trial has cost. "
+        "`gradtune.search` has the names that a search needs; its modules describe them.",
+        ("gradtune.search", "gradtune.search.*"),
+    ),
+    Page(
+        "tasks",
+        "The book: tasks and data",
+        "What the studies train on. A task offers the two losses of {py:class}`~gradtune.recursion.step.Problem`.",
+        ("gradtune_book.tasks", "gradtune_book.tasks.*", "gradtune_book.data", "gradtune_book.data.*"),
+    ),
+    Page(
+        "studies",
+        "The book: studies and evidence",
+        "From a configuration to a figure: what is run, how it is recorded and summed up, and how it is drawn.",
+        (
+            "gradtune_book.papers",
+            "gradtune_book.papers.*",
+            "gradtune_book.config",
+            "gradtune_book.records",
+            "gradtune_book.records.study",
+            "gradtune_book.records.store",
+            "gradtune_book.notebooks",
+            "gradtune_book.notebooks.*",
+        ),
+    ),
+)
+
+BEHIND_THE_SCENES = (
+    *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
+    *("gradtune.nets.compiled", "gradtune.nets.ranges", "gradtune.nets.second_order"),
+    *("gradtune.optim.foreach", "gradtune.optim.settings", "gradtune.search.asking"),
+    *("gradtune.training.checkpoints", "gradtune.training.tracing"),
+    *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),
+    *("gradtune_book.data.download", "gradtune_book.notebooks.parameters", "gradtune_book.notebooks.runner"),
+    *("gradtune_book.pages", "gradtune_book.pages.*"),
+    *(f"gradtune_book.records.{name}" for name in ("environment", "jsonl", "recorder", "verification", "workers")),
+)
+"""Modules that a reader of the book does not meet: they serve the command line, or only other modules."""
+
+
+def modules() -> list[str]:
+    """Full names of all modules of the two packages, packages included, without importing any."""
+    files = [file.relative_to(root.parent).with_suffix("") for root in paths.PACKAGES for file in root.rglob("*.py")]
+    return sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
+
+
+def hidden(name: str) -> bool:
+    """Whether a module is behind the scenes."""
+    return any(fnmatch(name, each) for each in BEHIND_THE_SCENES)
+
+
+def on_page(page: Page) -> list[str]:
+    """The modules of a page that there are, in the page's order."""
+    shown = [name for name in modules() if not hidden(name)]
+    return list(dict.fromkeys(name for each in page.modules for name in shown if fnmatch(name, each)))
+
+
+def pages() -> dict[str, str]:
+    """Name -> text of the reference's pages, its overview `index` first."""
+    return {"index": _index()} | {page.name: _text(page) for page in PAGES if on_page(page)}
+
+
+def _index() -> str:
+    lines = [
+        "# API reference",
+        "",
+        "The modules of the library `gradtune` and of the book `gradtune_book` on it, from the docstrings. {doc}`/extend` "
+        "says how they fit together.",
+        "",
+    ]
+    for page in PAGES:
+        rows = [f"| {{py:mod}}`{name}` | {_summary(name)} |" for name in on_page(page)]
+        lines += [f"## {{doc}}`{page.title} <{page.name}>`", "", "| module | what it has |", "|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _summary(name: str) -> str:
+    """First paragraph of a module's docstring, on one line of a Markdown table."""
+    package, *rest = name.split(".")
+    path = next(root for root in paths.PACKAGES if root.name == package).joinpath(*rest)
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|").replace("$", "\\$")
+
+
+def _text(page: Page) -> str:
+    lines = [f"# {page.title}", "", page.introduction, ""]
+    for name in on_page(page):
+        lines += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+"""Build the book: execute the notebooks that changed, write the generated pages, run Jupyter Book.
+
+_toc.yml -> notebooks/NAME.ipynb -> book/executed/NAME.ipynb -> _build/html
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gradtune.errors import GradtuneError
+
+from gradtune_book import config, paths
+from gradtune_book.notebooks import runner
+from gradtune_book.notebooks.runner import Execution
+from gradtune_book.pages import api
+from gradtune_book.records import store
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Sphinx colours its messages even where no terminal shows them
+
+
+def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path:
+    """Build the book and return the path of its index.html.
+
+    Args:
+        scale: size of the live runs, passed to every notebook that has the parameter `scale`.
+        data: "auto", "embedded" or a dataset's name, passed to every notebook that has the parameter `data`.
+        force: execute every notebook, changed or not, and read every page anew.
+
+    Raises:
+        GradtuneError: unknown scale, an incomplete table of contents, or Jupyter Book gave a warning or an error.
+        NotebookFailed: a cell failed; no later notebook was executed and no page was built.
+    """
+    config.check_scale(scale)
+    executions = [_refresh(name, scale, data, force) for name in contents()]
+    _write_if_changed(executed() / "provenance.md", provenance_page(executions))
+    for name, text in api.pages().items():
+        _write_if_changed(executed() / "api" / f"{name}.md", text)
+    _jupyter_book(force)
+    index = paths.ROOT / "_build" / "html" / "index.html"
+    print(f"The book is at {index}")
+    return index
+
+
+def executed() -> Path:
+    """Folder of the executed notebooks and generated pages, below the book's pages."""
+    return paths.ROOT / "book" / "executed"
+
+
+def contents() -> list[str]:
+    """Return the names of the notebooks in the table of contents, in its order."""
+    toc = yaml.safe_load((paths.ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    entries = [Path(entry) for entry in files(toc)]
+    return [entry.name for entry in entries if entry.parent.name == "executed" and entry.name != "provenance"]
+
+
+def files(node: Any) -> list[str]:
+    """Return every `file` (and the `root`) below one node of the table of contents."""
+    if isinstance(node, list):
+        return [name for each in node for name in files(each)]
+    if not isinstance(node, dict):
+        return []
+    own = [node[name] for name in ("root", "file") if name in node]
+    return own + [name for value in node.values() for name in files(value)]
+
+
+def _refresh(name: str, scale: str, data: str, force: bool) -> Execution:
+    wanted = {"scale": scale, "data": data}
+    has = runner.declared(name)
+    values = {key: value for key, value in wanted.items() if key in has}
+    done = runner.refresh(name, values, executed() / f"{name}.ipynb", force)
+    print(f"{name}: " + (f"executed in {done.seconds:.0f} s" if done.fresh else "unchanged"), flush=True)
+    return done
+
+
+def provenance_page(executions: list[Execution]) -> str:
+    """Return the page on where the book's numbers come from: live cells of these executions, and the records."""
+    live = [
+        (
+            f"[{e.notebook}]({e.notebook}.ipynb)",
+            *(e.parameters.get(p, "-") for p in ("scale", "data")),
+            e.seconds,
+            e.date,
+        )
+        for e in executions
+    ]
+    return "\n".join(
+        [
+            "# Provenance",
+            "",
+            "Every build of the book writes this page. A number in a chapter is either computed by a live cell of that",
+            "build or read from a run record; both are listed here.",
+            "",
+            "## Live cells of this build",
+            "",
+            *_table(("notebook", "scale", "data", "seconds", "executed (UTC)"), live),
+            "",
+            "## Run records",
+            "",
+            *_records_tables(),
+            "",
+        ]
+    )
+
+
+def _records_tables() -> list[str]:
+    """Return a heading and a table for each study and scale of the records."""
+    lines: list[str] = []
+    for (study, scale), frame in store.provenance().groupby(["study", "scale"], sort=True):
+        rest = frame.drop(columns=["study", "scale"])
+        table = _table(tuple(map(str, rest.columns)), rest.itertuples(index=False, name=None))
+        lines += [f"### `{study}`, {scale} scale", "", *table, ""]
+    return lines or ["There is no record yet."]
+
+
+def _table(head: tuple[str, ...], rows: Any) -> list[str]:
+    """Return a Markdown table, one line an item."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
+
+
+def _cell(value: Any) -> str:
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ").replace("$", "\\$")
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    """Keep the file's time when the text is the same, so that Sphinx does not read the page again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _jupyter_book(force: bool) -> None:
+    """Run Jupyter Book with warnings as errors; print its warnings when there are any."""
+    out = paths.ROOT / "_build"
+    if force:
+        shutil.rmtree(out / ".doctrees", ignore_errors=True)
+    options = [
+        "--path-output",
+        ".",
+        "--config",
+        "_config.yml",
+        "--toc",
+        str(paths.ROOT / "_toc.yml"),
+        "-W",
+        "--keep-going",
+    ]
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "book", *options]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        # Sphinx reads unchanged pages from its cache and would not repeat their warnings the next time.
+        shutil.rmtree(out / ".doctrees", ignore_errors=True)
+        print(_COLOUR.sub("", done.stderr or done.stdout), file=sys.stderr)
+        raise GradtuneError("Jupyter Book gave a warning or an error (above); mend the page it names and build again")

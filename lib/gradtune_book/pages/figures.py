@@ -1,0 +1,40 @@
+"""Turn what `gradtune_book.notebooks.figures.show` leaves in an executed notebook into numbered figures of the book.
+
+A plugin of myst-nb, found through the entry point `myst_nb.mime_renderers` in pyproject.toml. It alone knows how the
+book draws a figure; only the book build imports it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from docutils import nodes
+from myst_nb.core.render import MimeData, NbElementRenderer, create_figure_context
+
+from gradtune_book.notebooks.figures import METADATA_KEY
+
+
+class FigureRenderer:
+    """Renders the outputs of `show`: picture, caption and label as one figure, the caption's own output as nothing."""
+
+    mime_priority_overrides: ClassVar[Sequence[tuple[str, str, int | None]]] = ()
+
+    @staticmethod
+    def handle_mime(renderer: NbElementRenderer, data: MimeData, inline: bool) -> list[nodes.Element] | None:
+        """Return the nodes for one output, or None when it is none of ours (then myst-nb renders it as usual)."""
+        mark = data.output_metadata.get(METADATA_KEY)
+        if mark is None or inline:
+            return None
+        if data.mime_type == "image/png" and "caption" in mark:
+            _add_figure(renderer, data, mark)
+        return []  # the figure is in the document by now; the other types would repeat its texts
+
+
+def _add_figure(renderer: NbElementRenderer, data: MimeData, mark: dict[str, Any]) -> None:
+    """Add a figure with caption and label to the document the renderer is building."""
+    options = {"caption": mark["caption"], "name": mark["name"], "align": "center"}
+    with create_figure_context(renderer.renderer, options, data.line or 0):
+        images = renderer.render_image(data)
+        for image in images:
+            image["alt"] = mark["alt"]
+            image.attributes.pop("height", None)  # the page may narrow the picture; its height has to follow
+        renderer.renderer.current_node.extend(images)

@@ -1,0 +1,93 @@
+"""What the Clip paper leaves open for its language model, measured: Clip10 with one choice of `clip_ptb` changed at a
+time.
+
+The partner of every run is the run of `clip_ptb` at the same scale with the same seed: same initial weights, same
+random numbers for the masks. A half-width of 0.08 and a lower bound of 0.10 leave 0.02 at the lower end of the
+difference, so that neither can be moved much further that way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradtune_book.papers.clip import ptb
+from gradtune_book.papers.clip.ptb import SIZES, Sizes, run
+from gradtune_book.records.study import Study
+
+METHOD, USUAL = "Clip10", "as in this book"
+
+
+@dataclass(frozen=True)
+class Config(ptb.Config):
+    """One run. The fields of `clip_ptb.Config`, and:"""
+
+    choice: str = USUAL  # one of `changes`, whose values the other fields have
+
+
+def changes(c: ptb.Config) -> dict[str, dict[str, Any]]:
+    """What each choice changes of a configuration. "Loss averaged over words" is the other reading of the learning rate
+    and of the longest gradient: that loss is the summed one divided by the words of a piece."""
+    words = c.unrolled
+    return {
+        "c / 3": {"outer_rate": c.outer_rate / 3},
+        "3 c": {"outer_rate": 3 * c.outer_rate},
+        "half the learning rate": {"lr": c.lr / 2},
+        "loss averaged over words": {
+            "lr": c.lr / words,
+            "max_norm": c.max_norm * words,
+            "outer_rate": c.outer_rate * words,
+        },
+        "half-width 0.02": {"difference": 0.02},
+        "half-width 0.08": {"difference": 0.08},
+        "joint difference": {"product": "joint"},
+        "no warm-up": {"warm_up": 0},
+        "start at 0.80": {"keep": 0.8},
+        "lower bound 0.20": {"low": 0.2},
+    }
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """One run of each choice."""
+    usual = next(c for c in ptb.configs(sizes, seed) if c.method == METHOD)
+    return [Config(**asdict(usual) | {"choice": choice} | new) for choice, new in changes(usual).items()]
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
+STUDY = Study(
+    name="clip_ptb_choices",
+    title="What the Clip paper leaves open for its language model: the influence of each choice on Penn Treebank",
+    paper="Clip",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=1,
+)
+
+
+def effects(usual: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Validation perplexity with and without early stopping, the increase between them in per cent, and keep
+    probability and clipped share of the run with each choice, below those of the usual runs: of the same seed, and the
+    range over all seeds. Empty without runs."""
+    base = usual[(usual["method"] == METHOD) & (usual["outer_scale"] == 1)] if len(usual) else usual
+    if base.empty or chosen.empty:
+        return pd.DataFrame()
+    same = base[base["seed"].isin(chosen["seed"])].assign(choice=USUAL)
+    rows = _read(pd.concat([same, chosen])).set_index("choice").map("{:.2f}".format)
+    spread = _read(base).drop(columns="choice", errors="ignore")
+    between = {n: f"{spread[n].min():.2f} to {spread[n].max():.2f}" for n in spread}
+    return pd.concat([rows.iloc[:1], pd.DataFrame(between, index=[f"{USUAL}, {len(base)} seeds"]), rows.iloc[1:]])
+
+
+def _read(frame: pd.DataFrame) -> pd.DataFrame:
+    best, end = np.exp(frame["best_val"]), np.exp(frame["val"])
+    read = {"with early stopping": best, "without": end, "stability (%)": 100 * (end / best - 1)}
+    read |= {"keep at the end": frame["keep_end"], "clipped": frame["clipped"]}
+    return pd.DataFrame(read if "choice" not in frame else {"choice": frame["choice"]} | read)

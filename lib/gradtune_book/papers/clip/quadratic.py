@@ -1,0 +1,240 @@
+"""Table 1 of the Clip paper: five online methods on the quadratic toy, the learning rate cut to a tenth half way.
+
+Phase 1: `phase_steps` training steps at rate `lr1`. Phase 2 at rate `lr2`, read in two ways: "steps", `phase_steps`
+training steps, and "updates", as many
+hyperparameter updates, which for UnrollK are K times as many training steps. One training serves both readings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from gradtune import methods
+from gradtune.errors import unknown
+from gradtune.recursion.hypers import Hyper, Hypers
+from gradtune.recursion.rules import sgd
+from gradtune.training.loop import Loop, Method, Run
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from gradtune_book.notebooks import plots
+from gradtune_book.notebooks.stats import mean_error, plus_minus
+from gradtune_book.paths import published_root
+from gradtune_book.records.store import Result
+from gradtune_book.records.study import Study
+from gradtune_book.tasks.quadratic import Quadratic, sample
+
+METHODS = {
+    "Unroll1": methods.unroll_k(1),
+    "Unroll5": methods.unroll_k(5),
+    "Unroll10": methods.unroll_k(10),
+    "Clip2": methods.clip_r(2.0),
+    "Clip5": methods.clip_r(5.0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training on one instance of the toy."""
+
+    method: str  # a key of METHODS
+    seed: int  # draws the instance: H, theta_hat, theta_bar; the same for all methods
+    phase_steps: int = 20_000  # steps of each phase
+    lr1: float = 1e-3  # learning rate of phase 1
+    lr2: float = 1e-4  # learning rate of phase 2
+    dim: int = 20  # weights
+    spread: float = 0.55  # standard deviation of theta_hat - theta_bar
+    scale: float = 100.0  # H ~ U(0, scale)
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    repeats: int  # instances
+    phase_steps: int  # training steps of each phase
+
+
+SIZES = {"smoke": Sizes(10, 500), "laptop": Sizes(50, 20_000), "paper": Sizes(500, 20_000)}
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """All methods on the instances `seed`, `seed + 1`, ..."""
+    return [Config(m, seed + r, sizes.phase_steps) for m in METHODS for r in range(sizes.repeats)]
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """One method on a batch of instances. Distances to the optimum after phase 1 and after phase 2 in both readings,
+    and the penalty over time."""
+    c = batch[0]
+    if c.method not in METHODS:
+        raise unknown("method", c.method, METHODS)
+    drawn = sample([b.seed for b in batch], c.dim, c.spread, c.scale)
+    toy = Quadratic(drawn.h.to(device), drawn.theta_hat.to(device), drawn.theta_bar.to(device))
+    return _Phases(toy, METHODS[c.method], c).results()
+
+
+class _Phases:
+    """The training of a batch, with what is read off it."""
+
+    def __init__(self, toy: Quadratic, method: Method, c: Config) -> None:
+        hypers = Hypers([Hyper("lr", c.lr1, tuned=False), Hyper("penalty", 0.0)], [c.dim])
+        self.toy, self.c, self.every = toy, c, method.every
+        self.loop = Loop(toy, sgd(momentum=False, weight_decay=False), hypers, method, trace=True)
+        self.penalties: list[Tensor] = []
+
+    def results(self) -> list[Result]:
+        c, started = self.c, time.perf_counter()
+        run = self.loop.start(torch.zeros_like(self.toy.h))
+        stride = max(self.every, c.phase_steps // 20)
+        run = self.loop.advance(run, c.phase_steps, self._watch, stride)
+        columns = self._distances(run, "1")
+        run = run._replace(fixed={"lr": torch.full_like(run.fixed["lr"], c.lr2)})
+        run = self.loop.advance(run, c.phase_steps, self._watch, stride)
+        columns |= self._distances(run, "2_steps")
+        run = self.loop.advance(run, (self.every - 1) * c.phase_steps)
+        columns |= self._distances(run, "2_updates")
+        best = self.toy.optimal_penalty()
+        columns |= {"optimal_penalty": best, "sensitivity_norm": self.toy.sensitivity(best).norm(dim=1)}
+        curves, wall = torch.stack(self.penalties, dim=1), (time.perf_counter() - started) / len(best)
+        return [
+            Result({n: float(v[k]) for n, v in columns.items()}, {"penalty": curves[k].tolist()}, wall, "quadratic toy")
+            for k in range(len(best))
+        ]
+
+    def _watch(self, run: Run) -> None:
+        self.penalties.append(run.raw[:, 0])
+
+    def _distances(self, run: Run, when: str) -> dict[str, Tensor]:
+        """Excess validation loss in per cent of the best, and |lam - lam*|."""
+        best = self.toy.best_val_loss()
+        excess = 100 * (self.toy.val_loss(run.state.w) / best - 1)
+        return {f"excess_{when}": excess, f"distance_{when}": (run.raw[:, 0] - self.toy.optimal_penalty()).abs()}
+
+
+def _cost(config: Config) -> float:
+    return METHODS[config.method].every + 1.0  # the second reading of phase 2 has `every` times the steps
+
+
+STUDY = Study(
+    name="clip_quadratic",
+    title="Table 1 of the Clip paper: five online methods on a quadratic toy",
+    paper="Clip",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=250,
+    cost=_cost,
+)
+
+
+# --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+COLUMNS = {
+    "excess_1": ("validation_loss_increase", 1),
+    "distance_1": ("lambda_distance", 1),
+    "excess_2_steps": ("validation_loss_increase", 2),
+    "distance_2_steps": ("lambda_distance", 2),
+    "excess_2_updates": ("validation_loss_increase", 2),
+    "distance_2_updates": ("lambda_distance", 2),
+}
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard error over the instances: a row a method, a column for each distance of `COLUMNS`."""
+    digits = {c: 2 if c.startswith("excess") else 3 for c in COLUMNS}
+    groups = frame.groupby("method", sort=False)
+    return pd.DataFrame(
+        {c: {m: plus_minus(*mean_error(g[c])[:2], digits[c]) for m, g in groups} for c in COLUMNS}
+    ).rename_axis("method")
+
+
+def headed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same table with heads in two lines, for display: when, and which distance."""
+    when = {"1": "phase 1", "2_steps": "phase 2 as steps", "2_updates": "phase 2 as updates"}
+    parts = [c.split("_", 1) for c in frame.columns]
+    heads = [(when[w], "loss +%" if kind == "excess" else "|λ - λ*|") for kind, w in parts]
+    return frame.set_axis(pd.MultiIndex.from_tuples(heads), axis=1)
+
+
+def published() -> pd.DataFrame:
+    """Table 1 as printed, with its phase-2 columns under both readings."""
+    rows = pd.read_csv(published_root() / "clip_table1.csv").set_index(["method", "metric", "phase"])["value"]
+    return pd.DataFrame({c: {m: rows[(m, *where)] for m in METHODS} for c, where in COLUMNS.items()}).rename_axis(
+        "method"
+    )
+
+
+def tables_of(frame: pd.DataFrame, repeats: int = 50) -> pd.DataFrame:
+    """Means of consecutive groups of `repeats` instances: as many independent tables, columns `table`, `method` and
+    `COLUMNS`."""
+    number = frame.groupby("method").cumcount() // repeats
+    return frame.assign(table=number).groupby(["table", "method"], sort=False)[list(COLUMNS)].mean().reset_index()
+
+
+def checks(frame: pd.DataFrame) -> dict[str, bool]:
+    """The claims of Section 4.1 on the means over all instances."""
+    mean = frame.groupby("method", sort=False)[list(COLUMNS)].mean()
+    first, later, unrolled = mean["excess_1"], mean["excess_2_steps"], ["Unroll5", "Unroll10"]
+    return {
+        "longer unrolls are better, Clip2 better still, Clip5 best": bool(
+            first.loc[list(METHODS)].is_monotonic_decreasing
+        ),
+        "Unroll5 and Unroll10 get worse in phase 2, read as steps": bool((later > first)[unrolled].all()),
+        "Unroll5 and Unroll10 get worse in phase 2, read as updates": bool(
+            (mean["excess_2_updates"] > first)[unrolled].all()
+        ),
+        "Clip2 and Clip5 stay where they are in phase 2": bool(
+            ((later - first).abs()[["Clip2", "Clip5"]] < 0.01).all()
+        ),
+        "Clip5 ends at the optimum (0.00 %, 0.000)": bool(mean.loc["Clip5"].max() < 0.005),
+    }
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def draw_creep(axes: Sequence[Axes], creep: pd.DataFrame, fixed_point: float) -> None:
+    """Figure 1 of the paper's appendix: the weight (left) and its derivative (right) over the training steps."""
+    line = plots.method_style("Forward") | {"marker": ""}
+    axes[0].plot(creep.index, creep["theta"], **line)
+    axes[0].set(xlabel="training step", ylabel=r"$\theta_t$", title="the weight stands still", ylim=(0, None))
+    axes[1].plot(creep.index, creep["y"], **line, label=r"$y_t$")
+    axes[1].axhline(fixed_point, color="black", linestyle=":", label=r"$y^*$")
+    axes[1].set(xlabel="training step", ylabel=r"$y_t = d\theta_t/d\lambda$", title="its derivative does not")
+    axes[1].legend()
+
+
+def draw_paths(ax: Axes, frame: pd.DataFrame, phase_steps: int) -> None:
+    """Mean distance of the penalty to each instance's optimum, a curve a method; phase 2 read as steps."""
+    for method, runs in frame.groupby("method", sort=False):
+        distance = pd.DataFrame(runs["penalty"].tolist()).sub(runs["optimal_penalty"].to_numpy(), axis=0).abs()
+        mean = distance.mean()
+        step = (mean.index + 1) * 2 * phase_steps / len(mean)
+        ax.plot(step, mean, **plots.method_style(str(method)), markevery=4, label=method)
+    ax.axvline(phase_steps, color="black", linewidth=0.8)
+    ax.set(xlabel="training step", ylabel=r"mean of $|\lambda_t - \lambda^*|$", ylim=(0, None))
+    ax.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.14), frameon=False)
+
+
+def draw_tables(axes: Sequence[Axes], tables: pd.DataFrame) -> None:
+    """Excess validation loss: a dot for each table of 50 instances, a cross for the paper's Table 1."""
+    titles = {"excess_1": "phase 1", "excess_2_steps": "phase 2, as steps", "excess_2_updates": "phase 2, as updates"}
+    for ax, (column, title) in zip(axes, titles.items()):
+        for k, method in enumerate(METHODS):
+            dots = tables.loc[tables["method"] == method, column]
+            ax.plot([k] * len(dots), dots, **plots.method_style(method) | {"linestyle": "", "alpha": 0.5})
+            ax.plot(k, published().loc[method, column], "kx", markersize=9, markeredgewidth=2)
+        ax.set_xticks(range(len(METHODS)), list(METHODS), rotation=45)
+        ax.set_title(title)
+    axes[0].set_ylabel("excess validation loss (%)")

@@ -1,0 +1,323 @@
+"""What the chapters on Tables 2 and 3 of the Clip paper read off the runs: the tables beside the published ones, and
+verdicts on the text's claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from gradtune_book.notebooks.stats import mean_error, mean_plus_minus, plus_minus
+from gradtune_book.papers.clip.mnist import Config
+from gradtune_book.papers.clip.training import FIXED, GTGV, METHODS
+from gradtune_book.paths import published_root
+
+UNROLLED, CLIPPED = ("Unroll1", "Unroll5", "Unroll10"), ("Clip5", "Clip10", "Clip20")
+SCALED = "Clip5 LR scale"
+"""The row of Table 3 that is the mean of Clip5 with its outer rate and with a tenth of it."""
+
+HEADS = {"best_val": "with early stopping", "val": "without early stopping", "stability": "stability (%)"}
+
+
+def published(table: int) -> pd.DataFrame:
+    """Table 2 or 3 as printed: a row a method, columns best_val, val and stability."""
+    rows = pd.read_csv(published_root() / f"clip_table{table}.csv")
+    order = list(dict.fromkeys(rows["method"]))
+    return rows.pivot(index="method", columns="metric", values="value").loc[order, list(HEADS)]
+
+
+def by_seed(frame: pd.DataFrame, value: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
+    """A row for each row of a table and seed, with best_val and val in the table's unit (`value` of a cross entropy),
+    their gap "stability" in per cent, and the number of runs. Runs from several initial values are averaged; a run that
+    diverged makes its row NaN."""
+    if frame.empty:
+        return pd.DataFrame(columns=["row", "seed", *HEADS, "runs"])
+    kept = frame.assign(best_val=value(frame["best_val"]), val=value(frame["val"]))
+    groups = kept.groupby(["row", "seed"], sort=False)
+    out = groups[["best_val", "val"]].agg(lambda x: x.mean(skipna=False)).assign(runs=groups.size())
+    return out.assign(stability=100 * (out["val"] / out["best_val"] - 1)).reset_index()
+
+
+def summary(seeds: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds with their standard errors, as columns `<name>` and `<name>_error`, and how many runs there
+    are."""
+    rows: dict[str, dict[str, float]] = {}
+    for row, g in seeds.groupby("row", sort=False):
+        rows[row] = {"runs": int(g["runs"].sum()), "seeds": len(g)}
+        for name in HEADS:
+            rows[row][name], rows[row][f"{name}_error"] = mean_error(g[name])[:2]
+    columns = ["runs", "seeds", *(c for name in HEADS for c in (name, f"{name}_error"))]
+    return pd.DataFrame(rows, index=columns).T
+
+
+def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int = 1) -> pd.DataFrame:
+    """A summary as text, mean ± standard error over seeds, with the paper's numbers beside it."""
+    out = pd.DataFrame(index=table.index.rename("method"))
+    for name, head in HEADS.items():
+        out[head] = [plus_minus(m, e, digits) for m, e in zip(table[name], table[f"{name}_error"])]
+        if against is not None:
+            out[f"{head}, paper"] = [f"{x:.1f}" if np.isfinite(x) else "" for x in against.reindex(out.index)[name]]
+    return out.assign(runs=table["runs"].astype(int))
+
+
+# --- Table 2 ----------------------------------------------------------------------------------------------------------
+
+
+def mnist_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """`by_seed` of `clip_mnist`, cross entropies times 1000. Of the fixed runs of a seed the one with the lowest
+    best_val stands: the grid search over the same budget."""
+    chosen = with_the_grids_best(frame)
+    return by_seed(chosen.assign(row=chosen["method"]) if len(chosen) else chosen, _thousand)
+
+
+def with_the_grids_best(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs without those of fixed weight decays that are not the best of their seed."""
+    if frame.empty:
+        return frame
+    fixed = frame[frame["method"] == FIXED]
+    best = fixed.loc[fixed.groupby("seed")["best_val"].idxmin()]
+    return pd.concat([best, frame[frame["method"] != FIXED]])
+
+
+def _with_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs that `with_the_grids_best` leaves, with their `gap` from validation to test loss where validation is
+    best."""
+    chosen = with_the_grids_best(frame)
+    return chosen.assign(gap=chosen["best_test"] - chosen["best_val"]) if len(chosen) else chosen
+
+
+def _thousand(loss: pd.Series) -> pd.Series:
+    return 1000 * loss
+
+
+def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
+    """Validation and test cross entropy (times 1000) and test error (per cent) where validation is best, and the gap of
+    the two: how far choosing by validation images has fitted them. Means over runs, and over the grid's best runs."""
+    chosen = _with_gaps(frame)
+    if chosen.empty:
+        return pd.DataFrame(columns=list(GENERALISATION_HEADS))
+    means = chosen.groupby("method", sort=False)[["best_val", "best_test", "gap", "best_test_error"]].mean()
+    return means * [1000, 1000, 1000, 100]
+
+
+def by_start(frame: pd.DataFrame) -> pd.DataFrame:
+    """Validation cross entropies (times 1000) of the online methods as text: mean ± standard error over the runs from
+    all initial values but the largest, and over those from the largest."""
+    runs = online(frame)
+    columns = {
+        f"{head}, {start}": (1000 * part[c]).groupby(part["method"], sort=False).agg(mean_plus_minus)
+        for c, head in list(HEADS.items())[:2]
+        for start, part in runs.groupby(_start(runs))
+    }
+    return pd.DataFrame(columns)
+
+
+def _start(frame: pd.DataFrame) -> pd.Series:
+    """Of every run, whether its initial weight decay is the largest or one of the others, in words."""
+    *others, largest = sorted(frame["decay"].unique())
+    words = {True: f"from {largest:.2g}", False: f"from {others[0]:.2g} to {others[-1]:.2g}"}
+    return (frame["decay"] == largest).map(words).astype(pd.CategoricalDtype([words[False], words[True]]))
+
+
+def moved(frame: pd.DataFrame) -> pd.DataFrame:
+    """How far the weight decays of the online methods went, in powers of ten: medians over runs from small (up to
+    1e-4) and from large initial values."""
+    online = frame[frame["method"] != FIXED]
+    steps = np.log10(online["decay_end"] / online["decay"])
+    start = np.where(online["decay"] < 3e-4, "from 1e-6 to 1e-4", "from 1e-3 to 1e-1")
+    return steps.groupby([online["method"], start], sort=False).median().unstack().rename_axis(columns="powers of ten")
+
+
+Claim = tuple[str, set[str], Callable[[], object]]
+
+
+def _answered(have: set[str], claims: list[Claim]) -> dict[str, bool | None]:
+    """Each claim's answer, None where rows that it needs are missing."""
+    return {text: bool(holds()) if needed <= have else None for text, needed, holds in claims}
+
+
+def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | None]:
+    """The claims of Section 4.2 on the means over seeds, None where runs are missing."""
+    mean = seeds.groupby("row")[list(HEADS)].mean().astype(float)
+    online, every, unrolled, short = {*METHODS} - {FIXED}, {*METHODS}, [GTGV, *UNROLLED], ["Unroll1", "Unroll5"]
+
+    def clip(column: str) -> pd.Series:
+        return mean.loc[list(CLIPPED), column]
+
+    def worse(column: str) -> bool:
+        return _below(clip(column), mean.loc[unrolled, column])
+
+    claims: list[Claim] = [
+        (f"every ClipR beats every unrolled method {head}", online, partial(worse, c))
+        for c, head in list(HEADS.items())[:2]
+    ]
+    claims += [
+        (
+            "larger r is better, with and without early stopping",
+            {*CLIPPED},
+            lambda: clip("best_val").is_monotonic_decreasing and clip("val").is_monotonic_decreasing,
+        ),
+        (
+            "Clip20 beats the best fixed weight decay",
+            {"Clip20", FIXED},
+            lambda: (mean.loc["Clip20"] < mean.loc[FIXED])[["best_val", "val"]].all(),
+        ),
+        (
+            "small unrolls are the most stable",
+            every,
+            lambda: _below(mean.loc[short, "stability"], mean["stability"].drop(short)),
+        ),
+        (
+            "online methods fit the validation images no more than the grid (gap to test at most 1 larger)",
+            every,
+            lambda: (gaps.drop(FIXED)["gap"] <= gaps.loc[FIXED, "gap"] + 1).all(),
+        ),
+    ]
+    return _answered({*mean.index}, claims)
+
+
+def choices(frame: pd.DataFrame, variations: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """Mean validation cross entropy at the end (times 1000) of the runs of each variation and method, those from the
+    largest initial value apart; the settings that a variation does not name are those of the first one, whose values
+    are the defaults."""
+    fields = {n for changes in variations.values() for n in changes}
+    chosen = {f.name: f.default for f in dataclass_fields(Config) if f.name in fields}
+    started, rows = frame.assign(start=_start(frame)), {}
+    for name, changes in variations.items():
+        wanted = {**chosen, **changes}
+        runs = started[np.logical_and.reduce([frame[n] == v for n, v in wanted.items()])]
+        means = runs.groupby(["method", "start"], observed=True)["val"].mean()
+        rows[name] = {f"{method}, {start}": 1000 * val for (method, start), val in means.items()}
+    varied = dict.fromkeys(column for row in list(rows.values())[1:] for column in row)
+    return pd.DataFrame(rows).T.reindex(columns=list(varied))
+
+
+def _below(first: pd.Series, second: pd.Series) -> bool:
+    return bool(first.max() < second.min())
+
+
+# --- Table 3 ----------------------------------------------------------------------------------------------------------
+
+
+def ptb_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs of `clip_ptb` with their rows of Table 3; the runs of Clip5 stand in two."""
+    if frame.empty:
+        return frame
+    fixed = frame["method"] == FIXED
+    label = np.where(fixed, "Fixed " + frame["keep"].map("{:.2f}".format), frame["method"])
+    plain = frame.assign(row=label)[frame["outer_scale"] == 1]
+    return pd.concat([plain, frame[frame["method"] == "Clip5"].assign(row=SCALED)])
+
+
+def ptb_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """`by_seed` of `clip_ptb` in perplexities; the row of both outer rates only where both are there."""
+    out = by_seed(ptb_rows(frame), np.exp)
+    return out[(out["row"] != SCALED) | (out["runs"] > 1)]
+
+
+def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
+    """The claims of Section 4.3 on the means over seeds, None where runs are missing."""
+    mean = ptb_seeds(frame).groupby("row")[list(HEADS)].mean().astype(float)
+    fixed, unrolled = [row for row in mean.index if str(row).startswith(FIXED)], [GTGV, *UNROLLED]
+    online = {*METHODS} - {FIXED}
+    every = online | {*fixed} if fixed else online | {FIXED}
+
+    def worse(column: str) -> bool:
+        return _below(mean.loc[list(CLIPPED), column], mean.loc[unrolled, column])
+
+    def moved(names: Sequence[str]) -> pd.Series:
+        return drift(frame)["drift"][list(names)]
+
+    claims: list[Claim] = [
+        (f"every ClipR beats every unrolled method {head}", online, partial(worse, c))
+        for c, head in list(HEADS.items())[:2]
+    ]
+    claims += [
+        ("every unrolled method is less stable than every ClipR", online, lambda: worse("stability")),
+        (
+            "longer unrolls are more stable",
+            {*unrolled},
+            lambda: mean.loc[unrolled, "stability"].is_monotonic_decreasing,
+        ),
+        (
+            "unrolled methods drift to higher keep probabilities after their best point (by more than 0.01)",
+            {*unrolled},
+            lambda: (moved(unrolled) > 0.01).all(),
+        ),
+        ("clipped methods do not", {*CLIPPED}, lambda: (moved(CLIPPED) <= 0.01).all()),
+        (
+            "the best online method is as good as the best fixed keep probability",
+            every,
+            lambda: mean.loc[[*online], "best_val"].min() <= mean.loc[fixed, "best_val"].min(),
+        ),
+        (
+            "online methods fit the validation text no more than the grid (gap to test at most 0.01 nats larger)",
+            every,
+            lambda: (ptb_gaps(frame)["larger"].drop(FIXED) <= 0.01).all(),
+        ),
+    ]
+    return _answered({*mean.index}, claims)
+
+
+def ptb_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cross entropies in nats a word on validation and test text where validation is best, their `gap`, and how much
+    `larger` it is than that of the grid's best run of the same seed, with standard error; means over seeds."""
+    chosen = _with_gaps(frame[frame["outer_scale"] == 1] if len(frame) else frame)
+    if chosen.empty:
+        return pd.DataFrame(columns=["best_val", "best_test", "gap", "larger", "larger_error"])
+    grid = chosen[chosen["method"] == FIXED].set_index("seed")["gap"]
+    chosen["larger"] = chosen["gap"] - chosen["seed"].map(grid)
+    groups = chosen.groupby("method", sort=False)
+    means = groups[["best_val", "best_test", "gap", "larger"]].mean()
+    return means.assign(larger_error=groups["larger"].agg(lambda x: mean_error(x)[1]))
+
+
+def shown_gaps(gaps: pd.DataFrame) -> pd.DataFrame:
+    """`ptb_gaps` as text."""
+    read = {"validation": gaps["best_val"], "test": gaps["best_test"], "test - validation": gaps["gap"]}
+    table = pd.DataFrame({n: v.map("{:.3f}".format) for n, v in read.items()})
+    pairs = zip(gaps["larger"], gaps["larger_error"], strict=True)
+    return table.assign(**{"larger than the grid's best by": [plus_minus(m, e) for m, e in pairs]})
+
+
+def parting(frame: pd.DataFrame) -> pd.DataFrame:
+    """Perplexities of the runs with fixed keep probabilities, means over seeds: at the best reading, and on validation
+    and training text at the end."""
+    fixed = frame[frame["method"] == FIXED].assign(keep=lambda f: f["keep"].map("{:.2f}".format))
+    return np.exp(fixed.groupby("keep")[["best_val", "val", "train"]].mean())
+
+
+def drift(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep probabilities of the online methods where validation is best and at the end, means over seeds."""
+    plain = frame[(frame["method"] != FIXED) & (frame["outer_scale"] == 1)]
+    means = plain.groupby("method", sort=False)[["keep_best", "keep_end"]].mean()
+    return means.assign(drift=means["keep_end"] - means["keep_best"])
+
+
+def marks(text_losses: dict[str, float]) -> pd.DataFrame:
+    """Cross entropies in nats a word as perplexity and bits a word: what a working language model is between."""
+    losses = pd.Series(text_losses)
+    return pd.DataFrame({"perplexity": np.exp(losses), "bits a word": losses / np.log(2)})
+
+
+# --- common to both chapters ----------------------------------------------------------------------------------------
+
+GENERALISATION_HEADS = {
+    "best_val": "validation",
+    "best_test": "test",
+    "gap": "test - validation",
+    "best_test_error": "test error (%)",
+}
+
+
+def online(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the methods that tune while they train."""
+    return frame[frame["method"] != FIXED] if len(frame) else frame
+
+
+def recorded_so_far(frame: pd.DataFrame, configs: list[object]) -> str:
+    """How much of a study is recorded, in words."""
+    return f"{len(frame)} of {len(configs)} runs are recorded" if len(frame) else "not recorded yet"

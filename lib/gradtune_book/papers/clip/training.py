@@ -1,0 +1,134 @@
+"""One training of the Clip paper's experiments on networks, shared by the studies `clip_mnist` and `clip_ptb`: its
+methods, its decaying learning rate, and what is read off it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from gradtune import methods
+from gradtune.errors import unknown
+from gradtune.estimators.forward import Forward
+from gradtune.recursion.outer import Outer
+from gradtune.training.loop import Loop, Method, Run
+from torch import Tensor
+
+from gradtune_book.papers.series import finite
+from gradtune_book.records import environment
+
+FIXED, GTGV = "Fixed", "Unroll1-gTgV"
+METHODS = (FIXED, GTGV, "Unroll1", "Unroll5", "Unroll10", "Clip5", "Clip10", "Clip20")
+"""The rows of Tables 2 and 3."""
+
+_PARTS = 40  # of the training, for |y| and the share of clipped steps
+_CLIPPED = 1 - 1e-5  # of the radius: longer sensitivities have been projected
+
+
+def method(name: str, outer: Callable[[bool], Outer], warm_up: int = 0, product: float | str | None = None) -> Method:
+    """The method `name`, one of `METHODS`; outer(scaled) gives its outer rule, with a rate that follows the learning
+    rate when `scaled`.
+
+    Unroll1-gTgV is Unroll1 with the learning rate taken out of the sensitivity, which is the same as an outer rate that
+    lacks the learning rate once; so one estimator serves both.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    if name == FIXED:
+        return methods.fixed()
+    if name == GTGV:
+        return Method(Forward(reset_every=1, product=product), outer(False), warm_up=warm_up)
+    kind, number = re.fullmatch(r"(Clip|Unroll)(\d+)", name).groups()  # type: ignore[union-attr]
+    if kind == "Clip":
+        return Method(Forward(radius=float(number), product=product), outer(True), warm_up=warm_up)
+    return Method(Forward(reset_every=int(number), product=product), outer(True), int(number), warm_up)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps: of the training; lr: learning rate at the start; decay: its factor after every `every` steps; panels:
+    further steps after which everything is read."""
+
+    steps: int
+    lr: float
+    decay: float
+    every: int
+    panels: Sequence[int] = ()
+
+    @property
+    def ends(self) -> list[int]:
+        """Steps after which everything is read: whenever the learning rate falls, the panels, and the end."""
+        falls = range(self.every, self.steps, self.every)
+        return sorted({*falls, *(p for p in self.panels if 0 < p < self.steps), self.steps})
+
+    def at(self, t: int) -> float:
+        """Learning rate of step t."""
+        return self.lr * self.decay ** (t // self.every)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """R trained runs.
+
+    ends `[K]`: the steps after which `table[name] [R, K]` was read; NaN where not finite. lengths `[R, n]`: sampled
+    |y|, after the projection (n = 0 for fixed hyperparameters). cpu_s, wall_s: seconds of training, a run.
+    """
+
+    ends: np.ndarray
+    table: dict[str, np.ndarray]
+    lengths: np.ndarray
+    radius: float | None
+    cpu_s: float
+    wall_s: float
+
+    def best(self) -> np.ndarray:
+        """Index `[R]` of each run's reading with the lowest "val"."""
+        return np.where(np.isnan(self.table["val"]), np.inf, self.table["val"]).argmin(1)
+
+    def clipped(self, k: int) -> float:
+        """Share of the sampled steps at which the sensitivity of run k was clipped; NaN without a radius."""
+        return np.nan if self.radius is None else float((self.lengths[k] >= _CLIPPED * self.radius).mean())
+
+    def sensitivity(self, k: int) -> dict[str, np.ndarray]:
+        """Of run k in up to 40 equal parts of the training, what there is of: "length", the mean |y|, and
+        "clip_share", the share of clipped steps."""
+        if not self.lengths.shape[1]:
+            return {}
+        parts = np.array_split(self.lengths[k], min(_PARTS, self.lengths.shape[1]))
+        out = {"length": np.array([p.mean() for p in parts])}
+        if self.radius is not None:
+            out["clip_share"] = np.array([(p >= _CLIPPED * self.radius).mean() for p in parts])
+        return out
+
+
+def train(loop: Loop, w: Tensor, schedule: Schedule, read: Callable[[Run], dict[str, Tensor]], sample: int) -> Trained:
+    """Trains runs from weights `w [R, D]` and reads them at `schedule.ends`; |y| is taken after every `sample` steps.
+    The learning rate is the hyperparameter "lr", fixed. Readings cost no training time."""
+    run, readings, lengths = loop.start(w), [], []
+
+    def watch(now: Run) -> None:
+        if now.memory:
+            lengths.append(now.memory.w[:, 0].norm(dim=-1))
+
+    cpu_s = wall_s = 0.0
+    for end in schedule.ends:
+        lr = torch.full_like(run.fixed["lr"], schedule.at(run.t))
+        run = run._replace(fixed=run.fixed | {"lr": lr})
+        before = environment.busy_seconds(w.device), time.perf_counter()
+        run = loop.advance(run, end - run.t, watch, sample)
+        cpu_s += environment.busy_seconds(w.device) - before[0]
+        wall_s += time.perf_counter() - before[1]
+        readings.append(read(run))
+    radius = getattr(loop.method.estimator, "radius", None)
+    taken = finite(torch.stack(lengths, dim=1)) if lengths else np.empty((len(w), 0))
+    table = {n: finite(torch.stack([r[n] for r in readings], dim=1)) for n in readings[0]}
+    return Trained(np.array(schedule.ends), table, taken, radius, cpu_s / len(w), wall_s / len(w))
+
+
+def in_force(loop: Loop, run: Run, name: str) -> Tensor:
+    """Value `[R]` of a global hyperparameter, tuned or not, in natural units."""
+    tuned = loop.hypers.natural(run.raw)
+    return (tuned[name] if name in tuned else run.fixed[name][:, 0])[:, 0]

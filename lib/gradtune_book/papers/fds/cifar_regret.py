@@ -1,0 +1,391 @@
+"""Figures 1, 4, 7 and 8 of the FDS paper: learning rates over time, a momentum and a weight decay for CIFAR-10, found
+by FDS, by greedy hypergradients, and by black-box searches of the same wide range.
+
+"FDS" takes a very short first training and longer ones after it (Figure 1); "FDS-full" trains for the full length at
+every outer step, with fewer learning rates (Figures 4 and 7). "HD" starts again and again from random hyperparameters
+and moves them online. "Grid" is one training of Appendix F, the measure of regret (Figure 8).
+
+Seconds are the processor's on a CPU, and leave out evaluation: the trainings that tell what an answer is worth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gradtune import methods, search
+from gradtune.errors import unknown
+from gradtune.estimators.reverse import Reverse
+from gradtune.recursion.hypers import Hyper, Hypers
+from gradtune.recursion.outer import SGD, Clipped, Kept, Masked, SignHalving
+from gradtune.search import Dimension, Space
+from gradtune.training.loop import Loop, Method, Run
+from gradtune.training.restarts import Progress, Restarts, Task
+from torch import Tensor
+
+from gradtune_book import config
+from gradtune_book.papers.fds.cifar_training import (
+    DECAY,
+    GAMMA,
+    LR,
+    MOMENTUM,
+    RANGES,
+    Bench,
+    Config,
+    Recipe,
+    grid_recipe,
+)
+from gradtune_book.records import environment
+from gradtune_book.records.store import Result
+from gradtune_book.records.study import Study
+from gradtune_book.tasks.per_run import PerRun
+
+FDS, FULL, HD, GRID = "FDS", "FDS-full", "HD", "Grid"
+SEARCHES = {"Random": "random", "Bayes": "bayes", "Hyperband": "hyperband", "BOHB": "bohb"}
+METHODS = (FDS, *SEARCHES, HD, GRID, FULL)
+GRID_VALUES = {
+    "grid_lr": (0.05, 0.1, 0.2, 0.4, 0.6),
+    "grid_factor": (0.1, 0.2, 0.4),
+    "grid_momentum": (0.45, 0.9, 0.99),
+    "grid_decay": (2.5e-4, 5e-4, 1e-3),
+}
+"""The 135 settings of Appendix F."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets: a configuration without method and seed, seeds for each method, settings of the grid (every
+    how many of the 135), and trainings for each setting."""
+
+    base: Config
+    seeds: int
+    grid_every: int = 1
+    grid_repeats: int = 1
+    full_seeds: int = 1  # seeds of "FDS-full"
+
+
+_SMALL = Config(
+    "", 0, images=10_000, test_images=2_000, pool=2, net="small", batch=64, validation=500, steps=400, first_steps=8,
+    outer_step_steps=80, budget_steps=10_000,
+)  # fmt: skip
+SIZES = {
+    "smoke": Sizes(
+        replace(
+            _SMALL, data="digits", images=None, test_images=None, pool=1, augment=False, batch=32, validation=100,
+            steps=20, first_steps=2, outer_step_steps=4, outer_steps=3, budget_steps=60,
+        ), 1, 45,
+    ),
+    "laptop": Sizes(_SMALL, 3, 1, 3, 3),
+    "paper": Sizes(replace(Config("", 0), budget_steps=60 * 9250), 8, 1, 3, 3),
+}  # fmt: skip
+FULL_WINDOWS = 5  # learning rates of Figure 4
+
+
+def sized(scale: str, seeds: int | None = None) -> Sizes:
+    """What a scale sets, with another number of seeds where it is given."""
+    sizes = SIZES[config.check_scale(scale)]
+    return sizes if seeds is None else replace(sizes, seeds=seeds, full_seeds=seeds)
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """Method by method: those of Figure 1, the grid, and Figure 4 at last."""
+    out = []
+    for method in METHODS:
+        base = replace(sizes.base, method=method)
+        if method == GRID:
+            out += _grid_configs(sizes, replace(base, budget_steps=0), seed)
+            continue
+        if method in (FDS, FULL):  # their length is that of their outer steps
+            base = replace(base, budget_steps=0, lr_windows=base.lr_windows if method == FDS else FULL_WINDOWS)
+        out += [replace(base, seed=seed + k) for k in range(sizes.full_seeds if method == FULL else sizes.seeds)]
+    return out
+
+
+def _grid_configs(sizes: Sizes, base: Config, seed: int) -> list[Config]:
+    settings = list(itertools.product(*GRID_VALUES.values()))[:: sizes.grid_every]
+    each = [config.replace(base, **dict(zip(GRID_VALUES, values))) for values in settings]
+    return [replace(c, seed=seed + k) for c in each for k in range(sizes.grid_repeats)]
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """One run after the other.
+
+    Metrics: accuracy, what the final answer is worth (test accuracy); training_steps and hypergradient_steps spent on
+    finding it; seconds in doing so and evaluation_seconds apart; trials or outer steps. Series, a value each time the
+    answer changed: at_steps, at_seconds, at_accuracy, and the answers themselves (answer_lr_0, ..., answer_momentum,
+    answer_weight_decay); of FDS also raw hypergradients (hypergradient_lr_0, ...).
+    """
+    return [_one(c, device) for c in batch]
+
+
+def _one(c: Config, device: torch.device) -> Result:
+    if c.method not in METHODS:
+        raise unknown("method", c.method, METHODS)
+    bench, wall = Bench(c, device), time.perf_counter()
+    account = _Account(device)
+    how: Callable[[Bench, _Account], None] = {FDS: _fds, FULL: _fds, HD: _hd, GRID: _grid}.get(c.method, _black_box)
+    how(bench, account)
+    account.pause()
+    wall = time.perf_counter() - wall
+    metrics: dict[str, float | int | None] = {
+        "accuracy": account.answers[-1].accuracy,
+        "training_steps": account.training_steps,
+        "hypergradient_steps": account.hypergradient_steps,
+        "seconds": account.seconds,
+        "evaluation_seconds": account.evaluation_seconds,
+        "answers": len(account.answers),
+    }
+    return Result(metrics, account.series(), wall, bench.given.caption, bench.given.sha256, cpu_s=account.seconds)
+
+
+class Answer(NamedTuple):
+    """What a method would answer from some moment on: training steps and seconds spent until then, what it is worth,
+    the recipe, and the hypergradients that led to the next one (nothing for methods without)."""
+
+    steps: int
+    seconds: float
+    accuracy: float
+    recipe: Recipe
+    hypergradient: tuple[float, ...] = ()
+
+
+@dataclass
+class _Account:
+    """What a run has spent. Its clock stands still during evaluation."""
+
+    device: torch.device
+    answers: list[Answer] = field(default_factory=list)
+    training_steps: int = 0
+    hypergradient_steps: int = 0
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    _since: float | None = None
+
+    def __post_init__(self) -> None:
+        self.resume()
+
+    def resume(self) -> None:
+        self._since = environment.busy_seconds(self.device)
+
+    def pause(self) -> None:
+        if self._since is not None:
+            self.seconds += environment.busy_seconds(self.device) - self._since
+            self._since = None
+
+    def answer(self, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float] = ()) -> None:
+        """Takes down an answer, at the cost so far, and what it is worth, at no cost."""
+        self.pause()
+        self._at(self.training_steps, self.seconds, recipe, worth, hypergradient)
+        self.resume()
+
+    def _at(
+        self, steps: int, seconds: float, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float]
+    ) -> None:
+        begin = environment.busy_seconds(self.device)
+        self.answers.append(Answer(steps, seconds, worth(), recipe, tuple(hypergradient)))
+        self.evaluation_seconds += environment.busy_seconds(self.device) - begin
+
+    def series(self) -> dict[str, list[float | None]]:
+        """The answers as curves."""
+        found: dict[str, Any] = {
+            f"at_{n}": [getattr(a, n) for a in self.answers] for n in ("steps", "seconds", "accuracy")
+        }
+        for k in range(len(self.answers[0].recipe.lr)):
+            found[f"answer_{LR}_{k}"] = [a.recipe.lr[k] for a in self.answers]
+        for name in (MOMENTUM, DECAY):
+            found[f"answer_{name}"] = [getattr(a.recipe, name) for a in self.answers]
+        columns = [*(f"{LR}_{k}" for k in range(len(self.answers[0].recipe.lr))), MOMENTUM, DECAY]
+        if any(a.hypergradient for a in self.answers):
+            for k, name in enumerate(columns):
+                found[f"hypergradient_{name}"] = [a.hypergradient[k] if a.hypergradient else None for a in self.answers]
+        return found
+
+
+# --- FDS --------------------------------------------------------------------------------------------------------------
+
+
+def _declared(windows: int) -> list[Hyper]:
+    """All hyperparameters from zero."""
+    return [Hyper(LR, 0.0, windows=windows), Hyper(MOMENTUM, 0.0), Hyper(DECAY, 0.0)]
+
+
+def _recipe(raw: Tensor) -> Recipe:
+    """The recipe of raw coordinates `[P]`: learning rates, momentum, weight decay, all as they are."""
+    *lr, momentum, decay = raw.tolist()
+    return Recipe(tuple(lr), momentum, decay)
+
+
+def fds_search(bench: Bench, tasks: dict[int, PerRun]) -> Restarts:
+    """FDS as a search that can be stopped anywhere (Algorithm 2); `tasks` holds the task of the current outer step."""
+    c = bench.c
+    gamma = torch.tensor([GAMMA[LR]] * c.lr_windows + [GAMMA[MOMENTUM], GAMMA[DECAY]], device=bench.device)
+    outer = Kept(Masked(SignHalving(gamma)))
+
+    def make(k: int) -> Task:
+        tasks.clear()
+        tasks[k] = bench.task([bench.seed(k)])
+        return Task(tasks[k], tasks[k].init(), tasks[k].layout.sizes)
+
+    full = c.method == FULL
+    horizons = [c.steps if full else c.first_steps if k == 0 else c.outer_step_steps for k in range(c.outer_steps)]
+    return Restarts(
+        make, bench.rule, _declared(c.lr_windows), lambda steps: methods.fds(steps, outer, c.product_limit), horizons
+    )
+
+
+def _fds(bench: Bench, account: _Account) -> None:
+    found = fds_search(bench, {})
+
+    def watch(progress: Progress) -> None:
+        horizon = found.horizons[progress.number]
+        account.training_steps += horizon
+        account.hypergradient_steps += horizon
+        recipe = _recipe(progress.run.raw[0])
+        per_step = progress.run.outer.hypergradient[0] / horizon  # the mean over a window is windows times this
+        account.answer(recipe, lambda: bench.worth(recipe), per_step.tolist())
+
+    found.advance(found.start(), watch=watch)
+
+
+# --- greedy -----------------------------------------------------------------------------------------------------------
+
+
+def _hd(bench: Bench, account: _Account) -> None:
+    """Online trainings from random hyperparameters until the budget is spent; the one of highest validation accuracy is
+    the answer, worth the test accuracy of its own net, as it has no recipe that could be trained again."""
+    c, best, trial = bench.c, -math.inf, 0
+    while account.training_steps < c.budget_steps:
+        steps = min(c.steps, c.budget_steps - account.training_steps)
+        rng = np.random.default_rng([c.seed, trial])
+        start = (
+            {n: float(rng.uniform(*RANGES[n])) for n in (LR, MOMENTUM, DECAY)} if trial else dict.fromkeys(RANGES, 0.0)
+        )
+        task, run = online(bench, start, steps, trial)
+        account.training_steps += steps
+        account.hypergradient_steps += steps
+        accuracy = float(task.val_accuracies(run.state.w)) if run.state.w.isfinite().all() else 0.0
+        if accuracy > best:
+            best, w, recipe = accuracy, run.state.w, _recipe(run.raw[0])
+            account.answer(recipe, lambda task=task, w=w: bench.accuracy(task, w)[0])  # type: ignore[misc]
+        trial += 1
+
+
+def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tuple[PerRun, Run]:
+    """Greedy hypergradients of all three hyperparameters at every step, from these values: horizon 1, a validation
+    batch a step, SGD of rate 0.2 and hypergradients clipped at 1 (Appendix C)."""
+    task = bench.task([bench.seed(trial)], one_batch=True)
+    method = Method(Reverse(1), Masked(Clipped(SGD(0.2), 1.0)))
+    loop = Loop(task, bench.rule, Hypers([Hyper(n, v) for n, v in start.items()], task.layout.sizes), method)
+    return task, loop.advance(loop.start(task.init()), steps)
+
+
+# --- black-box searches -----------------------------------------------------------------------------------------------
+
+
+class _Members(NamedTuple):
+    """Trials in training side by side."""
+
+    task: PerRun
+    loop: Loop
+    run: Run
+
+
+@dataclass
+class Trials:
+    """What the searches train: each trial a net of its own, with its own validation rows."""
+
+    bench: Bench
+
+    @property
+    def steps(self) -> int:
+        return self.bench.c.steps
+
+    def start(self, configs: Sequence[Any], seeds: Sequence[int]) -> _Members:
+        task = self.bench.task(seeds)
+        recipes = [recipe_of(each) for each in configs]
+        w = task.init()
+        rates = torch.tensor([r.lr for r in recipes]).to(w)[:, None]
+        hypers = [Hyper(LR, rates, windows=rates.shape[2], tuned=False)]
+        hypers += [Hyper(n, torch.tensor([getattr(r, n) for r in recipes]), tuned=False) for n in (MOMENTUM, DECAY)]
+        loop = Loop(task, self.bench.rule, Hypers(hypers, task.layout.sizes, self.steps), Method())
+        return _Members(task, loop, loop.start(w))
+
+    def advance(self, members: _Members, steps: int) -> _Members:
+        return members._replace(run=members.loop.advance(members.run, steps))
+
+    @torch.no_grad()
+    def val_loss(self, members: _Members) -> list[float]:
+        return members.task.val_loss(members.run.state.w, {}, members.run.t).tolist()
+
+
+def recipe_of(found: Mapping[str, float]) -> Recipe:
+    """The recipe of a search's configuration."""
+    lr = [found[n] for n in found if n.startswith(f"{LR}_")]
+    return Recipe(tuple(lr), found[MOMENTUM], found[DECAY])
+
+
+def space(lr_windows: int) -> Space:
+    """The range that FDS's ten steps span, as a search's space."""
+    names = [*(f"{LR}_{k}" for k in range(lr_windows)), MOMENTUM, DECAY]
+    return Space({n: Dimension(*RANGES[LR if n.startswith(LR) else n]) for n in names})
+
+
+def _black_box(bench: Bench, account: _Account) -> None:
+    c = bench.c
+    options = {"min_steps": c.first_steps} if c.method in ("Hyperband", "BOHB") else {}
+    method = SEARCHES[c.method]
+    found = search.search(method, Trials(bench), space(c.lr_windows), c.budget_steps, c.seed, **options)
+    account.pause()
+    account.training_steps = found.spent_steps
+    last, elapsed = None, found.rows[-1]["training_seconds"] + found.rows[-1]["sampler_seconds"]
+    asked = {row["trial"]: {n: row[n] for n in space(c.lr_windows)} for row in found.rows}
+    for row in found.rows:
+        if row["incumbent"] is None or row["incumbent"] == last:
+            continue
+        last, recipe = row["incumbent"], recipe_of(asked[row["incumbent"]])
+        share = (row["training_seconds"] + row["sampler_seconds"]) / elapsed
+        account._at(row["total_steps"], account.seconds * share, recipe, lambda r=recipe: bench.worth(r), ())  # type: ignore[misc]
+    if last is None:  # every trial diverged: chance
+        nothing = Recipe((0.0,) * c.lr_windows, 0.0, 0.0)
+        account._at(found.spent_steps, account.seconds, nothing, lambda: bench.worth(nothing), ())
+
+
+def _grid(bench: Bench, account: _Account) -> None:
+    recipe = grid_recipe(bench.c)
+    account.training_steps = bench.c.steps
+    account.answer(recipe, lambda: bench.worth(recipe))
+
+
+def _cost(c: Config) -> float:
+    """In training steps, a hypergradient step counted as two for each column in use."""
+    if c.method == GRID:
+        return float(c.steps)
+    if c.method in SEARCHES:
+        return c.budget_steps + 5.0 * c.steps
+    if c.method == HD:
+        return 2.5 * c.budget_steps
+    length = c.steps if c.method == FULL else c.outer_step_steps
+    return c.outer_steps * (length * (1.5 + 2 * (c.lr_windows / 2 + 2.5)) + c.steps)
+
+
+STUDY = Study(
+    name="fds_cifar_regret",
+    title="Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon",
+    paper="FDS",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=1,
+    cost=_cost,
+)

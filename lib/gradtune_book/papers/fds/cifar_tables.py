@@ -1,0 +1,228 @@
+"""Tables, figures and claims of the study `fds_cifar_regret`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.scale import SymmetricalLogScale
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from gradtune_book.notebooks.stats import mean_plus_minus
+from gradtune_book.papers.fds.cifar_regret import FDS, FULL, GRID, GRID_VALUES, HD, METHODS, SEARCHES
+from gradtune_book.papers.fds.cifar_training import DECAY, LR, MOMENTUM
+from gradtune_book.papers.fds.tables import less, line, mean_of
+from gradtune_book.paths import published_root
+
+Array = NDArray[np.float64]
+COMPARED = (FDS, *SEARCHES, HD)
+"""The methods of Figure 1."""
+
+
+def grid_means(frame: pd.DataFrame) -> pd.Series:
+    """Test accuracy of each recorded setting of the grid, mean over its trainings."""
+    return frame[frame["method"] == GRID].groupby(list(GRID_VALUES))["accuracy"].mean()
+
+
+def best_of_grid(frame: pd.DataFrame) -> tuple[float, pd.Series]:
+    """Test accuracy of the best setting of the grid, mean over its trainings, and the setting. The best of many means
+    is a little too high by the luck of the draw: regret against it errs on the strict side."""
+    means = grid_means(frame)
+    return float(means.max()), pd.Series(dict(zip(GRID_VALUES, means.idxmax())), name="best of the grid")
+
+
+def account(frame: pd.DataFrame) -> pd.DataFrame:
+    """The honest count, a row a method, means over the seeds: accuracy of the final answer, training steps and among
+    them those that carried hypergradients, seconds of finding it, and seconds of evaluation, which are not in them."""
+    rows = {}
+    for method in METHODS:
+        runs = frame[frame["method"] == method]
+        if len(runs):
+            seconds = runs["seconds"].mean()
+            rows[method] = {
+                "n": len(runs),
+                "test accuracy %": mean_plus_minus(100 * runs["accuracy"]),
+                "training steps": round(runs["training_steps"].mean()),
+                "with hypergradients": round(runs["hypergradient_steps"].mean()),
+                "seconds": f"{seconds:.0f}",
+                "ms a step": f"{1000 * seconds / runs['training_steps'].mean():.1f}",
+                "evaluation s": round(runs["evaluation_seconds"].mean()),
+            }
+            if method == GRID:
+                rows[method] |= {"seconds": "-", "ms a step": "-"}
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def worth_at(runs: pd.DataFrame, places: Sequence[float], axis: str) -> Array:
+    """What the answers at these places of an axis ("steps" or "seconds") are worth, `[runs, places]`: that of the last
+    answer until then, NaN before the first."""
+    out = np.full((len(runs), len(places)), np.nan)
+    for k, (_, run) in enumerate(runs.iterrows()):
+        at, value = np.array(run[f"at_{axis}"], dtype=float), np.array(run["at_accuracy"], dtype=float)
+        last = np.searchsorted(at, places, side="right") - 1
+        out[k] = np.where(last >= 0, value[last.clip(0)], np.nan)
+    return out
+
+
+def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") -> pd.DataFrame:
+    """Test accuracy in per cent of the answer within so many training steps or seconds, mean ± standard error; "-"
+    where some seed has no answer yet."""
+    rows = {}
+    for method in COMPARED:
+        runs = frame[frame["method"] == method]
+        if len(runs):
+            values = 100 * worth_at(runs, places, axis)
+            rows[method] = ["-" if np.isnan(v).any() else mean_plus_minus(v) for v in values.T]
+    return pd.DataFrame(rows, index=[f"{p:.0f}" for p in places]).T.rename_axis(f"method | {axis}")
+
+
+def to_regret(frame: pd.DataFrame, regret: float = 0.0) -> pd.DataFrame:
+    """Seconds and training steps until an answer within `regret` of the grid's best, mean over the seeds that got
+    there, and how many did."""
+    best, _ = best_of_grid(frame)
+    rows = {}
+    for method in COMPARED:
+        runs = frame[frame["method"] == method]
+        first = [_first(run, best - regret) for _, run in runs.iterrows()]
+        there = [x for x in first if x is not None]
+        seconds, steps = np.mean(there, axis=0) if there else (np.nan, np.nan)
+        rows[method] = {"seeds that get there": f"{len(there)} of {len(runs)}", "seconds": seconds, "steps": steps}
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _first(run: pd.Series, level: float) -> tuple[float, float] | None:
+    for seconds, steps, accuracy in zip(run["at_seconds"], run["at_steps"], run["at_accuracy"]):
+        if accuracy >= level:
+            return seconds, steps
+    return None
+
+
+def learned(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
+    """Learned hyperparameters after each outer step and the test accuracy they give (Figure 4), means over seeds."""
+    runs = frame[frame["method"] == method]
+    names = [c for c in runs if c.startswith("answer_") and runs[c].map(np.ndim).eq(1).all()]
+    table = {c.removeprefix("answer_"): np.array(runs[c].tolist(), dtype=float).mean(0) for c in names}
+    table["test accuracy %"] = 100 * np.array(runs["at_accuracy"].tolist(), dtype=float).mean(0)
+    steps = range(1, len(table["test accuracy %"]) + 1)
+    return pd.DataFrame(table, index=pd.Index(steps, name="outer step"))
+
+
+def hypergradients(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
+    """Raw hypergradients of each outer step, divided by the horizon (Figure 7), of the first seed."""
+    run = frame[frame["method"] == method].iloc[0]
+    names = [c for c in run.index if c.startswith("hypergradient_") and np.ndim(run[c]) == 1]
+    table = {c.removeprefix("hypergradient_"): np.array(run[c], dtype=float) for c in names}
+    return pd.DataFrame(table).rename_axis("outer step").set_axis(range(1, len(run[names[0]]) + 1))
+
+
+def published() -> pd.DataFrame:
+    """What the paper's text says about Figures 1, 4 and 8."""
+    return pd.read_csv(published_root() / "fds_figure1.csv").set_index(["quantity", "metric"])[
+        ["value", "unit", "source"]
+    ]
+
+
+def checks(frame: pd.DataFrame, grid: bool = True) -> dict[str, bool | None]:
+    """The claims of Sections 5.3 and 5.4, on means over the seeds; None where a method is missing, or for claims about
+    the grid with grid=False (not all of it recorded)."""
+    best = best_of_grid(frame)[0] if grid else np.nan
+    end = {m: mean_of(frame, "accuracy", method=m) for m in COMPARED}
+    budget = mean_of(frame, "seconds", method=FDS)
+    there = float(np.max([_worth_by(frame, m, budget) for m in SEARCHES]))  # NaN where one is missing
+    found = float(np.max([end[m] for m in SEARCHES]))
+    return {
+        "FDS reaches zero regret against the best of the grid": _at_least(end[FDS], best),
+        "FDS comes within 2 points of the best of the grid": _at_least(end[FDS], best - 0.02),
+        "when FDS ends, no black-box search has a better answer": _at_least(end[FDS], there),
+        "no black-box search has one at the end of its whole budget": _at_least(end[FDS], found),
+        "HD is about 10 points below FDS (5 or more)": _at_least(end[FDS] - 0.05, end[HD]),
+    }
+
+
+def _worth_by(frame: pd.DataFrame, method: str, seconds: float) -> float:
+    """What a method's answers until then are worth, none as nothing; NaN without runs."""
+    runs = frame[frame["method"] == method]
+    return float(np.nan_to_num(worth_at(runs, [seconds], "seconds")).mean()) if len(runs) else float("nan")
+
+
+def _at_least(a: float, b: float) -> bool | None:
+    below = less(a, b)
+    return None if below is None else not below
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+_STYLES = {m: line(m) for m in (FDS, *SEARCHES)} | {HD: line("greedy"), FULL: line(FDS)}
+"""HD is the greedy method of Figures 2 and 3."""
+
+
+def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Figure 1: regret in test accuracy by seconds and by training steps, every seed thin, the mean from where all of
+    them have an answer."""
+    best, _ = best_of_grid(frame)
+    runs = frame[frame["method"].isin(COMPARED)]
+    ends = {"seconds": runs["seconds"].max(), "steps": runs["training_steps"].max()}
+    for ax, axis in zip(axes, ends):
+        earliest = min(min(x) for x in runs[f"at_{axis}"])
+        places = np.geomspace(max(earliest, 1e-3), ends[axis], 300)
+        for method in COMPARED:
+            mine = runs[runs["method"] == method]
+            if len(mine):
+                regret = 100 * (best - worth_at(mine, list(places), axis))
+                ax.plot(places, regret.T, linewidth=0.4, alpha=0.5, **_STYLES[method])
+                ax.plot(places, regret.mean(0), label=method, **_STYLES[method])
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set(xscale="log", xlabel={"seconds": "time without evaluation [s]", "steps": "training steps"}[axis])
+        ax.set_ylabel("regret [points]")
+
+
+def draw_learned(axes: Sequence[Axes], frame: pd.DataFrame, method: str = FULL) -> None:
+    """Figure 4: learning rates over time after each outer step (later ones darker), momentum and weight decay by outer
+    step, mean over the seeds."""
+    table = learned(frame, method)
+    lr = table[[c for c in table if c.startswith(f"{LR}_")]].to_numpy()
+    for k, rates in enumerate(lr):
+        shade = 0.15 + 0.85 * (k + 1) / len(lr)
+        axes[0].stairs(rates, np.linspace(0, 1, lr.shape[1] + 1), baseline=None, alpha=shade, **_STYLES[method])
+    axes[0].set(xlabel="part of the training", ylabel="learning rate", title="learning rates")
+    for ax, name in zip(axes[1:], (MOMENTUM, DECAY)):
+        ax.plot(table.index, table[name], marker="o", markersize=3, **_STYLES[method])
+        ax.set(xlabel="outer step", ylabel=name.replace("_", " "), title=name.replace("_", " "))
+    axes[3].plot(table.index, table["test accuracy %"], marker="o", markersize=3, label=method, **_STYLES[method])
+    axes[3].set(xlabel="outer step", ylabel="test accuracy [%]", title="what they are worth")
+    hd = frame[frame["method"] == HD]
+    if len(hd):
+        axes[3].axhline(100 * hd["accuracy"].mean(), label=HD, **_STYLES[HD])
+    for ax in axes[1:4]:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_hypergradients(ax: Axes, table: pd.DataFrame) -> None:
+    """Figure 7: raw hypergradients by outer step on a symmetric logarithmic axis."""
+    for k, name in enumerate(table):
+        dash = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))][k % 4]
+        ax.plot(table.index, table[name], linestyle=dash, marker="osD^vPX*<>"[k % 10], markersize=3, label=name)
+    largest = float(table.abs().max().max())
+    smallest = 10.0 ** np.floor(np.log10(largest) - 4) if largest > 0 else 1.0
+    ax.set_yscale(SymmetricalLogScale(ax.yaxis, linthresh=smallest))
+    ax.yaxis.get_major_locator().set_params(numticks=9)  # type: ignore[call-arg]
+    ax.set(xlabel="outer step", ylabel="hypergradient / horizon")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_grid(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Figure 8: test accuracies of the grid's settings, means over their trainings, by the value of each
+    hyperparameter, and their distribution."""
+    runs = grid_means(frame).reset_index()
+    labels = ("first learning rate", "its factor", "momentum", "weight decay")
+    for ax, name, label in zip(axes, GRID_VALUES, labels):
+        values = sorted(runs[name].unique())
+        ax.boxplot([100 * runs.loc[runs[name] == v, "accuracy"] for v in values])
+        ax.set_xticks(range(1, len(values) + 1), [f"{v:g}" for v in values])
+        ax.set(xlabel=label)
+    axes[0].set(ylabel="test accuracy [%]")
+    axes[4].hist(100 * runs["accuracy"], bins=20, color="#949494")
+    axes[4].set(xlabel="test accuracy [%]", ylabel="settings")

@@ -1,0 +1,133 @@
+"""One training of the FDS paper's CIFAR-10 experiments: the net, the images, the hyperparameters, and what an answer is
+worth. Shared by the parts of the study `fds_cifar_regret`.
+
+A recipe is what every method answers with: learning rates over time, a momentum and a weight decay. It is worth the
+test accuracy of a net trained with it from new weights for the full length, whoever found it and in whatever way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from gradtune.errors import unknown
+from gradtune.nets.draws import number
+from gradtune.nets.wide_resnet import residual, wrn
+from gradtune.recursion.hypers import Hyper, Hypers
+from gradtune.recursion.rules import sgd
+from gradtune.training.loop import Loop, Method
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from gradtune_book.papers.fds.common import pictures
+from gradtune_book.tasks.images import Images
+from gradtune_book.tasks.per_run import PerRun, split
+
+LR, MOMENTUM, DECAY = "lr", "momentum", "weight_decay"
+NAMES = (LR, MOMENTUM, DECAY)
+GAMMA = {LR: 0.1, MOMENTUM: 0.15, DECAY: 4e-4}
+"""First steps of the sign rule (Appendix C); ten of them span the search range."""
+RANGES = {name: (-10 * gamma, 10 * gamma) for name, gamma in GAMMA.items()}
+"""What every search searches, in natural units: learning rates in [-1, 1], momentum in [-1.5, 1.5], weight decay in
+[-4e-3, 4e-3] (Section 5.4)."""
+_EVALUATION = 10**6  # number of the training that evaluates: other weights and rows than in any outer step or trial
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of one method, or one training of the grid."""
+
+    method: str  # a key of `fds_cifar_regret.METHODS`
+    seed: int  # draws everything: weights, rows, batches, the search's own decisions
+    data: str = "cifar10"  # cifar10, digits or another set of images
+    images: int | None = None  # training images, equally many of a class; None: all
+    test_images: int | None = None
+    pool: int = 1  # images are averaged over squares of this many pixels, to save time
+    net: str = "wrn-16-1"  # or "small", a residual net with three blocks of 8, 16 and 32 channels
+    augment: bool = True  # random crop and flip
+    batch: int = 256
+    validation: int = 2500  # images, redrawn at every outer step and for every trial
+    steps: int = 9250  # training steps of the full length (paper: 50 epochs)
+    first_steps: int = 185  # of FDS's first outer step (paper: 1 epoch); the shortest trial of Hyperband and BOHB
+    outer_step_steps: int = 1850  # of FDS's other outer steps (paper: 10 epochs)
+    outer_steps: int = 10
+    lr_windows: int = 7  # learning rates over time (Figure 1: 7, Figure 4: 5)
+    product_limit: float = 10.0  # Hessian products are clipped here
+    budget_steps: int = 0  # training steps of a black-box search or of HD's restarts
+    grid_lr: float = 0.0  # Grid: first learning rate,
+    grid_factor: float = 0.0  # its factor after 30, 60 and 80 % of the steps,
+    grid_momentum: float = 0.0
+    grid_decay: float = 0.0
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters in natural units: learning rates `[N]` over N windows of equal length, momentum, weight decay."""
+
+    lr: tuple[float, ...]
+    momentum: float
+    weight_decay: float
+
+    def hypers(self) -> list[Hyper]:
+        """The hyperparameters of a training with this recipe, none of them tuned."""
+        rates = torch.tensor(self.lr, dtype=torch.float64)
+        lr = Hyper(LR, rates[None, None], windows=len(rates), tuned=False)
+        return [lr, Hyper(MOMENTUM, self.momentum, tuned=False), Hyper(DECAY, self.weight_decay, tuned=False)]
+
+
+def grid_recipe(c: Config) -> Recipe:
+    """A setting of the grid (Appendix F): the learning rate is multiplied by a factor at 30, 60 and 80 %."""
+    powers = (0, 0, 0, 1, 1, 1, 2, 2, 3, 3)
+    return Recipe(tuple(c.grid_lr * c.grid_factor**k for k in powers), c.grid_momentum, c.grid_decay)
+
+
+class Bench:
+    """The trainings of one configuration: makes tasks, and evaluates recipes."""
+
+    def __init__(self, c: Config, device: torch.device) -> None:
+        self.c, self.device, self.rule = c, device, sgd()
+        self.given = _pooled(pictures(c.data, device, c.images, c.test_images), c.pool)
+
+    def net(self) -> nn.Sequential:
+        channels = self.given.x_train.shape[1]
+        if self.c.net not in ("wrn-16-1", "small"):
+            raise unknown("net", self.c.net, ["wrn-16-1", "small"])
+        return wrn(16, channels=channels) if self.c.net == "wrn-16-1" else residual(channels=channels)
+
+    def task(self, seeds: Sequence[int], one_batch: bool = False) -> PerRun:
+        """Training of a net for each seed: new weights, new validation rows, a new order. one_batch: validate on a
+        batch of training size, another at every step."""
+        c = self.c
+        rows = split(len(self.given.y_train), c.validation, self.device)
+        size = c.batch if one_batch else min(c.validation, 500)
+        return PerRun(self.net, self.given, rows, seeds, c.batch, size, one_batch, c.augment)
+
+    def seed(self, *key: int) -> int:
+        """The seed of a training, from the run's own seed."""
+        return number(self.c.seed, *key)
+
+    def accuracy(self, task: PerRun, w: Tensor) -> list[float]:
+        """Test accuracy of trained nets `[R]`; chance for those that diverged."""
+        classes = len(self.given.y_test.unique())
+        right = task.accuracies(torch.nan_to_num(w, 0.0, 0.0, 0.0), *self.given.test)
+        finite = w.isfinite().all(1)
+        return torch.where(finite, right, 1 / classes).tolist()
+
+    def worth(self, recipe: Recipe, repeat: int = 0) -> float:
+        """Test accuracy after a training of the full length with a recipe."""
+        task = self.task([self.seed(_EVALUATION, repeat)])
+        loop = Loop(task, self.rule, Hypers(recipe.hypers(), task.layout.sizes, self.c.steps), Method())
+        run = loop.start(task.init())
+        while run.t < self.c.steps and run.state.w.isfinite().all():  # a diverged training needs no more steps
+            run = loop.advance(run, min(50, self.c.steps - run.t))
+        return self.accuracy(task, run.state.w)[0]
+
+
+def _pooled(given: Images, pool: int) -> Images:
+    if pool == 1:
+        return given
+    x, x_val, x_test = (avg_pool2d(x, pool) if len(x) else x for x in (given.x_train, given.x_val, given.x_test))
+    caption = f"{given.caption}, averaged over {pool} x {pool} pixels"
+    return replace(given, x_train=x, x_val=x_val, x_test=x_test, caption=caption)

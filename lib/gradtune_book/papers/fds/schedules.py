@@ -1,0 +1,255 @@
+"""Figure 3 of the FDS paper: a LeNet's learning rate schedule over one epoch, learned from zero.
+
+A run takes `outer_steps` outer steps, each a training from new weights, on new validation rows, with a value of the
+learning rate for each window of steps: one a step ("greedy", updated online by the horizon 1, and "non-greedy", exact)
+or about ten ("FDS", exact). The schedule of the highest validation accuracy is kept (early stopping), and tested by
+training with it once more. "cosine" is a schedule off the shelf, tested in the same way.
+
+All exact hypergradients come by reverse mode here, whose cost does not grow with the number of windows; the forward
+mode of FDS gives the same numbers in constant memory (a test compares them, `carried` measures the memory).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gradtune import methods
+from gradtune.errors import unknown
+from gradtune.estimators.reverse import Reverse
+from gradtune.nets.draws import number
+from gradtune.recursion.hypers import Hyper, Hypers
+from gradtune.recursion.outer import SGD, Clipped, Masked
+from gradtune.recursion.rules import sgd
+from gradtune.training.loop import Loop, Method
+from gradtune.training.restarts import Progress, Restarts, Task
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
+from gradtune_book.records import environment
+from gradtune_book.records.store import Result
+from gradtune_book.records.study import Study
+from gradtune_book.tasks.per_run import PerRun, split
+
+NON_GREEDY, GREEDY, FDS, COSINE = "non-greedy", "greedy", "FDS", "cosine"
+METHODS = (GREEDY, NON_GREEDY, FDS, COSINE)
+_TEST = 10**6  # number of the training that tests a schedule: other weights and rows than in any outer step
+
+
+@dataclass(frozen=True)
+class Config:
+    """One schedule, learned and tested."""
+
+    method: str  # greedy, non-greedy, FDS or cosine
+    seed: int  # draws weights, rows and batches of all trainings
+    data: str = "mnist"  # mnist, svhn, svhn_like or digits
+    images: int | None = None  # use so many images, equally many of a class; None: all
+    steps: int = 460  # T: one epoch
+    batch: int = 128
+    windows: int = 10  # learning rates of FDS
+    outer_steps: int = 50
+    outer_lr: float = 0.1  # step on the mean hypergradient of a window (Algorithm 1); MNIST takes a smaller one
+    limit: float = 3.0  # hypergradients are clipped here, up and down
+    momentum: float = 0.0  # the text names none; with 0.9 the first outer step ends all learning
+    validation: int = 1000  # images, redrawn at every outer step
+    cosine_lr: float = 0.1  # first learning rate of the cosine schedule
+    dtype: Literal["float32", "float64"] = "float32"
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    sets: tuple[str, ...]
+    seeds: int
+    steps: int  # T
+    batch: int
+    windows: int
+    outer_steps: int
+    validation: int
+    images: int | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    more_outer_lr: tuple[float, ...] = ()  # further outer steps, beside those of `OUTER_LR`
+
+
+SIZES = {
+    "smoke": Sizes((EMBEDDED,), 1, 20, 32, 4, 4, 100, 800, "float64"),  # the same numbers on all processors
+    "laptop": Sizes(("mnist", EMBEDDED), 3, 150, 64, 10, 25, 500, 10_000, more_outer_lr=(0.03,)),
+    "paper": Sizes(("mnist", EMBEDDED), 3, 460, 128, 10, 50, 1000, more_outer_lr=(0.03,)),
+}
+
+
+OUTER_LR = {"mnist": 0.03}
+"""Steps other than Algorithm 1's 0.1, with which trainings on MNIST diverge after the second outer step."""
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """Set by set and method by method, with the set's outer step first."""
+    size = {n: getattr(sizes, n) for n in ("steps", "batch", "windows", "outer_steps", "validation", "images", "dtype")}
+    out = []
+    for data in sizes.sets:
+        first = outer_lr_of(data)
+        for lr in dict.fromkeys((first, *sizes.more_outer_lr)):
+            methods_here = [m for m in METHODS if m != COSINE or lr == first]  # which takes no outer step
+            each = [(m, k) for m in methods_here for k in range(sizes.seeds)]
+            out += [Config(m, seed + k, data=data, outer_lr=lr, **size) for m, k in each]
+    return out
+
+
+def outer_lr_of(data: str) -> float:
+    """The outer step of a set's schedules, where none is named."""
+    return OUTER_LR.get(data, Config.outer_lr)
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """One schedule after the other.
+
+    Metrics: test_accuracy of the schedule kept (NaN weights count as chance), its val_accuracy and outer step, the
+    accuracy of the last schedule, diverged: how many of the outer steps ended with weights that are not finite.
+    Series: val_curve, the validation accuracy of each outer step's training; the schedule kept and the last one, a
+    value a window, in pieces of 50.
+    """
+    return [_one(c, device) for c in batch]
+
+
+def _one(c: Config, device: torch.device) -> Result:
+    if c.method not in METHODS:
+        raise unknown("method", c.method, METHODS)
+    trainer = _Trainer(c, device)
+    began, wall = environment.busy_seconds(device), time.perf_counter()
+    learned = _off_the_shelf(c, device) if c.method == COSINE else trainer.learn()
+    cpu_s, wall = environment.busy_seconds(device) - began, time.perf_counter() - wall
+    best = max(range(len(learned.accuracies)), key=lambda k: learned.accuracies[k], default=0)
+    metrics: dict[str, float | int | None] = {
+        "test_accuracy": trainer.test(learned.rates[best]),
+        "last_test_accuracy": trainer.test(learned.rates[-1]),
+        "best_outer_step": best,
+        "diverged": learned.diverged,
+    }
+    series = pieces("schedule", learned.rates[best].tolist()) | pieces("last_schedule", learned.rates[-1].tolist())
+    # validation costs an epoch's share of time and belongs to early stopping: it is counted
+    series |= {"val_curve": list(learned.accuracies)}
+    return Result(metrics, series, wall, trainer.given.caption, trainer.given.sha256, cpu_s=cpu_s)
+
+
+@dataclass
+class _Learned:
+    """Learning rates `[N]` before each outer step, the validation accuracy they gave, and how many diverged."""
+
+    rates: list[Tensor]
+    accuracies: list[float]
+    diverged: int = 0
+
+
+def _off_the_shelf(c: Config, device: torch.device) -> _Learned:
+    return _Learned([schedule("cosine", c.cosine_lr, c.steps).to(device)], [])
+
+
+class _Trainer:
+    """The trainings of one configuration."""
+
+    def __init__(self, c: Config, device: torch.device) -> None:
+        self.c, self.device = c, device
+        self.given = pictures(c.data, device, c.images, dtype=getattr(torch, c.dtype))
+        self.momentum = Hyper("momentum", c.momentum, tuned=False)
+        self.rule = sgd(weight_decay=False)
+
+    def task(self, outer_step: int) -> PerRun:
+        """New weights, new validation rows, a new order."""
+        rows = split(len(self.given.y_train), self.c.validation, self.device)
+        seed = number(self.c.seed, outer_step)
+        greedy = self.c.method == GREEDY  # a validation batch as large as a training batch, another at every step
+        size = self.c.batch if greedy else self.c.validation
+        return PerRun(lambda: lenet_for(self.given), self.given, rows, [seed], self.c.batch, size, greedy)
+
+    def learn(self) -> _Learned:
+        """All outer steps, from learning rates of zero."""
+        c = self.c
+        windows = c.windows if c.method == FDS else c.steps
+        tasks: dict[int, PerRun] = {}
+
+        def make(k: int) -> Task:
+            tasks.clear()
+            tasks[k] = self.task(k)
+            return Task(tasks[k], tasks[k].init(), tasks[k].layout.sizes)
+
+        learned = _Learned([torch.zeros(windows, device=self.device)], [])
+
+        def watch(progress: Progress) -> None:
+            w = progress.run.state.w
+            learned.accuracies.append(float(tasks[progress.number].val_accuracies(w)))
+            learned.diverged += int(not w.isfinite().all())
+            learned.rates.append(progress.run.raw[0])
+
+        hypers = [Hyper("lr", 0.0, windows=windows), self.momentum]
+        search = Restarts(make, self.rule, hypers, self._method, [c.steps] * c.outer_steps)
+        search.advance(search.start(), watch=watch)
+        learned.rates.pop()  # of the last update nothing is known
+        return learned
+
+    def _method(self, steps: int) -> Method:
+        """The step is outer_lr times the hypergradient's mean over the window, clipped."""
+        c = self.c
+        horizon = 1 if c.method == GREEDY else steps
+        length = steps / c.windows if c.method == FDS else 1
+        outer = Masked(Clipped(SGD(c.outer_lr / length), c.limit * length))
+        return Method(Reverse(horizon), outer, every=horizon)
+
+    def test(self, rates: Tensor) -> float:
+        """Test accuracy after a training with these learning rates `[N]`; chance where it diverged."""
+        task = self.task(_TEST)
+        hypers = [Hyper("lr", rates, windows=len(rates), tuned=False), self.momentum]
+        loop = Loop(task, self.rule, Hypers(hypers, task.layout.sizes, self.c.steps), Method())
+        w = loop.advance(loop.start(task.init()), self.c.steps).state.w
+        if not w.isfinite().all():
+            return 1 / len(self.given.y_test.unique())
+        return float(task.accuracies(w, *self.given.test))
+
+
+def carried(c: Config, lengths: Sequence[int], device: torch.device) -> dict[str, list[float]]:
+    """Megabytes that a training of each length T carries from step to step just before its only outer step, weights
+    included: by FDS's forward mode ("FDS") and by reverse mode over stored states ("reverse"), with c.windows learning
+    rates. What a single step needs besides does not depend on T and is not counted."""
+    ways = {FDS: lambda steps: methods.fds(steps, SGD(0.0)), "reverse": lambda steps: methods.per_step(steps, 0.0)}
+    return {name: [_megabytes(c, steps, how, device) for steps in lengths] for name, how in ways.items()}
+
+
+def _megabytes(c: Config, steps: int, how: Callable[[int], Method], device: torch.device) -> float:
+    trainer = _Trainer(c, device)
+    task = trainer.task(0)
+    hypers = [Hyper("lr", 0.0, windows=c.windows), trainer.momentum]
+    loop = Loop(task, trainer.rule, Hypers(hypers, task.layout.sizes, steps + 1), how(steps + 1))
+    run = loop.advance(loop.start(task.init()), steps)
+    stores = (x.untyped_storage() for x in tree_leaves(run) if torch.is_tensor(x))
+    held = {store.data_ptr(): store.nbytes() for store in stores}
+    return sum(held.values()) / 2**20
+
+
+def _cost(c: Config) -> float:
+    """In gradients of a training batch."""
+    if c.method == COSINE:
+        return 2.0 * c.steps
+    each = 2.5 if c.method == GREEDY else 5.0
+    return each * c.steps * c.outer_steps
+
+
+STUDY = Study(
+    name="fds_schedules",
+    title="Figure 3 of the FDS paper: learning rate schedules learned from zero",
+    paper="FDS",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=1,
+    cost=_cost,
+)

@@ -1,0 +1,124 @@
+"""Tables, figures and claims of the study `fds_schedules`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from gradtune_book.notebooks.stats import mean_plus_minus
+from gradtune_book.papers.fds.schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY, outer_lr_of
+from gradtune_book.papers.fds.tables import less, line, mean_of, whole
+
+
+def by_step(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the runs of further outer steps as sets of their own, "mnist, outer step 0.01", each with the
+    set's cosine schedule, which takes no outer step."""
+    if not len(frame):
+        return frame
+    parts = []
+    for data, part in frame.groupby("data", sort=False):
+        first = outer_lr_of(str(data))
+        cosine = part[part["method"] == COSINE]
+        for lr in dict.fromkeys((first, *part["outer_lr"])):
+            mine = pd.concat([part[(part["outer_lr"] == lr) & (part["method"] != COSINE)], cosine])
+            parts.append(mine.assign(data=data if lr == first else f"{data}, outer step {lr:g}"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a set and method: test accuracy in per cent of the schedule kept and of the last one, the outer step it
+    was kept at, and the mean learning rate of the schedule."""
+    rows = {}
+    for data, part in frame.groupby("data", sort=False):
+        for method in METHODS:
+            runs = part[part["method"] == method]
+            if len(runs):
+                rows[data, method] = _row(runs)
+    return pd.DataFrame(rows).T.rename_axis(["data", "method"])
+
+
+def _row(runs: pd.DataFrame) -> dict[str, str | int]:
+    rates = whole(runs, "schedule")
+    return {
+        "test accuracy %": mean_plus_minus(100 * runs["test_accuracy"]),
+        "of the last %": mean_plus_minus(100 * runs["last_test_accuracy"]),
+        "kept at": f"{runs['best_outer_step'].mean():.0f}",
+        "mean rate": f"{rates.mean():.3f}",
+        "step to step": f"{_roughness(rates):.3f}",
+        "diverged": int(runs["diverged"].sum()),
+        "n": len(runs),
+    }
+
+
+def _roughness(rates: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring learning rates."""
+    return float(np.abs(np.diff(rates, axis=1)).mean()) if rates.shape[1] > 1 else 0.0
+
+
+def rates_at(frame: pd.DataFrame, data: str, points: int = 6, which: str = "schedule") -> pd.DataFrame:
+    """Mean learning rate over the seeds in `points` equal parts of the training, a column a method; of the schedules
+    kept, or with which="last_schedule" of the last ones."""
+    columns = {}
+    for method, runs in frame[frame["data"] == data].groupby("method", sort=False):
+        rates = whole(runs, which).mean(0)
+        columns[method] = np.repeat(rates, points).reshape(points, len(rates)).mean(axis=1)
+    parts = [f"{k / points:.0%} to {(k + 1) / points:.0%}" for k in range(points)]
+    return pd.DataFrame(columns, index=pd.Index(parts, name="part of the training"))
+
+
+def checks(frame: pd.DataFrame, sets: Sequence[str], hard: str) -> dict[str, bool | None]:
+    """The claims of Section 5.2, on means over the seeds; None where a method is missing. `hard` is the set in the
+    place of SVHN, with whatever outer step."""
+    claims: dict[str, bool | None] = {}
+    for data in sets:
+        kept = {m: mean_of(frame, "test_accuracy", data=data, method=m) for m in METHODS}
+        last = {m: mean_of(frame, "last_test_accuracy", data=data, method=m) for m in METHODS}
+        greedy, exact = (_mean_rate(frame, data, m) for m in (GREEDY, NON_GREEDY))
+        claims[f"{data}: greedy learning rates are smaller than non-greedy ones"] = less(greedy, exact)
+        claims[f"{data}: FDS is better than greedy"] = less(kept[GREEDY], kept[FDS])
+        if data.startswith(hard):
+            fails = less(last[NON_GREEDY], last[FDS] - 0.05)
+            claims[f"{data}: without sharing, the last non-greedy schedule is 5 points below FDS's or more"] = fails
+            claims[f"{data}: FDS beats the cosine schedule"] = less(kept[COSINE], kept[FDS])
+    return claims
+
+
+def _mean_rate(frame: pd.DataFrame, data: str, method: str) -> float:
+    runs = frame[(frame["data"] == data) & (frame["method"] == method)]
+    return float(whole(runs, "schedule").mean()) if len(runs) else float("nan")
+
+
+_STYLES = {m: line(m) for m in (GREEDY, NON_GREEDY, FDS)} | {COSINE: {"color": "black", "linestyle": ":"}}
+
+
+def draw(axes: Sequence[Axes], frame: pd.DataFrame, which: str = "schedule") -> None:
+    """Learning rates over the training, a panel a set: every seed thin, the mean bold; `which` as for `rates_at`."""
+    for ax, data in zip(axes, frame["data"].unique()):
+        for method in (NON_GREEDY, GREEDY, FDS, COSINE):
+            runs = frame[(frame["data"] == data) & (frame["method"] == method)]
+            if not len(runs):
+                continue
+            rates = whole(runs, which)
+            edges = np.linspace(0, runs["steps"].iloc[0], rates.shape[1] + 1)
+            style = _STYLES[method]
+            for each in rates if len(rates) > 1 else []:
+                ax.stairs(each, edges, baseline=None, linewidth=0.4, alpha=0.5, **style)
+            width = 0.9 if method == NON_GREEDY else 1.8
+            ax.stairs(rates.mean(0), edges, baseline=None, linewidth=width, label=method, **style)
+        ax.set(xlabel="training step", ylabel="learning rate", title=str(data))
+
+
+def draw_progress(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
+    """Validation accuracy of each outer step's training, mean over the seeds."""
+    for ax, data in zip(axes, frame["data"].unique()):
+        for method in (GREEDY, NON_GREEDY, FDS):
+            runs = frame[(frame["data"] == data) & (frame["method"] == method)]
+            if len(runs):
+                mean = np.array(runs["val_curve"].tolist(), dtype=float).mean(0)
+                ax.plot(range(1, len(mean) + 1), 100 * mean, label=method, **_STYLES[method])
+        ax.set(xlabel="outer step", ylabel="validation accuracy [%]", title=str(data))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,1 @@
+"""The OnePass paper: eight regression sets, its sensitivity, its horizons, on tables and on small images."""

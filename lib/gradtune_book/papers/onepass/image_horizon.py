@@ -1,0 +1,231 @@
+"""Short-horizon bias on Fashion-MNIST (OnePass, Appendices B.7.1 and B.7.2): Tables 11 and 12, Figures 16 and 17.
+
+Truncated problem: 1000 steps, and "Long-Diff-through-Opt" through all of them with 50 restarts. Medium horizon: 10,000
+steps, and "Medium-Diff-through-Opt" through the last 200 with 50 updates. Where Fashion-MNIST is absent, MNIST.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from gradtune import methods
+from gradtune.errors import unknown
+from gradtune.recursion.hypers import Hypers
+from gradtune.recursion.rules import sgd
+from gradtune.training.loop import Loop, Method, Run
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from gradtune_book.papers.onepass import uci_figures, uci_tables
+from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw
+from gradtune_book.papers.restarts import restarted
+from gradtune_book.papers.series import finite, short
+from gradtune_book.records import environment
+from gradtune_book.records.store import Result
+from gradtune_book.records.study import Study
+from gradtune_book.tasks import fashion
+from gradtune_book.tasks.classification import Classification
+
+LONG, MEDIUM = "Long-Diff-through-Opt", "Medium-Diff-through-Opt"
+SHORT = ("Random", "WD+LR+M", "Diff-through-Opt")
+OUTLYING = 1e3
+"""Final losses above it count as diverged (Section 4.2)."""
+
+_READINGS = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training of a 50-unit net on images, or several from the start."""
+
+    method: str
+    seed: int  # draws the initial weights and hyperparameters
+    dataset: str = "fashion"  # fashion, mnist or digits
+    steps: int = 1000  # training steps
+    batch: int = 50  # images a step
+    hidden: int = 50  # hidden units
+    every: int = 10  # training steps between two hyperparameter updates
+    look_back: int = 5  # steps looked back on
+    trainings: int = 1  # from the start; 50 of the restarted method
+    dtype: str = "float32"
+    version: int = 2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    dataset: str
+    runs: int  # initialisations of the truncated problem
+    steps: int
+    trainings: int  # of the restarted method
+    medium_runs: int  # initialisations of the medium horizon
+    medium_steps: int
+    horizon: int  # its look-back and update interval
+
+
+SIZES = {
+    "smoke": Sizes("digits", 4, 40, 3, 4, 80, 20),
+    "laptop": Sizes("auto", 10, 1000, 5, 10, 2000, 200),
+    "paper": Sizes("auto", 60, 1000, 50, 100, 10_000, 200),
+}
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """The truncated problem, then the medium horizon."""
+    name = fashion.resolve(sizes.dataset)
+    out = [Config(m, seed + k, name, sizes.steps) for m in SHORT for k in range(sizes.runs)]
+    whole: dict[str, Any] = {"every": sizes.steps, "look_back": sizes.steps, "trainings": sizes.trainings}
+    out += [Config(LONG, seed + k, name, sizes.steps, **whole) for k in range(sizes.runs)]
+    medium = range(seed, seed + sizes.medium_runs)
+    out += [Config(m, s, name, sizes.medium_steps) for m in SHORT for s in medium]
+    longer: dict[str, Any] = {"every": sizes.horizon, "look_back": sizes.horizon}
+    return out + [Config(MEDIUM, s, name, sizes.medium_steps, **longer) for s in medium]
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale, on Fashion-MNIST where its files are, else on MNIST, else on the digits."""
+    return configs(SIZES[scale])
+
+
+def _method(c: Config) -> tuple[str, Method]:
+    """The setting (what is tuned) and the method of a configuration."""
+    if c.method in (LONG, MEDIUM):
+        return "Diff-through-Opt", methods.diff_through_opt(c.look_back, c.every)
+    if c.method not in SHORT:
+        raise unknown("method", c.method, [*SHORT, LONG, MEDIUM])
+    return c.method, SETTINGS[c.method].make(c.look_back, c.every)
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """A batch of runs. Metrics: initial values, final test_ce (cross-entropy) and test_error, val_ce, best_ce and
+    best_error (lowest at any reading), diverged. Series: ce_curve and error_curve at 21 steps of one training, or at
+    the end of each of several."""
+    c, seeds = batch[0], [b.seed for b in batch]
+    name, method = _method(c)
+    images = fashion.load(c.dataset, getattr(torch, c.dtype), device)
+    task = fashion.problem(images.merged() if SETTINGS[name].merged else images, c.hidden, c.batch)
+    start, w = draw(seeds), task.init(seeds)
+    hypers = Hypers(declared(SETTINGS[name], start, w), task.layout.sizes)
+    loop, reading = Loop(task, sgd(), hypers, method), _Reading(task, device)
+    if c.trainings == 1:
+        run = loop.start(w)
+        reading.read(run)
+        reading.begin()
+        end = loop.advance(run, c.steps, reading.watch, c.every * max(1, c.steps // c.every // _READINGS))
+    else:
+        reading.begin()
+        end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, reading.watch)
+    ce, error = (_without_outliers(reading, which) for which in (0, 1))
+    val, out = finite(task.evaluate(end.state.w, "val")[0]), []
+    for k in range(len(seeds)):
+        metrics: dict[str, Any] = start.metrics(k) | {"val_ce": val[k], "diverged": int(np.isnan(ce[k, -1]))}
+        for n, values in (("ce", ce[k]), ("error", error[k])):
+            metrics |= {f"test_{n}": values[-1], f"best_{n}": _lowest(values)}
+        series = {"ce_curve": short(ce[k]), "error_curve": short(error[k])}
+        each = reading.wall_s / len(seeds), images.name, images.sha256, reading.cpu_s / len(seeds)
+        out.append(Result(metrics, series, *each))
+    return out
+
+
+class _Reading:
+    """Test losses while runs train, outside of the clocks."""
+
+    def __init__(self, task: Classification, device: torch.device) -> None:
+        self.task, self.device = task, device
+        self.values: list[tuple[Tensor, Tensor]] = []
+        self.cpu_s = self.wall_s = 0.0
+
+    def begin(self) -> None:
+        self._since = environment.busy_seconds(self.device), time.perf_counter()
+
+    def read(self, run: Run) -> None:
+        self.values.append(self.task.evaluate(run.state.w, "test"))
+
+    def watch(self, run: Run) -> None:
+        self.cpu_s += environment.busy_seconds(self.device) - self._since[0]
+        self.wall_s += time.perf_counter() - self._since[1]
+        self.read(run)
+        self.begin()
+
+
+def _without_outliers(reading: _Reading, which: int) -> np.ndarray:
+    """Cross-entropies (0) or errors (1) `[R, K]`, NaN where the cross-entropy is not finite or outlying."""
+    ce = finite(torch.stack([pair[0] for pair in reading.values], dim=1))
+    values = finite(torch.stack([pair[which] for pair in reading.values], dim=1))
+    return np.where(ce < OUTLYING, values, np.nan)
+
+
+def _lowest(values: np.ndarray) -> float:
+    return float("nan") if np.isnan(values).all() else float(np.nanmin(values))
+
+
+def _cost(c: Config) -> float:
+    factor = {"Random": 1.0, "WD+LR+M": 2.0, "Diff-through-Opt": 2.5}.get(c.method, 3.0)
+    return c.steps * c.trainings * factor / 1000
+
+
+def _chunk(c: Config) -> int:
+    """Runs side by side: of the restarted method six take 5 GB, copies of the weights for every step."""
+    return 6 if c.method == LONG else 10
+
+
+STUDY = Study(
+    name="image_horizon",
+    title="Figures 16 and 17, Tables 11 and 12 of the OnePass paper: short and longer horizons on Fashion-MNIST",
+    paper="OnePass",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=_chunk,
+    cost=_cost,
+)
+
+
+# --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+MEASURES = {"cross-entropy": "ce", "error": "error"}
+"""As the published tables call them."""
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """`uci_tables.summary` of cross-entropies and errors, index (dataset, method) with the measure as the data set."""
+    parts = [uci_tables.summary(frame.assign(dataset=name), loss=f"test_{column}") for name, column in MEASURES.items()]
+    return pd.concat(parts)
+
+
+def of_length(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
+    """The runs of the truncated problem (1000 steps) or of the medium horizon (10,000)."""
+    return frame[frame["steps"] == steps] if len(frame) else frame
+
+
+def draw_pair(axes: Sequence[Axes], frame: pd.DataFrame, dataset: str) -> None:
+    """Distribution of final cross-entropies (left) and evolution of the median (right), Figures 16 and 17."""
+    uci_figures.draw_cdf(axes[0], frame, dataset, "test_ce", "test cross-entropy")
+    uci_figures.draw_evolution(axes[1], frame, dataset, "ce_curve", "test cross-entropy")
+    axes[1].set(xscale="log", xlabel="training step, restarts included")
+
+
+def claims(ours: pd.DataFrame, longer: str) -> dict[str, bool | None]:
+    """The statements of Appendices B.7.1 (longer: LONG) and B.7.2 (MEDIUM) on images: short horizons beat Random, and
+    a longer one does not improve on them (median cross-entropy, 5 % either way counting as the same)."""
+    if "cross-entropy" not in ours.index.get_level_values("dataset"):
+        return {}
+    t = ours.loc["cross-entropy"]
+    if not {*SHORT, longer} <= set(t.index):
+        return {}
+    short_horizon = t.loc[["WD+LR+M", "Diff-through-Opt"], "median"]
+    return {
+        "WD+LR+M and Diff-through-Opt have lower medians than Random": bool(
+            short_horizon.max() < t.loc["Random", "median"]
+        ),
+        f"{uci_tables.TITLES[longer]} does not improve on them by more than 5 %": bool(
+            t.loc[longer, "median"] > 0.95 * short_horizon.min()
+        ),
+    }

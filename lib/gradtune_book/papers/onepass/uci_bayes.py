@@ -1,0 +1,101 @@
+"""Bayesian optimisation of UCI trainings, several repetitions side by side (OnePass, Appendix B.5)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from gradtune.recursion.rules import sgd
+from gradtune.search import Bayes, Configuration, Dimension, Space, Training
+from gradtune.search.asking import asking, import_optuna
+from gradtune.search.full_length import height
+from gradtune.search.ledger import trial_seed
+
+from gradtune_book.papers.onepass.uci_training import (
+    DECAY,
+    LR,
+    MOMENTUM,
+    RANGES,
+    SETTINGS,
+    Config,
+    declared,
+    regression,
+)
+from gradtune_book.records import environment
+from gradtune_book.tasks.uci import TableRegression
+
+SPACE = Space(
+    {
+        LR: Dimension(10 ** RANGES[LR][0], 10 ** RANGES[LR][1], "log10"),
+        DECAY: Dimension(10 ** RANGES[DECAY][0], 10 ** RANGES[DECAY][1], "log10"),
+        MOMENTUM: Dimension(*RANGES[MOMENTUM]),
+    }
+)
+
+
+@dataclass
+class Repetition:
+    """One search: its trials' configurations, final validation and test MSE in the target's unit squared."""
+
+    configs: list[Configuration] = field(default_factory=list)
+    val: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """R searches, and the seconds of training of each."""
+
+    repetitions: list[Repetition]
+    cpu_s: float
+    wall_s: float
+    task: TableRegression
+
+
+@lru_cache(maxsize=2)
+def _training(c: Config, runs: int, device: torch.device, trace: bool) -> tuple[TableRegression, Training]:
+    task = regression(c, device, merged=False)
+    hypers = declared(SETTINGS["Random"])
+    training = Training(task, sgd(), hypers, task.layout.sizes, task.init, c.steps, trace, c.every)
+    if trace:  # recorded now, so that it does not count as training
+        training.advance(training.start(SPACE.corners()[:1] * runs, range(runs)), c.every)
+    return task, training
+
+
+def search(
+    c: Config, seeds: Sequence[int], trials: int, device: torch.device, options: Bayes | None = None
+) -> Searched:
+    """`search.search("bayes", ...)` for R seeds at once: in each round every repetition asks for its next
+    configuration, and all of them are trained as one stack. The same searches, faster; they do not see one another.
+
+    Training rows train and validation rows compare configurations, as in Appendix B.5. Raises GradtuneError when optuna
+    is missing.
+    """
+    import_optuna()
+    options = options or Bayes()
+    task, training = _training(c, len(seeds), device, c.steps >= 1000)
+    found, unit = [Repetition() for _ in seeds], task.table.y_std**2
+    cpu_s = wall_s = 0.0
+    with ExitStack() as stack:
+        askers = [stack.enter_context(asking(SPACE, seed, options.sampler(seed))) for seed in seeds]
+        for k in range(trials):
+            asked = [asker.ask() for asker in askers]
+            members = training.start([config for _, config in asked], [trial_seed(seed, k) for seed in seeds])
+            if k == 0:
+                worst = training.val_loss(members) if options.worst is None else [options.worst] * len(seeds)
+            before = environment.busy_seconds(device), time.perf_counter()
+            members = training.advance(members, c.steps)
+            losses = training.val_loss(members)
+            cpu_s += environment.busy_seconds(device) - before[0]
+            wall_s += time.perf_counter() - before[1]
+            tests = task.test_mse(members.run.state.w).tolist()
+            for r, (asker, (trial, config)) in enumerate(zip(askers, asked, strict=True)):
+                asker.complete(trial, height(losses[r], worst[r]))
+                found[r].configs.append(config)
+                found[r].val.append(losses[r] * unit)
+                found[r].test.append(tests[r])
+    return Searched(found, cpu_s / len(seeds), wall_s / len(seeds), task)

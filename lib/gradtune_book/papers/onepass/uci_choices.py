@@ -1,0 +1,182 @@
+"""What the OnePass paper leaves open, measured: OnePass WD+LR+M on UCI Energy with one choice changed at a time.
+
+Every run has a partner, the run of the same seed with the choices of this book: same initial weights (but where they
+are what is changed), same initial hyperparameters. The page "What the papers leave out" describes the choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from gradtune import methods
+from gradtune.errors import unknown
+from torch import Tensor, nn
+
+from gradtune_book.notebooks import stats
+from gradtune_book.papers.onepass.uci_training import ALL, SETTINGS, Setting, train
+from gradtune_book.papers.onepass.uci_training import Config as Training
+from gradtune_book.records.store import Result
+from gradtune_book.records.study import Study
+from gradtune_book.tasks.uci import Table, TableRegression, load
+
+METHOD, USUAL, SPLIT = "WD+LR+M", "as in this book", "another split"
+
+
+def glorot(task: TableRegression, seeds: Sequence[int]) -> Tensor:
+    """Initial weights `[R, D]` uniform by Glorot's rule, biases 0."""
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        w = {n: torch.zeros(s) for n, s in zip(task.layout.names, task.layout.shapes, strict=True)}
+        for x in w.values():
+            if x.dim() == 2:
+                nn.init.xavier_uniform_(x, generator=generator)
+        rows.append(task.layout.flatten(w))
+    return torch.stack(rows).to(task.table.x_train)
+
+
+_CHANGES: dict[str, dict[str, Any]] = {
+    USUAL: {},
+    "one more term": {"make": lambda i, every: methods.onepass(i + 1, every)},
+    "derivatives at the new weights": {"make": partial(methods.onepass, fresh=True)},
+    "no limits on the learning rate": {"bounds": (0.0, float("inf"))},
+    "Glorot's initial weights": {"init": glorot},
+    "scaled by the training rows": {},
+    SPLIT: {},
+}
+CHOICES = tuple(_CHANGES)
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """One run. The fields of `uci_training.Config`, and:"""
+
+    choice: str = USUAL  # one of `CHOICES`
+    split: int = 0  # of the data set's 20
+    version: int = 4
+
+    def setting(self) -> Setting:
+        """The method with the choice's change."""
+        if self.choice not in _CHANGES:
+            raise unknown("choice", self.choice, CHOICES)
+        return replace(SETTINGS[METHOD], **_CHANGES[self.choice])
+
+    def table(self, device: torch.device) -> Table:
+        """The rows of its split."""
+        rows = "train" if self.choice == "scaled by the training rows" else "train_val"
+        return load(self.dataset, self.split, getattr(torch, self.dtype), device, scaled_by=rows)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scale sets."""
+
+    dataset: str
+    runs: int  # initialisations for each choice
+    splits: int  # data splits, the first of them this book's
+    split_runs: int  # initialisations for each of the others
+    steps: int
+
+
+SIZES = {
+    "smoke": Sizes("diabetes", 2, 2, 2, 20),
+    "laptop": Sizes("energy", 20, 5, 10, 4000),
+    "paper": Sizes("energy", 100, 20, 10, 4000),
+}
+
+
+def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
+    """Choice by choice, then split by split."""
+    first = Config(METHOD, seed, sizes.dataset, sizes.steps)
+    out = [replace(first, choice=c, seed=seed + k) for c in CHOICES if c != SPLIT for k in range(sizes.runs)]
+    other = replace(first, choice=SPLIT)
+    splits = range(1, sizes.splits)
+    return out + [replace(other, split=s, seed=seed + k) for s in splits for k in range(sizes.split_runs)]
+
+
+def runs(scale: str) -> list[Config]:
+    """The runs of a scale."""
+    return configs(SIZES[scale])
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """A batch of runs. Metrics: initial values, final test_mse and val_mse in the target's unit squared, best_mse (the
+    lowest test MSE at some 20 readings), diverged, and log10_lr_end, log10_decay_end, momentum_end."""
+    c = batch[0]
+    trained = train(c, [b.seed for b in batch], device, c.every * max(1, c.steps // c.every // 20))
+    out = []
+    for k, test in enumerate(trained.test):
+        metrics = trained.start.metrics(k) | {"test_mse": test[-1], "val_mse": trained.val[k]}
+        metrics |= {"best_mse": float(np.nanmin(test)), "diverged": int(np.isnan(test[-1]))}
+        lr, decay, momentum = (float(trained.tuned[n][k, -1]) for n in ALL)
+        ends = {"log10_lr_end": np.log10(lr), "log10_decay_end": np.log10(decay), "momentum_end": momentum}
+        metrics |= {n: float(v) for n, v in ends.items()}
+        out.append(Result(metrics, {}, trained.wall_s, trained.dataset, trained.sha256, trained.cpu_s))
+    return out
+
+
+STUDY = Study(
+    name="uci_choices",
+    title="What the OnePass paper leaves open: the influence of each choice on UCI Energy",
+    paper="OnePass",
+    config=Config,
+    runs=runs,
+    run=run,
+    chunk=50,
+)
+
+
+# --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+
+def effects(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each choice: runs, NaN, the median final test MSE, and its pairs with the usual choice: the median of
+    (changed / usual - 1) in per cent with its bootstrap standard error, and the share of pairs in which the change is
+    better. For the splits the pairs compare other rows, so that they say how much the rows matter."""
+    if frame.empty:
+        return pd.DataFrame()
+    usual = frame[frame["choice"] == USUAL].set_index("seed")["test_mse"]
+    rows = {}
+    for choice, g in frame.groupby("choice", sort=False):
+        ratio = g["test_mse"].to_numpy(dtype=float) / usual.reindex(g["seed"]).to_numpy(dtype=float)
+        gap = 100 * (ratio[np.isfinite(ratio)] - 1)
+        row: dict[str, object] = {"runs": len(g), "NaN": int(g["test_mse"].isna().sum())}
+        row["median"] = f"{g['test_mse'].median():.3g}"
+        if choice != USUAL and len(gap):
+            row["change, %"] = f"{np.median(gap):+.1f}{stats.PLUS_MINUS}{stats.bootstrap_error(gap, np.median):.1f}"
+            row["better in, %"] = f"{100 * (gap < 0).mean():.0f}"
+        rows[choice] = row
+    return pd.DataFrame.from_dict(rows, orient="index").reindex([c for c in CHOICES if c in rows]).fillna("")
+
+
+def splits(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each split of the rows, sorted by the median final test MSE of its runs: that, the median final
+    validation MSE, and the median of log10 of the weight decay at the end."""
+    if frame.empty or SPLIT not in set(frame["choice"]):
+        return pd.DataFrame()
+    return few(frame).groupby("split")[["test_mse", "val_mse", "log10_decay_end"]].median().sort_values("test_mse")
+
+
+def few(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs on all splits, of this book's split those with the seeds of the others."""
+    other = frame[frame["choice"] == SPLIT]
+    here = frame[(frame["choice"] == USUAL) & frame["seed"].isin(other["seed"])]
+    return pd.concat([here, other])
+
+
+def split_spread(frame: pd.DataFrame) -> str:
+    """How far the mean final test MSE moves from split to split, beside the bootstrap error of such a mean."""
+    if frame.empty or SPLIT not in set(frame["choice"]):
+        return "no run is recorded yet"
+    each = few(frame).groupby("split")["test_mse"]
+    means, errors = each.mean(), each.apply(lambda x: stats.bootstrap_error(x.to_numpy(dtype=float)))
+    return (
+        f"{len(means)} splits, {int(each.size().min())} runs each: means from {means.min():.3g} to {means.max():.3g}, "
+        f"standard deviation {means.std():.2g}; bootstrap error of one split's mean {errors.median():.2g}"
+    )

@@ -1,0 +1,326 @@
+"""What the chapters on the OnePass paper's UCI experiments read off the runs: tables beside the published ones, and
+the verdicts on the text's claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from gradtune_book.notebooks import stats
+from gradtune_book.paths import published_root
+
+TITLES = {
+    "Random": "Random",
+    "Random-xLR": "Random (× LR)",
+    "Random-3-batched": "Random (3-batched)",
+    "Lorraine": "Lorraine",
+    "Baydin": "Baydin",
+    "WD+LR": "OnePass WD+LR",
+    "WD+LR+M": "OnePass WD+LR+M",
+    "WD+HDLR+M": "OnePass WD+HDLR+M",
+    "Diff-through-Opt": "Diff-through-Opt",
+    "Bayes": "Bayesian optimisation",
+    "Long-Diff-through-Opt": "Long Diff-through-Opt",
+    "Medium-Diff-through-Opt": "Medium Diff-through-Opt",
+}
+"""How a table calls a method, in the order of the paper's tables."""
+
+PUBLISHED = {
+    "Random (xLR)": "Random-xLR",
+    "Random (3-batched)": "Random-3-batched",
+    "Ours WD+LR": "WD+LR",
+    "Ours WD+LR+M": "WD+LR+M",
+    "Ours WD+HDLR+M": "WD+HDLR+M",
+    "Bayesian Optimisation": "Bayes",
+    "Long Diff-through-Opt": "Long-Diff-through-Opt",
+    "Full Diff-through-Opt": "Long-Diff-through-Opt",
+    "Medium Diff-through-Opt": "Medium-Diff-through-Opt",
+}
+"""Names in the files of published numbers where they differ from ours."""
+
+SETS = {"UCI Energy": "energy", "Kin8nm": "kin8nm", "UCI Power": "power"}
+UNITS = {"kin8nm": 1e3, "naval": 1e6}
+"""Factors that tables print losses with."""
+
+NAMES = {
+    "energy": "UCI Energy",
+    "kin8nm": "Kin8nm",
+    "power": "UCI Power",
+    "boston": "UCI Boston",
+    "concrete": "UCI Concrete",
+    "wine": "UCI Wine",
+    "yacht": "UCI Yacht",
+    "naval": "UCI Naval",
+    "diabetes": "diabetes (embedded)",
+    "friedman": "Friedman (generated)",
+    "fashion": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "digits": "digits (embedded)",
+}
+"""How tables and figures call a set, in order."""
+
+NOT_RANKED = ("Bayes",)
+"""Methods that take no part in the emboldening (Table 6)."""
+
+
+def of_losses(dataset: str) -> str:
+    """A set's name above losses, with the factor that they are printed with."""
+    factor = UNITS.get(dataset)
+    return NAMES.get(dataset, dataset) + (f" (× {factor:.0f})" if factor else "")
+
+
+def summary(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "method"), loss: str = "test_mse") -> pd.DataFrame:
+    """A row for each group: runs, nan (their number), mean and median of the final test loss with bootstrap standard
+    errors of 1000 sets, and best, the lowest loss at any time of any run. Averages ignore NaN, as the paper's do.
+
+    Losses are in the units of `UNITS`.
+    """
+    rows = {}
+    for key, g in frame.groupby(list(by), sort=False) if len(frame) else ():
+        unit = UNITS.get(str(g["dataset"].iloc[0]), 1.0)
+        x = g[loss].to_numpy(dtype=float) * unit
+        row: dict[str, float] = {"runs": len(x), "nan": int(np.isnan(x).sum())}
+        for name, statistic in (("mean", np.nanmean), ("median", np.nanmedian)):
+            row[name] = float(statistic(x)) if row["nan"] < len(x) else np.nan
+            row[f"{name}_error"] = stats.bootstrap_error(x, statistic)
+        at_any_time = g[loss.replace("test", "best")].to_numpy(dtype=float) * unit
+        row["best"] = float(np.nanmin(at_any_time)) if not np.isnan(at_any_time).all() else np.nan
+        rows[key] = row
+    columns = ["runs", "nan", "mean", "mean_error", "median", "median_error", "best"]
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(list(rows), names=list(by)), columns)
+
+
+def published(file: str) -> pd.DataFrame:
+    """A table of the paper in `data/published`: index (dataset, method) in our names, columns as in `summary`, and the
+    cells printed bold as `bold_<statistic>`."""
+    rows = pd.read_csv(published_root() / file, dtype={"value": str, "error": str})
+    rows["method"] = rows["method"].replace(PUBLISHED)
+    rows["dataset"] = rows["dataset"].replace(SETS)
+    wide = rows.pivot(index=["dataset", "method"], columns="metric", values=["value", "error", "bold"])
+    out = wide["value"].astype(float)
+    out = out.join(wide["error"].drop(columns="best", errors="ignore").astype(float).add_suffix("_error"))
+    return out.join(wide["bold"].eq("yes").add_prefix("bold_"))
+
+
+def beside(ours: pd.DataFrame, theirs: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """One set's table as text, ours and the paper's side by side; in bold what lies in the error bar of the best of its
+    class (Markdown's asterisks). Methods without runs are left out; a set without any gives a table that says so."""
+    if dataset not in ours.index.get_level_values("dataset"):
+        return pd.DataFrame({"runs": [0]}, index=pd.Index(["no run is recorded yet"], name="method"))
+    here = ours.loc[[dataset]].droplevel("dataset")
+    here = here.loc[[m for m in TITLES if m in here.index]]
+    them = theirs.loc[[dataset]].droplevel("dataset") if dataset in theirs.index else None
+    out = pd.DataFrame(index=[TITLES[m] for m in here.index])
+    for name in ("mean", "median", "best"):
+        out[name] = _column(here, name, emboldened(here, name))
+        if them is not None:
+            bold = pd.Series(them[f"bold_{name}"]).reindex(here.index, fill_value=False)
+            out[f"{name}, paper"] = _column(them.reindex(here.index), name, bold.to_numpy(dtype=bool))
+    out["runs"], out["NaN"] = here["runs"].to_numpy(), here["nan"].to_numpy()
+    return out.rename_axis("method")
+
+
+def conventions(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """What two conventions do to one set's table: the best final loss beside the best at any time, and the median that
+    leaves diverged runs out beside the one that counts them as infinite. A row for each method."""
+    rows = {}
+    for method, g in frame[frame["dataset"] == dataset].groupby("method") if len(frame) else ():
+        final, unit = g["test_mse"], UNITS.get(dataset, 1.0)
+        rows[method] = {
+            "best final": final.min() * unit,
+            "best at any time": g["best_mse"].min() * unit,
+            "median, NaN left out": final.median() * unit,
+            "median, NaN as infinite": final.fillna(np.inf).median() * unit,
+            "NaN": int(final.isna().sum()),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex([m for m in TITLES if m in rows])
+    return table.rename(index=TITLES)
+
+
+def chosen_of_three(frame: pd.DataFrame) -> pd.DataFrame:
+    """Whether the lowest validation loss finds the lowest test loss, although the validation rows are training rows for
+    random settings: the runs of Random in threes, as the paper uses them. A row for each set: whole triples, the share
+    of them whose chosen run is also the best by final test MSE, and by how many per cent it is above the best, median
+    and largest. Diverged runs are never chosen; triples that have diverged altogether are left out."""
+    rows = {}
+    for dataset, g in frame[frame["method"] == "Random"].groupby("dataset", sort=False) if len(frame) else ():
+        g = g.sort_values("seed").head(len(g) // 3 * 3)
+        test, val = (g[loss].fillna(np.inf).to_numpy(dtype=float).reshape(-1, 3) for loss in ("test_mse", "val_mse"))
+        test, val = (x[np.isfinite(test).any(1)] for x in (test, val))
+        if len(test):
+            chosen = np.take_along_axis(test, val.argmin(1, keepdims=True), 1)[:, 0]
+            above = 100 * (chosen / test.min(1) - 1)
+            row = {"triples": len(test), "chosen is best": float((above == 0).mean())}
+            rows[dataset] = row | {"above, median (%)": float(np.median(above)), "above, largest (%)": above.max()}
+    out = pd.DataFrame.from_dict(rows, orient="index")
+    return out.rename(index=NAMES).rename_axis("data")
+
+
+def listed(ours: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
+    """Tables of several sets, ours alone, one below the other."""
+    found = [beside(ours, ours.iloc[:0], name).reset_index().assign(data=of_losses(name)) for name in datasets]
+    return pd.concat(found).set_index("data").rename_axis("data") if found else beside(ours, ours, "")
+
+
+def emboldened(table: pd.DataFrame, name: str) -> np.ndarray:
+    """Which methods lie in the error bar of the best, those of `NOT_RANKED` apart."""
+    ranked = ~table.index.isin(NOT_RANKED)
+    errors = table[f"{name}_error"] if f"{name}_error" in table else pd.Series(0.0, index=table.index)
+    bold = np.zeros(len(table), dtype=bool)
+    bold[ranked] = stats.peers(table[name][ranked], errors[ranked])
+    return bold
+
+
+def _column(table: pd.DataFrame, name: str, bold: np.ndarray) -> list[str]:
+    errors = table[f"{name}_error"] if f"{name}_error" in table else [np.nan] * len(table)
+    cells = [shown(v, e) for v, e in zip(table[name], errors)]
+    return [f"**{c}**" if b else c for c, b in zip(cells, bold)]
+
+
+def shown(value: float, error: float = np.nan) -> str:
+    """A value with the digits its error leaves it (one digit of the error), or three digits without an error; a dash
+    for NaN."""
+    if np.isnan(value):
+        return "–"
+    if np.isnan(error) or error == 0:
+        return f"{float(f'{value:.3g}'):g}"
+    digits = max(0, -int(np.floor(np.log10(error))))
+    return stats.plus_minus(value, error, digits)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown, index included, so that its bold cells are shown bold."""
+    head = [str(table.index.name or ""), *map(str, table.columns)]
+    rows = [[str(i), *map(str, row)] for i, row in zip(table.index, table.itertuples(index=False))]
+    lines = [head, ["---", *["---:"] * len(table.columns)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def pair(table: pd.DataFrame, method: str, name: str) -> tuple[float, float]:
+    """A method's statistic and its standard error."""
+    return float(table.loc[method, name]), float(table.loc[method, f"{name}_error"])
+
+
+def rank_correlation(ours: pd.Series, theirs: pd.Series) -> float:
+    """Spearman's rank correlation over the methods that both have."""
+    both = ours.index.intersection(theirs.index)
+    return float(ours[both].rank().corr(theirs[both].rank()))
+
+
+def ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlation of our averages with the published ones, set by set; NaN below three common methods."""
+    rows = {}
+    for dataset in SETS.values():
+        if {dataset} <= set(ours.index.get_level_values("dataset")):
+            a, b = ours.loc[dataset], theirs.loc[dataset]
+            common = [m for m in a.index.intersection(b.index) if m not in NOT_RANKED]
+            enough = len(common) > 2
+            rows[dataset] = {"methods": len(common)} | {
+                n: round(rank_correlation(a.loc[common, n], b.loc[common, n]), 2) if enough else np.nan
+                for n in ("mean", "median", "best")
+            }
+    return pd.DataFrame(rows).T.rename_axis("rank correlation")
+
+
+def claims(ours: pd.DataFrame, frame: pd.DataFrame, dataset: str) -> dict[str, bool | None]:
+    """The statements of Section 4.1 and Appendix B.5 about one set; None where runs are missing.
+
+    ours: `summary` of the frame. Two averages "agree" within two standard errors of their difference.
+    """
+    if dataset not in ours.index.get_level_values("dataset"):
+        return {}
+    t = ours.loc[dataset]
+    cpu = frame[frame["dataset"] == dataset].groupby("method")["cpu_s"].median()
+    spread = frame[frame["dataset"] == dataset].groupby("method")["test_mse"].std()
+    scalar, plain = ("WD+LR", "WD+LR+M"), ("Random", "Lorraine", "Baydin")
+    both = ("mean", "median")
+
+    def lower(a: str, b: str, names: Sequence[str] = both) -> bool | None:
+        return bool((t.loc[a, list(names)] < t.loc[b, list(names)]).all()) if {a, b} <= set(t.index) else None
+
+    def agree(a: str, b: str, name: str) -> bool | None:
+        return stats.apart(pair(t, a, name), pair(t, b, name)) <= 2 if {a, b} <= set(t.index) else None
+
+    return {
+        "Random (× LR) averages worse than Random": lower("Random", "Random-xLR"),
+        "Lorraine is indistinguishable from Random (mean)": agree("Lorraine", "Random", "mean"),
+        "Lorraine is indistinguishable from Random (median)": agree("Lorraine", "Random", "median"),
+        "Baydin's mean is below Random's": lower("Baydin", "Random", ("mean",)),
+        "Baydin's losses vary less than Random's (below half the standard deviation)": _ratio(spread, "Baydin", 0.5),
+        "WD+LR and WD+LR+M average better than Random, Lorraine and Baydin": _all(
+            lower(a, b) for a in scalar for b in plain
+        ),
+        "WD+LR+M averages better than WD+LR": lower("WD+LR+M", "WD+LR"),
+        "Random (3-batched) does not average better than WD+LR+M": _not(lower("Random-3-batched", "WD+LR+M")),
+        "WD+LR+M is as good as the exact Diff-through-Opt (mean)": agree("WD+LR+M", "Diff-through-Opt", "mean"),
+        "WD+LR+M is as good as the exact Diff-through-Opt (median)": agree("WD+LR+M", "Diff-through-Opt", "median"),
+        "Bayesian optimisation averages better than every one-pass method": _all(
+            lower("Bayes", m) for m in t.index if m not in NOT_RANKED
+        )
+        if "Bayes" in t.index
+        else None,
+        "WD+LR+M takes no more than 3 times as long as Random": _ratio(cpu, "WD+LR+M", 3.0),
+    }
+
+
+def across(ours: pd.DataFrame) -> dict[str, bool | None]:
+    """The statements about WD+HDLR+M that speak of all sets: it helps on some and hurts on others (medians, beyond two
+    standard errors), and diverges more often."""
+    wide = {m: ours.xs(m, level="method") for m in ("WD+LR+M", "WD+HDLR+M") if m in ours.index.get_level_values(1)}
+    if len(wide) < 2:
+        return {}
+    hd, scalar = wide["WD+HDLR+M"], wide["WD+LR+M"]
+    sets = hd.index.intersection(scalar.index)
+    gap = {d: hd.loc[d, "median"] - scalar.loc[d, "median"] for d in sets}
+    clear = {d: stats.apart(pair(hd, d, "median"), pair(scalar, d, "median")) > 2 for d in sets}
+    return {
+        "WD+HDLR+M has a lower median than WD+LR+M on some sets": any(clear[d] and gap[d] < 0 for d in sets),
+        "WD+HDLR+M has a higher median than WD+LR+M on some sets": any(clear[d] and gap[d] > 0 for d in sets),
+        "WD+HDLR+M diverges more often than WD+LR+M": bool(hd.loc[sets, "nan"].sum() > scalar.loc[sets, "nan"].sum()),
+    }
+
+
+def _ratio(values: pd.Series, method: str, limit: float) -> bool | None:
+    """Whether a method's value is at most `limit` times Random's."""
+    return bool(values[method] <= limit * values["Random"]) if {method, "Random"} <= set(values.index) else None
+
+
+def _all(parts: object) -> bool | None:
+    known = list(parts)  # type: ignore[call-overload]
+    return None if None in known else all(known)
+
+
+def _not(ok: bool | None) -> bool | None:
+    return None if ok is None else not ok
+
+
+def answers(found: Mapping[str, Mapping[str, bool | None]]) -> pd.DataFrame:
+    """Claims in rows, sets in columns, as yes, no, and a dash for what was not run."""
+    words = {True: "yes", False: "no", None: "–"}
+    return pd.DataFrame({d: {k: words[v] for k, v in c.items()} for d, c in found.items()}).rename_axis("claim")
+
+
+def where(frame: pd.DataFrame) -> pd.DataFrame:
+    """Where, when and by which commits runs were recorded: a column for each combination."""
+    if frame.empty:
+        return pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
+    groups = frame.groupby(["device", "commit", "dirty"], dropna=False)
+    return groups.agg(runs=("seed", "size"), first=("date", "min"), last=("date", "max")).reset_index().T
+
+
+def core_minutes(frame: pd.DataFrame, runs: int = 200) -> pd.DataFrame:
+    """Core-minutes of `runs` trainings, from the seconds that the records hold, and relative to Random; the trainings
+    of a run are counted."""
+    if frame.empty:
+        return frame
+    minutes = frame.groupby(["dataset", "method"], sort=False)["cpu_s"].mean().unstack("dataset") * runs / 60
+    minutes = minutes.reindex([m for m in TITLES if m in minutes.index])
+    if "Random" in minutes.index:
+        for name in list(minutes.columns):
+            minutes[f"{name} / Random"] = minutes[name] / minutes.loc["Random", name]
+    return minutes.rename(index=TITLES)

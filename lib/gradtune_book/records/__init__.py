@@ -1,0 +1,8 @@
+"""Evidence: what a study is, one line a run, the recorder and its workers, verification, environment.
+
+May import `config` and `paths`. Does not belong here: any study, and what a number means.
+"""
+
+from gradtune_book.records.store import Result, load, provenance
+
+__all__ = ["Result", "load", "provenance"]

@@ -1,0 +1,162 @@
+"""What a run was computed with: commit, versions, device, memory; and how the installation departs from the pins."""
+
+import contextlib
+import ctypes
+import platform
+import re
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from gradtune.errors import GradtuneError
+from gradtune.nets import compiled
+
+from gradtune_book import paths
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
+
+
+@cache
+def commit() -> tuple[str | None, bool | None]:
+    """Return the library's commit and whether its files differ from it; None where git cannot tell."""
+    library = str(paths.ROOT / "lib")
+    head = _git(library, "rev-parse", "HEAD")
+    changed = _git(library, "status", "--porcelain", "--", ".")
+    return head, None if head is None or changed is None else bool(changed)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions a record keeps: python, torch, numpy, gradtune, and the C++ compiler of `compiled`."""
+    found = compiled.compiler()
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) or "unknown" for name in ("torch", "numpy", "gradtune")},
+        "compiler": "none" if found is None else found.version,
+    }
+
+
+def device(name: str) -> torch.device:
+    """Return the device `name` ("cpu", "cuda", "cuda:1"); raise GradtuneError when it is unknown or not there."""
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise GradtuneError(f"unknown device {name!r}; expected cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise GradtuneError(
+            f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    if chosen.type not in ("cpu", "cuda"):
+        raise GradtuneError(f"device {name!r} is not supported; expected cpu, cuda or cuda:N")
+    return chosen
+
+
+def describe(chosen: torch.device) -> str:
+    """Return the device as people read it: "cpu: AMD EPYC 7B13", "cuda: NVIDIA H100"."""
+    model = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else compiled.processor()
+    return f"{chosen.type}: {model}"
+
+
+def reset_peak(chosen: torch.device) -> None:
+    """Start measuring peak memory afresh (on a CPU where Linux allows it)."""
+    if chosen.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(chosen)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets this process's own high-water mark
+
+
+def peak_mb(chosen: torch.device) -> float:
+    """Return the peak in MB since `reset_peak`: allocated tensors on CUDA, the process's resident set on a CPU."""
+    if chosen.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(chosen)) / 2**20
+    try:
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextlib.contextmanager
+def as_recorded() -> Iterator[None]:
+    """Compute as studies are recorded: one thread, so sums have one order on any number of cores; numbers below 1e-38
+    (float32) rounded to zero, where the processor can; and freed memory kept for the next allocation.
+
+    A weight decay that a method has driven up takes whole nets below 1e-38, where arithmetic is many times slower: a
+    batch of Lorraine's runs on Kin8nm took 210 seconds in place of 50, and gave the same metrics. Afterwards threads
+    and rounding are the caller's again; memory is kept for good.
+    """
+    threads, flushed = torch.get_num_threads(), _flushes()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushed)
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library to keep freed memory for the next allocation instead of handing it back (Linux; elsewhere
+    nothing happens).
+
+    A training step frees and allocates the same large tensors again and again; without this every one of them costs
+    the page faults of fresh memory, up to four fifths of a step. Numbers do not change; a process keeps its peak.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _flushes() -> bool:
+    """Whether this thread rounds denormal numbers to zero."""
+    return (torch.tensor(1e-38) / 10).item() == 0
+
+
+def busy_seconds(chosen: torch.device) -> float:
+    """Return the seconds this process has computed so far: of its processor on a CPU, which other programs do not
+    lengthen, and of the clock on CUDA, once the device is idle. Differences of two readings mean something."""
+    if chosen.type == "cuda":
+        torch.cuda.synchronize(chosen)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def differences() -> tuple[int, list[str]]:
+    """Compare the installed packages with `requirements.txt`.
+
+    Returns:
+        How many packages are pinned there, and one sentence for each that is absent or of another version.
+    """
+    file = paths.ROOT / "requirements.txt"
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else []
+    found = [(name, pin, _version(name)) for name, pin in pins]
+    absent = [f"{name} {pin} is not installed" for name, pin, version in found if version is None]
+    # "2.15.0+cpu" is the same release as the pinned "2.15.0", built for another device
+    other = [f"{n} is {v}, pinned is {pin}" for n, pin, v in found if v is not None and v.split("+")[0] != pin]
+    return len(pins), absent + other
+
+
+def _git(folder: str, *arguments: str) -> str | None:
+    return _output("git", "-C", folder, *arguments)
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

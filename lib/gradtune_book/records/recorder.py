@@ -1,0 +1,211 @@
+"""Compute and record the runs of a study: resumable, shareable between processes, stoppable at any moment.
+
+Runs are computed in chunks that are cut from the study's full list before anything else is looked at, so a resumed
+study runs the same batches as an uninterrupted one and its numbers are the same to the last bit. A process claims a
+chunk by a lock that the kernel drops when the process dies, in whatever way.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gradtune.errors import GradtuneError
+from tqdm import tqdm
+
+from gradtune_book import config, paths
+from gradtune_book.records import environment, jsonl, store, workers
+from gradtune_book.records.study import Study, batches
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Runs computed together: configurations that agree in all but the field `study.varied`."""
+
+    index: int
+    configs: list[Any]
+    keys: list[str]
+
+    def cost(self, study: Study) -> float:
+        """Return how long it takes, compared with other chunks of the study."""
+        return len(self.configs) * study.cost(self.configs[0])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know; picklable, so a study's functions must live at the top of a module."""
+
+    study: Study
+    scale: str
+    device: str
+    deadline: float | None
+    """`time.monotonic()` at which no new chunk may start; the clock is the same in all processes of a machine."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `record` ended: runs of the study in all, recorded by this call, and left to do (and why)."""
+
+    study: str
+    scale: str
+    total: int
+    recorded: int
+    left: int
+    reason: str = ""
+
+    @property
+    def interrupted(self) -> bool:
+        """True after Ctrl-C."""
+        return self.reason == "interrupted"
+
+    def sentence(self) -> str:
+        """Return the summary as one sentence for people."""
+        name = f"{self.study} at scale {self.scale}"
+        if not self.left:
+            return f"{name} is complete: {self.recorded} recorded now, {self.total} in all"
+        again = "run the same command to go on"
+        return f"{name} stopped ({self.reason}): {self.recorded} recorded, {self.left} of {self.total} left; {again}"
+
+
+def record(study: Study, scale: str, device: str = "cpu", minutes: float | None = None, jobs: int = 1) -> Summary:
+    """Compute the runs of `study` that are not recorded yet and record them.
+
+    Args:
+        study: from `gradtune_book.papers.get`.
+        scale: one of `config.SCALES`.
+        device: "cpu", "cuda" or "cuda:N".
+        minutes: no chunk starts after this time, nor one that is not expected to end within it.
+        jobs: worker processes; 1 computes in this process. Every worker uses one thread, so that the number of
+            workers does not change the numbers.
+
+    Returns:
+        The summary. Ctrl-C ends the call (`interrupted`) and loses the runs of unfinished chunks and nothing else.
+
+    Raises:
+        GradtuneError: bad arguments, a full disk, a damaged record file, or a worker that died.
+    """
+    environment.device(device)
+    if jobs < 1 or (minutes is not None and not minutes > 0):
+        raise GradtuneError(f"jobs must be at least 1 and minutes more than 0, not {jobs} and {minutes}")
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    job = Job(study, config.check_scale(scale), device, deadline)
+    chunks = cut(study, scale)
+    total, before = sum(len(chunk.keys) for chunk in chunks), _count(job, chunks)
+    added, reason = 0, "another process has the rest" if minutes is None else "time is up"
+    with _bar(job, chunks) as bar:
+        bar.set_postfix_str(f"{before}/{total} runs")
+
+        def progress(done: tuple[int, float]) -> None:
+            nonlocal added
+            added += done[0]
+            bar.set_postfix_str(f"{before + added}/{total} runs", refresh=False)
+            bar.update(done[1])
+
+        try:
+            if before < total:
+                if jobs > 1:
+                    workers.share(work, job, jobs, progress)
+                else:
+                    for done in work(job):
+                        progress(done)
+        except KeyboardInterrupt:
+            reason = "interrupted"
+    left = total - _count(job, chunks)
+    return Summary(study.name, scale, total, added, left, reason if left else "")
+
+
+def cut(study: Study, scale: str) -> list[Chunk]:
+    """Cut the study's runs into chunks: at most `study.chunk` neighbours that agree in all but `study.varied`."""
+    parts = batches(study, study.runs(scale))
+    return [Chunk(k, part, [config.key(study.name, cfg) for cfg in part]) for k, part in enumerate(parts)]
+
+
+def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
+    """Run one chunk and return its records, in the order of its configurations."""
+    environment.commit()  # asked before the run: this is the code that computes it
+    environment.reset_peak(device)
+    try:
+        with environment.as_recorded():
+            results = study.run(chunk.configs, device)
+    except Exception as error:
+        error.add_note(f"in study {study.name!r}, scale {scale!r}, runs {[config.to_dict(c) for c in chunk.configs]}")
+        raise
+    if len(results) != len(chunk.configs):
+        raise GradtuneError(f"study {study.name!r} gave {len(results)} results for {len(chunk.configs)} runs")
+    where, peak = environment.describe(device), environment.peak_mb(device)
+    runs = zip(chunk.configs, results)
+    return [store.line(study.name, scale, cfg, result, where, len(results), peak) for cfg, result in runs]
+
+
+def work(job: Job) -> Iterator[tuple[int, float]]:
+    """Compute every chunk that is neither recorded nor claimed by another process; yield for each one the runs it
+    added and its cost."""
+    device, slowest = environment.device(job.device), 0.0
+    with _claims(job) as claim:
+        for chunk in cut(job.study, job.scale):
+            if _is_recorded(job, chunk) or not claim(chunk.index) or _is_recorded(job, chunk):
+                continue
+            start = time.monotonic()
+            if job.deadline is not None and start + slowest >= job.deadline:
+                return
+            added = jsonl.append(_file(job, chunk), compute(job.study, job.scale, chunk, device))
+            slowest = max(slowest, time.monotonic() - start)
+            yield added, chunk.cost(job.study)
+
+
+def _file(job: Job, chunk: Chunk) -> Path:
+    return store.path(job.study.name, job.scale, chunk.configs[0].method)
+
+
+def _is_recorded(job: Job, chunk: Chunk) -> bool:
+    return jsonl.keys(_file(job, chunk)).issuperset(chunk.keys)
+
+
+def _count(job: Job, chunks: Sequence[Chunk]) -> int:
+    """Count the study's runs that are recorded, reading each file once."""
+    have = {file: jsonl.keys(file) for file in {_file(job, chunk) for chunk in chunks}}
+    return sum(key in have[_file(job, chunk)] for chunk in chunks for key in chunk.keys)
+
+
+@contextmanager
+def _claims(job: Job) -> Iterator[Callable[[int], bool]]:
+    """Give a function that claims a chunk for this process: byte `index` of a lock file, held until the end."""
+    file = paths.records_root() / ".locks" / f"{job.study.name}-{job.scale}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise GradtuneError(
+            f"{file} cannot be written ({error.strerror}); set GRADTUNE_RECORDS to a folder that can"
+        ) from error
+
+    def claim(index: int) -> bool:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    try:
+        yield claim
+    finally:
+        os.close(descriptor)
+
+
+def _bar(job: Job, chunks: Sequence[Chunk]) -> Any:
+    """A progress bar in units of cost: chunks may differ in it a hundredfold, and the time left should be right."""
+    have = {file: jsonl.keys(file) for file in {_file(job, chunk) for chunk in chunks}}
+    costs = [(chunk.cost(job.study), have[_file(job, chunk)].issuperset(chunk.keys)) for chunk in chunks]
+    return tqdm(
+        total=sum(cost for cost, _ in costs),
+        initial=sum(cost for cost, done in costs if done),
+        desc=f"{job.study.name}/{job.scale}",
+        bar_format="{l_bar}{bar}| {postfix} [{elapsed}, {remaining} left]",
+        smoothing=0,
+        disable=None,
+    )

@@ -1,0 +1,248 @@
+"""Run records: one JSON line a run, one file per study, scale and method.
+
+A record says what a run gave, and where, when and with what it was computed. Nothing is ever edited in a record: a
+method whose code changes its numbers gets a higher `version` in its configuration, which retires the old lines.
+`jsonl` is how lines reach the disk; this module is what they say.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from gradtune.errors import GradtuneError, unknown
+
+from gradtune_book import config, paths
+from gradtune_book.records import environment, jsonl
+from gradtune_book.records.jsonl import Line
+
+POINTS = 50
+"""Most points a recorded series keeps."""
+
+_COLUMNS = ("device", "dataset", "commit", "dirty", "date", "wall_s", "batch", "peak_mb")
+_LATER = ("cpu_s",)  # columns that older records do not have
+_PROVENANCE = (
+    *("study", "scale", "method", "runs", "device", "commit", "dirty", "versions"),
+    *("dataset", "first", "last", "minutes"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of a study gives back.
+
+    Attributes:
+        metrics: final numbers by name. NaN and infinities are recorded as null and read back as NaN.
+        series: curves by name; recorded with at most `POINTS` points (see `thin`) and 7 digits.
+        wall_s: seconds of training, without evaluation and compilation.
+        cpu_s: the same in seconds that the processor computed (`environment.busy_seconds`), which a busy machine does
+            not lengthen; None where it was not measured.
+        dataset: name of the dataset in `gradtune_book.data.datasets`, or of the generated problem.
+        dataset_sha256: digest of the data that was used, "" for a generated problem.
+    """
+
+    metrics: dict[str, float | int | None]
+    series: dict[str, list[float | None]] = field(default_factory=dict)
+    wall_s: float = 0.0
+    dataset: str = ""
+    dataset_sha256: str = ""
+    cpu_s: float | None = None
+
+
+class Runs(Protocol):
+    """The part of a study that says which runs there are, in order."""
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+
+    @property
+    def runs(self) -> Callable[[str], list[Any]]:
+        """Scale -> configurations."""
+
+
+def path(study: str, scale: str, method: str, root: Path | None = None) -> Path:
+    """Return the file that holds the runs of one method."""
+    return _root(root) / study / config.check_scale(scale) / f"{method}.jsonl"
+
+
+def all_files(root: Path | None = None) -> list[Path]:
+    """Return every record file below the records root."""
+    return sorted(_root(root).glob("*/*/*.jsonl"))
+
+
+def thin(values: Sequence[Any], points: int = POINTS) -> list[Any]:
+    """Return at most `points` of the values, evenly spaced, first and last among them.
+
+    Series of equal length keep the same positions, so curves stay aligned with their axis.
+    """
+    if len(values) <= points:
+        return list(values)
+    return [values[i] for i in np.linspace(0, len(values) - 1, points).round().astype(int)]
+
+
+def number(value: Any) -> float | int | None:
+    """Return a metric as it is recorded: a plain int or float, None for None, NaN and infinities."""
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, (int, np.integer)) else float(value)
+
+
+def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: int, peak_mb: float | None) -> Line:
+    """Return the record of one run, plain JSON values only.
+
+    Args:
+        study: the study's name.
+        scale: one of `config.SCALES`.
+        cfg: the run's configuration.
+        result: what it gave.
+        device: where it ran, as people read it (`environment.describe`).
+        batch: runs computed together with it, itself included.
+        peak_mb: peak memory of that batch, None where it is not known.
+
+    Raises:
+        GradtuneError: a metric or series has the name of a field, of a column of `load` or of one another.
+    """
+    _refuse_clashes(cfg, result)
+    commit, dirty = environment.commit()
+    return {
+        "key": config.key(study, cfg),
+        "study": study,
+        "scale": scale,
+        "config": config.to_dict(config.check(cfg)),
+        "commit": commit,
+        "dirty": dirty,
+        "device": device,
+        "versions": environment.versions(),
+        "dataset": result.dataset,
+        "dataset_sha256": result.dataset_sha256,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "wall_s": round(float(result.wall_s), 4),
+        **({} if result.cpu_s is None else {"cpu_s": round(float(result.cpu_s), 4)}),
+        "batch": batch,
+        "peak_mb": None if peak_mb is None else round(peak_mb, 1),
+        "metrics": {name: number(value) for name, value in result.metrics.items()},
+        "series": {name: [_short(value) for value in thin(values)] for name, values in result.series.items()},
+    }
+
+
+def load(study: Runs | str, scale: str, methods: Sequence[str] | None = None, root: Path | None = None) -> pd.DataFrame:
+    """Return the recorded runs of a study as a table; empty when there is none.
+
+    Order and content do not depend on when, or in which order, the runs were recorded.
+
+    Args:
+        study: a study (`gradtune_book.papers.get(name)`): its current runs in its own order; lines of runs it no longer
+            has, or of an older `version`, are left out. Or merely a name: every line there is, of the highest
+            version each method has, sorted by method, seed and the other fields.
+        scale: one of `config.SCALES`.
+        methods: only these, in this order.
+        root: records root, `paths.records_root()` by default.
+
+    Returns:
+        Columns: key, the configuration's fields, device, dataset, commit, dirty, date, wall_s, batch, peak_mb (where
+        a field has such a name it stands in its place), cpu_s (if recorded), metrics (float, NaN where null), series
+        (lists).
+
+    Raises:
+        GradtuneError: unknown scale, a method the study does not have, or an invalid line in a file.
+    """
+    config.check_scale(scale)
+    lines = _by_name(study, scale, root) if isinstance(study, str) else _of_study(study, scale, methods, root)
+    if methods is not None:
+        order = {method: i for i, method in enumerate(methods)}
+        lines = [each for each in lines if each["config"]["method"] in order]
+        lines.sort(key=lambda each: order[each["config"]["method"]])
+    return pd.DataFrame([_row(each) for each in lines])
+
+
+def provenance(root: Path | None = None) -> pd.DataFrame:
+    """Return one row per study, scale and method: how many runs, and where, when and with what they were computed.
+
+    Columns: study, scale, method, runs, device, commit, dirty, versions, dataset, first, last, minutes (of training,
+    summed). Lines of an older `version` than the method's highest are not counted.
+    """
+    current = (_newest(jsonl.read(file)) for file in all_files(root))
+    return pd.DataFrame([_provenance_row(lines) for lines in current if lines], columns=list(_PROVENANCE))
+
+
+def _root(root: Path | None) -> Path:
+    return paths.records_root() if root is None else root
+
+
+def _short(value: Any) -> float | int | None:
+    """Round to seven digits, all a float32 has: this keeps a run near 1 kB."""
+    plain = number(value)
+    return float(f"{plain:.7g}") if isinstance(plain, float) else plain
+
+
+def _refuse_clashes(cfg: Any, result: Result) -> None:
+    names = [*result.metrics, *result.series]
+    taken = {"key", *_COLUMNS, *_LATER, *config.to_dict(cfg)}
+    if clashes := sorted({name for name in names if name in taken or names.count(name) > 1}):
+        raise GradtuneError(
+            f"metrics and series need names that no field of {type(cfg).__name__} and no column of a record has; "
+            f"rename {', '.join(clashes)}"
+        )
+
+
+def _of_study(study: Runs, scale: str, methods: Sequence[str] | None, root: Path | None) -> list[Line]:
+    configs = study.runs(scale)
+    known = dict.fromkeys(cfg.method for cfg in configs)
+    for method in methods or ():
+        if method not in known:
+            raise unknown(f"method of {study.name} at scale {scale}", method, known)
+    lines = jsonl.by_key(each for method in known for each in jsonl.read(path(study.name, scale, method, root)))
+    order = [config.key(study.name, cfg) for cfg in configs]
+    return [lines[key] for key in order if key in lines]
+
+
+def _by_name(study: str, scale: str, root: Path | None) -> list[Line]:
+    files = sorted((_root(root) / study / scale).glob("*.jsonl"))
+    unique = jsonl.by_key(each for file in files for each in _newest(jsonl.read(file)))
+    return sorted(unique.values(), key=_sort_key)
+
+
+def _newest(lines: list[Line]) -> list[Line]:
+    newest = max((each["config"].get("version", 0) for each in lines), default=0)
+    return [each for each in lines if each["config"].get("version", 0) == newest]
+
+
+def _sort_key(record: Line) -> tuple[Any, ...]:
+    fields = dict(record["config"])
+    method, seed = fields.pop("method"), fields.pop("seed")
+    # the type's name first, so that None and a number compare
+    return method, seed, *((type(value).__name__, 0 if value is None else value) for value in fields.values())
+
+
+def _row(record: Line) -> Line:
+    metrics = {name: math.nan if value is None else float(value) for name, value in record["metrics"].items()}
+    columns = {name: record[name] for name in _COLUMNS if name not in record["config"]}
+    columns |= {name: record[name] for name in _LATER if name in record}
+    return {"key": record["key"], **record["config"], **columns, **metrics, **record["series"]}
+
+
+def _provenance_row(lines: list[Line]) -> Line:
+    dates = sorted(each["date"] for each in lines)
+    return {
+        "study": lines[0]["study"],
+        "scale": lines[0]["scale"],
+        "method": lines[0]["config"]["method"],
+        "runs": len({each["key"] for each in lines}),
+        "device": _distinct(each["device"] for each in lines),
+        "commit": _distinct((each["commit"] or "unknown")[:10] for each in lines),
+        "dirty": any(each["dirty"] for each in lines),
+        "versions": _distinct(", ".join(f"{k} {v}" for k, v in each["versions"].items()) for each in lines),
+        "dataset": _distinct(each["dataset"] for each in lines),
+        "first": dates[0],
+        "last": dates[-1],
+        "minutes": round(sum(each["wall_s"] for each in lines) / 60, 2),
+    }
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(values))

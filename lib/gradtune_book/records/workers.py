@@ -1,0 +1,108 @@
+"""Share work among processes that end with their parent and leave nothing behind."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from gradtune.errors import GradtuneError
+
+
+def share(work: Callable[[Any], Iterator[Any]], job: Any, jobs: int, progress: Callable[[Any], Any]) -> None:
+    """Run `work(job)` in each of `jobs` new processes, which divide the work among themselves.
+
+    Args:
+        work: a module's function; each (picklable) value it yields is passed on to `progress`.
+        job: its picklable argument, the same for all.
+        jobs: how many processes.
+        progress: called in this process.
+
+    Raises:
+        GradtuneError: raised by a worker, or a worker died.
+        RuntimeError: another error in a worker; holds its traceback.
+        KeyboardInterrupt: Ctrl-C. In every case all workers have ended when this returns.
+    """
+    workers: dict[Any, BaseProcess] = {}
+    died = []
+    try:
+        workers.update(_start(work, job) for _ in range(jobs))
+        running = dict(workers)
+        while running:
+            for pipe in connection.wait(list(running)):
+                message = _receive(pipe)
+                if isinstance(message, BaseException):
+                    raise message
+                if message is not None:
+                    progress(message)
+                elif code := _exit_code(running.pop(pipe)):
+                    died.append(code)
+    finally:
+        for process in workers.values():
+            process.terminate()
+            process.join()
+    if died:
+        raise GradtuneError(
+            f"{len(died)} of {jobs} workers died (exit code {died[0]}; -9 is mostly a lack of memory); what they had "
+            "recorded is kept: run the same command, perhaps with fewer --jobs, to go on"
+        )
+
+
+def _start(work: Callable[[Any], Iterator[Any]], job: Any) -> tuple[Any, BaseProcess]:
+    """Start a worker; return the pipe it reports through and its process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_worker, args=(work, job, theirs), daemon=True)
+    with _interrupts_ignored():  # a child inherits it: Ctrl-C is for this process, which then ends its children
+        process.start()
+    theirs.close()
+    return ours, process
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _receive(pipe: Any) -> Any:
+    """Return a worker's message, None when it has ended."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _exit_code(process: BaseProcess) -> int:
+    process.join()
+    return process.exitcode or 0
+
+
+def _worker(work: Callable[[Any], Iterator[Any]], job: Any, pipe: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        for added in work(job):
+            pipe.send(added)
+    except GradtuneError as error:
+        pipe.send(error)
+    except Exception:
+        pipe.send(RuntimeError(f"a worker failed\n{traceback.format_exc()}"))
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone, even by kill -9, so that its chunk is free again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,137 @@
+"""Word-level language modelling by an LSTM with dropout, whose keep probability is a hyperparameter (Clip paper,
+Section 4.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from gradtune.errors import GradtuneError
+from gradtune.nets.draws import Draws
+from gradtune.nets.plain import KEEP, LanguageModel
+from gradtune.nets.stacked_lstm import StackedLanguageModel, State
+from torch import Tensor
+
+from gradtune_book.data.text import Text, streams
+
+_STREAMS = 20  # that a text is read as when it is evaluated
+
+
+class LanguageModelling:
+    """Cross entropy (nats) of R LSTM language models on pieces of `unrolled` words of `batch_size` streams.
+
+    The training loss is summed over the words of a piece and averaged over the streams, as learning rates and gradient
+    norms of Zaremba et al. (2014) are meant; validation and evaluation are averages over words.
+    Piece t follows piece t - 1, as does the LSTM's state, which is a constant there; after the last piece the text
+    starts again, from the zero state (Zaremba et al. 2014). So steps must be taken in order; the last two can be taken
+    again. The training loss reads the hyperparameter "keep"; masks are a function of (seed of the run, t), hence
+    coupled between keep probabilities. The validation loss has no dropout, and each of its pieces starts from the zero
+    state.
+    """
+
+    stationary = False
+
+    def __init__(
+        self,
+        text: Text,
+        seeds: Sequence[int],
+        hidden: int = 650,
+        layers: int = 2,
+        unrolled: int = 35,
+        batch_size: int = 20,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.text, self.seeds, self.unrolled, self.dtype = text, list(seeds), unrolled, dtype
+        self.net = StackedLanguageModel(text.vocabulary, hidden, layers)
+        self.layout = self.net.layout
+        self._train, self._val = (self._pieces(part, batch_size) for part in (text.train, text.val))
+        self._states: dict[int, State] = {}
+        self._drawn: tuple[int, list[Tensor]] | None = None
+
+    def _pieces(self, tokens: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        """Pairs (words, words that follow them), each `[T, B]`, in the order of the text."""
+        rows, length = streams(tokens, batch_size), self.unrolled
+        count = (rows.shape[1] - 1) // length
+        if not count:
+            raise GradtuneError(
+                f"{len(tokens)} words make {batch_size} streams of {rows.shape[1]}, too short for a piece of {length} "
+                "and the word after it; use fewer streams or shorter pieces"
+            )
+        parts = (rows[:, k * length : (k + 1) * length + 1].T.contiguous() for k in range(count))
+        return [(part[:-1], part[1:]) for part in parts]
+
+    def init(self, bound: float = 0.05) -> Tensor:
+        """Initial weights `[R, D]` from U(-bound, bound), a row for each seed; drawn on the CPU in float32."""
+        rows = [torch.rand(sum(self.layout.sizes), generator=torch.Generator().manual_seed(s)) for s in self.seeds]
+        return ((2 * torch.stack(rows) - 1) * bound).to(self.text.train.device, self.dtype)
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        """Losses `[R]`, summed over the words, of piece t with dropout at `lam["keep"] [R, 1]` (without it: none)."""
+        tokens, targets = self._train[t % len(self._train)]
+        masks = self._masks(tokens, lam["keep"], t, w) if "keep" in lam else None
+        losses, after = self.net(w, tokens, targets, self._state(w, tokens, t), masks)
+        if t + 1 not in self._states:
+            kept = {k: s for k, s in self._states.items() if k >= t - 1}
+            self._states = kept | {t + 1: (after[0].detach(), after[1].detach())}
+        return losses * len(tokens)
+
+    def _state(self, w: Tensor, tokens: Tensor, t: int) -> State:
+        if t % len(self._train) == 0:
+            return self.net.zero_state(w, tokens.shape[1])
+        if t not in self._states:
+            raise GradtuneError(
+                f"the state before piece {t} of the text is not known; take the steps in order from a piece whose "
+                f"number is a multiple of {len(self._train)}, where the text starts"
+            )
+        return self._states[t]
+
+    def _masks(self, tokens: Tensor, keep: Tensor, t: int, w: Tensor) -> list[Tensor]:
+        KEEP.check(keep)
+        keep = keep.detach().reshape(-1, 1, 1, 1)
+        return [(u < keep).to(w.dtype) / keep for u in self._uniforms(tokens, t, w)]
+
+    def _uniforms(self, tokens: Tensor, t: int, w: Tensor) -> list[Tensor]:
+        """Numbers from U[0, 1) for each place of dropout `[R, T, B, hidden]`: those of the module under `batched`."""
+        if self._drawn is None or self._drawn[0] != t:
+            generators = Draws(self.seeds, t).generators(w.device)
+            shape = (*tokens.shape, self.net.hidden)
+            draws = [
+                torch.stack([torch.rand(shape, generator=g, dtype=w.dtype, device=w.device) for g in generators])
+                for _ in range(self.net.layers + 1)
+            ]
+            self._drawn = t, draws
+        return self._drawn[1]
+
+    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        """Losses `[R]` of validation piece t, without dropout, from the zero state."""
+        tokens, targets = self._val[t % len(self._val)]
+        return self.net(w, tokens, targets, self.net.zero_state(w, tokens.shape[1]))[0]
+
+    @torch.no_grad()
+    def evaluate(self, w: Tensor, part: str, most: int | None = None) -> Tensor:
+        """Mean cross entropy `[R]` on a part, "train", "val" or "test" (its first `most` words), without dropout; the
+        state goes on through the text, which is read as 20 streams."""
+        rows = streams(getattr(self.text, part)[:most], _STREAMS)
+        state, total, length = self.net.zero_state(w, _STREAMS), w.new_zeros(len(w)), rows.shape[1] - 1
+        for start in range(0, length, self.unrolled):
+            piece = rows[:, start : min(start + self.unrolled, length) + 1].T
+            losses, state = self.net(w, piece[:-1], piece[1:], state)
+            total += losses * (len(piece) - 1)
+        return total / length
+
+
+def paper_size(vocabulary: int = 10_000) -> int:
+    """Number of weights of the paper's net, the medium one of Zaremba et al. (2014)."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in LanguageModel(vocabulary, 650, 2).parameters())
+
+
+def perplexity(loss: float) -> float:
+    """exp of a cross entropy in nats a word."""
+    return math.exp(loss)
+
+
+def bits(loss: float) -> float:
+    """Bits a word of a cross entropy in nats a word."""
+    return loss / math.log(2)

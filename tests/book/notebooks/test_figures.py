@@ -1,0 +1,68 @@
+"""`figures.show`: what it sends to a notebook, and how the book draws it."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+from gradtune.errors import GradtuneError
+from gradtune_book.notebooks import figures
+from matplotlib.figure import Figure
+
+
+@pytest.fixture
+def fig() -> Iterator[Figure]:
+    fig, ax = plt.subplots(figsize=(4, 3))
+    ax.plot([1, 2], [3, 4])
+    yield fig
+    plt.close(fig)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What was displayed, as (data, metadata)."""
+    outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata: outputs.append((data, metadata)))
+    return outputs
+
+
+def test_show_sends_picture_and_caption(fig: Figure, sent: list[Any]) -> None:
+    figures.show(fig, caption="Loss of\nUCI Energy.", alt="A falling line.", name="fig-loss")
+    (picture, about), (caption, mark) = sent
+    assert base64.b64decode(picture["image/png"]).startswith(b"\x89PNG")
+    assert picture["text/plain"] == "A falling line."
+    assert about[figures.METADATA_KEY] == {
+        "caption": "Loss of UCI Energy.",
+        "alt": "A falling line.",
+        "name": "fig-loss",
+    }
+    assert about["image/png"]["alt"] == "A falling line."
+    assert 300 < about["image/png"]["width"] < 400  # CSS pixels of about 4 inches
+    assert caption["text/markdown"] == "**Figure.** Loss of UCI Energy."
+    assert mark == {figures.METADATA_KEY: {"name": "fig-loss"}}
+
+
+def test_show_closes_the_figure_so_that_it_is_not_shown_twice(fig: Figure, sent: list[Any]) -> None:
+    figures.show(fig, caption="A caption.", alt="A line.", name="fig-a")
+    assert fig.number not in plt.get_fignums()
+
+
+def test_the_same_figure_is_the_same_file(fig: Figure, sent: list[Any]) -> None:
+    for _ in range(2):
+        figures.show(fig, caption="A caption.", alt="A line.", name="fig-a")
+    assert sent[0] == sent[2]
+
+
+@pytest.mark.parametrize("text", ["", " \n", "one\n\ntwo"])
+@pytest.mark.parametrize("which", ["caption", "alt"])
+def test_a_figure_needs_one_paragraph_of_each_text(fig: Figure, which: str, text: str) -> None:
+    texts = {"caption": "A caption.", "alt": "A line.", which: text}
+    with pytest.raises(GradtuneError, match=f"a figure's {which} must be one paragraph"):
+        figures.show(fig, **texts, name="fig-a")
+
+
+@pytest.mark.parametrize("name", ["", "Fig-1", "fig_1", "fig 1", "-fig", "fig--1"])
+def test_a_figure_needs_a_label(fig: Figure, name: str) -> None:
+    with pytest.raises(GradtuneError, match="small letters and digits joined by hyphens"):
+        figures.show(fig, caption="A caption.", alt="A line.", name=name)

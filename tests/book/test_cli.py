@@ -1,0 +1,299 @@
+"""The command line: what each command prints, and that a mistake is one sentence and exit status 2."""
+
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fake_study
+import gradtune
+import pytest
+from gradtune import methods
+from gradtune.errors import GradtuneError
+from gradtune_book import cli, papers
+from gradtune_book.data import datasets
+from gradtune_book.records import environment, jsonl, store
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path / "raw"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call `gradtune` and return its status, output and errors."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            status = cli.main(arguments)
+        except SystemExit as stop:  # argparse's way
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every study name mean the made-up one."""
+    monkeypatch.setattr(papers, "get", lambda name: fake_study.STUDY)
+    monkeypatch.setattr(papers, "names", lambda: ["fake"])
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Callable[..., Any]) -> None:
+    """Put a module of made-up functions in the place of one of the library's."""
+    module = types.ModuleType(f"gradtune.{name}")
+    for function, value in functions.items():
+        setattr(module, function, value)
+    monkeypatch.setitem(sys.modules, f"gradtune.{name}", module)
+    monkeypatch.setattr(gradtune, name, module, raising=False)
+
+
+def assert_one_sentence(status: int, err: str, *words: str) -> None:
+    assert status == 2
+    assert err.startswith("gradtune: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["record", "clip_quadratc", "--scale", "smoke"], ["unknown study", "did you mean 'clip_quadratic'?"]),
+        (["record", "clip_quadratic", "--scale", "smok"], ["unknown scale", "did you mean 'smoke'?"]),
+        (["record", "clip_quadratic", "--scale", "smoke", "--device", "gpu"], ["unknown device 'gpu'"]),
+        (["list", "study"], ["unknown list", "did you mean 'studies'?"]),
+        (["data", "fecth"], ["unknown action", "did you mean 'fetch'?"]),
+        (["data", "fetch", "energy", "yatch"], ["unknown dataset", "did you mean 'yacht'?"]),
+        (["data", "status", "energy"], ["takes no names"]),
+        (["data", "fetch", "energy", "--from", "http://127.0.0.1:9"], ["cannot reach", "energy"]),
+        (["book", "--scale", "papre"], ["unknown scale", "did you mean 'paper'?"]),
+    ],
+)
+def test_mistakes(run: Run, arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    status, out, err = run(*arguments)
+    assert_one_sentence(status, err, *words)
+    assert not out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["record", "fake"], "required: --scale"),
+        (["record", "fake", "--scale", "smoke", "--minutes", "soon"], "invalid float value: 'soon'"),
+        (["record", "fake", "--scale", "smoke", "--jobs", "1.5"], "invalid int value: '1.5'"),
+        (["run", "one_recursion", "-p", "seed"], "expected 2 arguments"),
+        (["recrod"], "recrod"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(run: Run, arguments: list[str], words: str) -> None:
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_list_says_what_there_is(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pandas as pd
+
+    row = {"method": "clip2", "paper": "Clip", "cost": "1 Hessian product", "memory": "P D", "outer": "SGD"}
+    stand_in(monkeypatch, "methods", table=lambda: pd.DataFrame([row]))
+    assert run("list", "scales") == (0, "smoke\nlaptop\npaper\n", "")
+    assert run("list", "studies") == (0, "fake  Made-up runs\n", "")
+    assert "clip2" in run("list", "methods")[1]
+    status, out, _ = run("list")
+    assert status == 0
+    for heading in cli.LISTS:
+        assert f"{heading}:" in out
+
+
+@pytest.mark.parametrize("width", [120, 80])
+def test_list_methods_fits_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = run("list", "methods")
+    head, rule, *lines = out.splitlines()
+    assert status == 0
+    assert head.split() == ["method", "paper", "cost", "memory"]
+    assert max(map(len, out.splitlines())) <= width
+    starts = [column.start() for column in re.finditer("-+", rule)]
+    for start, end, name in zip(starts, [*starts[1:], None], head.split()):  # nothing is cut off
+        column = "".join(line[start:end] for line in lines)
+        assert "".join(column.split()) == "".join("".join(methods.table()[name]).split())
+
+
+def test_list_alone_names_every_method_in_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    out = run("list")[1].split("methods:\n")[1].split("scales:")[0].splitlines()
+    assert [line.split("  ")[1] for line in out] == list(methods.table()["method"])
+
+
+def test_list_notebooks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "clip_quadratic.ipynb").touch()
+    monkeypatch.setattr("gradtune_book.paths.ROOT", tmp_path)
+    assert run("list", "notebooks") == (0, "clip_quadratic\n", "")
+
+
+def test_record_then_verify(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, _ = run("record", "fake", "--scale", "smoke")
+    assert (status, out) == (0, "fake at scale smoke is complete: 8 recorded now, 8 in all\n")
+    status, out, _ = run("record", "fake", "--scale", "smoke", "--verify", "2")
+    assert status == 0
+    assert [line[:5] for line in out.splitlines()] == ["ok   "] * 2
+    assert out.count(": identical\n") == 2
+    monkeypatch.setenv("FAKE_SHIFT", "1")
+    status, out, _ = run("record", "fake", "--scale", "smoke", "--verify", "8")
+    assert status == 1
+    assert out.count("WRONG") == out.count("loss differs by") == 6  # the two runs that are NaN stay NaN
+    assert len(store.load(fake_study.STUDY, "smoke")) == 8
+
+
+def test_verify_on_another_processor_says_how_far_and_does_not_fail(
+    run: Run, fake: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("record", "fake", "--scale", "smoke")
+    monkeypatch.setenv("FAKE_SHIFT", "1")
+    monkeypatch.setattr("gradtune_book.records.environment.describe", lambda device: "cpu: another one")
+    status, out, _ = run("record", "fake", "--scale", "smoke", "--verify", "8")
+    assert status == 0 and out.count("apart") == 6
+    assert out.count("; recorded with another device)") == 6
+
+
+def test_list_records_counts_runs(run: Run, fake: None) -> None:
+    assert run("list", "records") == (0, "no run of any study is recorded\n", "")
+    run("record", "fake", "--scale", "smoke")
+    lines = ["fake  smoke  none  slow: 4 runs", "fake  smoke  none  fast: 4 runs"]
+    assert run("list", "records", "fake")[1].splitlines() == lines
+    assert_one_sentence(*run("list", "methods", "fake")[::2], "takes no further name", "gradtune list records STUDY")
+
+
+def test_record_reports_ctrl_c(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_INTERRUPT", "3")
+    status, out, _ = run("record", "fake", "--scale", "smoke")
+    assert status == 130
+    assert out == (
+        "fake at scale smoke stopped (interrupted): 3 recorded, 5 of 8 left; run the same command to go on\n"
+    )
+
+
+def test_record_minutes(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "0.2")
+    status, out, _ = run("record", "fake", "--scale", "smoke", "--minutes", "0.001")
+    assert status == 0
+    assert "stopped (time is up): 3 recorded, 5 of 8 left" in out
+
+
+def test_run_passes_names_and_values(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    got: list[Any] = []
+
+    def fake_run(*arguments: object) -> Path:
+        got.append(arguments)
+        return tmp_path / "out.ipynb"
+
+    stand_in(monkeypatch, "notebooks", run=fake_run)
+    status, out, _ = run("run", "clip_quadratic", "-p", "seed", "3", "-p", "rate", "1e-3", "-o", "out.ipynb")
+    assert (status, out) == (0, f"{tmp_path / 'out.ipynb'}\n")
+    assert got == [("clip_quadratic", {"seed": "3", "rate": "1e-3"}, Path("out.ipynb"))]
+
+
+def test_book_passes_its_options_and_a_failure_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[Any] = []
+    stand_in(monkeypatch, "book", build=lambda *arguments: got.append(arguments))
+    assert run("book")[0] == 0
+    assert run("book", "--scale", "laptop", "--data", "embedded", "--force")[0] == 0
+    assert got == [("smoke", "auto", False), ("laptop", "embedded", True)]
+
+    class NotebookFailed(GradtuneError):
+        exit_status = 1
+
+    def fail(*arguments: object) -> None:
+        raise NotebookFailed("clip_quadratic, cell table-1: NameError")
+
+    stand_in(monkeypatch, "book", build=fail)
+    assert run("book") == (1, "", "gradtune: clip_quadratic, cell table-1: NameError\n")
+
+
+def test_data_status_and_fetch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, _ = run("data")
+    assert status == 0
+    for name in datasets.DATASETS:
+        assert name in out
+    assert "missing" in out
+    got: list[str] = []
+
+    def fetch(name: str, **options: object) -> int:
+        got.append(name)
+        return 3
+
+    monkeypatch.setattr(datasets, "fetch", fetch)
+    status, out, _ = run("data", "fetch", "energy")
+    assert (status, out) == (0, "energy: 44 files, 3 of them fetched now\n")
+    run("data", "fetch")
+    assert got == ["energy", *(name for name in datasets.DATASETS if not datasets.info(name).embedded)]
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that is as pinned."""
+    monkeypatch.setattr(environment, "differences", lambda: (20, []))
+
+
+def test_check_of_a_sound_installation(run: Run, fake: None, pinned: None) -> None:
+    run("record", "fake", "--scale", "smoke")
+    status, out, _ = run("check")
+    assert status == 0
+    assert "20 packages as pinned" in out
+    assert "data: diabetes embedded" in out
+    assert "data: energy missing" in out  # no fault: the embedded set stands in
+    assert "records: fake/smoke/slow.jsonl, 4 runs\n" in out
+    assert all(line.startswith("ok   ") for line in out.splitlines())
+
+
+def test_check_finds_a_damaged_record_and_accepts_a_torn_one(run: Run, fake: None, pinned: None) -> None:
+    run("record", "fake", "--scale", "smoke")
+    slow, fast = (store.path("fake", "smoke", method) for method in ("slow", "fast"))
+    fast.write_bytes(fast.read_bytes()[:-5])
+    slow.write_text("nonsense\n" + slow.read_text())
+    status, out, _ = run("check")
+    assert status == 1
+    assert f"WRONG records: {slow}, line 1 is not a run record" in out
+    assert "ok    records: fake/smoke/fast.jsonl, 3 runs, a torn last line is ignored" in out
+
+
+def test_check_finds_damaged_and_incomplete_data(run: Run, pinned: None, tmp_path: Path) -> None:
+    for file, name in {"energy/data/data.txt": "energy", "yacht/data/n_splits.txt": "yacht"}.items():
+        path = tmp_path / "raw" / "UCI_Datasets" / file
+        path.parent.mkdir(parents=True)
+        path.write_text("20\n" if name == "yacht" else "not the data")
+    status, out, _ = run("check")
+    assert status == 1
+    assert "WRONG data: UCI_Datasets/energy/data/data.txt truncated or altered; run `gradtune data fetch energy`" in out
+    assert "WRONG data: yacht is incomplete" in out
+
+
+def test_check_compares_versions_with_the_pins(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradtune_book.paths.ROOT", tmp_path)
+    assert "not compared" in run("check")[1]
+    installed = environment.versions()["numpy"]
+    (tmp_path / "requirements.txt").write_text(f"# pins\nnumpy=={installed}\npandas==0.0.1\nno-such-package==1.0\n")
+    status, out, _ = run("check")
+    assert status == 1
+    assert "environment: pandas is " in out
+    assert "pinned is 0.0.1" in out
+    assert "no-such-package 1.0 is not installed" in out
+    assert "numpy" not in out
+
+
+def test_no_records_is_no_fault(run: Run, pinned: None) -> None:
+    assert jsonl.read(store.path("fake", "smoke", "slow")) == []
+    assert "ok    records: none yet" in run("check")[1]
