@@ -30,7 +30,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> GradtuneError:
 
 
 def at_least(low: int, **values: int) -> None:
-    """Raises GradtuneError for the first of the named whole numbers that is below `low`."""
+    """Check that the named whole numbers are `low` or more.
+
+    Raises:
+        GradtuneError: one of them is below `low`; names the first.
+    """
     for name, value in values.items():
         if value < low:
             raise GradtuneError(f"{name} = {value}; expected a whole number >= {low}")

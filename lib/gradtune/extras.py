@@ -22,6 +22,7 @@ def needed(module: str, extra: str, what: str) -> ModuleType:
 
     Raises:
         GradtuneError: the package is not installed; says which command installs it.
+        ModuleNotFoundError: the package is installed, and something that it needs itself is not.
     """
     try:
         return import_module(module)

@@ -1,7 +1,7 @@
-"""The methods of the five papers as choices on the same few axes: which sensitivity, which outer loss, how often, by
-which rule.
+"""The methods of the five papers as choices on the same few axes.
 
-`METHODS` is the table; the functions above it build the ones that this version runs, as `train.Method`s.
+The axes are which sensitivity, which outer loss, how often, and by which rule. `METHODS` is the table. The functions
+above it build the methods that this version runs, each a `loop.Method`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def fixed() -> Method:
-    """Hyperparameters stay as they are: one run of a random or grid search. Cost: plain training."""
+    """Hyperparameters that stay as they are: one run of a random or grid search.
+
+    Cost: plain training.
+    """
     return Method()
 
 
@@ -35,11 +38,24 @@ def oho(
     """Exact forward mode, an SGD step on the hyperparameters after every training step (OHO, Section 4, eq. 6 and 9).
 
     Global, per layer or k groups of neighbouring layers is declared by `Hyper(granularity=...)`, see
-    `hypers.neighbours`. layerwise: "exact", the recursion for each group, or "split", one sensitivity whose product
-    with the validation gradient is shared out by group, as the published program does. product: the relative width of
-    differences of gradients in place of exact Hessian products (the program: 0.01).
-    Cost: a gradient with its graph, a Hessian product a hyperparameter and a validation gradient; memory P D more.
-    ClipR differs by the projection of the sensitivity and by a rate that follows the learning rate.
+    `hypers.neighbours`.
+
+    `clip_r` differs by the projection of the sensitivity and by an outer rate that follows the learning rate.
+
+    Cost per step: a gradient with its graph, one Hessian product per hyperparameter and a validation gradient.
+
+    Memory: P D more.
+
+    Args:
+        lr: the rate of the outer SGD.
+        reset_every: training steps after which the sensitivity starts from 0 again; None for never.
+        layerwise: "exact", the recursion for each group, or "split", one sensitivity whose product with the validation
+            gradient is shared out by group, as the published program does.
+        product: the relative width of differences of gradients in place of exact Hessian products (the program: 0.01);
+            None for exact products.
+
+    Raises:
+        GradtuneError: `layerwise` is unknown.
     """
     if layerwise not in ("exact", "split"):
         raise unknown("layerwise form", layerwise, ["exact", "split"])
@@ -48,109 +64,188 @@ def oho(
 
 
 def unroll_k(k: int, scale: float = 0.1) -> Method:
-    """UnrollK (Franceschi et al. 2017; Clip paper, Section 3.2): exact over K steps, then one outer step and a
-    sensitivity of 0 again.
+    """UnrollK: exact over K steps, then one outer step and a sensitivity of 0 again.
 
-    scale: the outer rate is scale times the learning rate. Cost a step: one Hessian product a hyperparameter; a
-    validation gradient every K steps.
+    Sources: Franceschi et al. 2017; Clip paper, Section 3.2.
+
+    Cost per step: one Hessian product per hyperparameter; a validation gradient every K steps.
+
+    Args:
+        k: K.
+        scale: the outer rate is `scale` times the learning rate.
     """
     return Method(Forward(reset_every=k), SGD(scale, "lr"), every=k)
 
 
 def unroll1_gtgv(scale: float = 0.1) -> Method:
-    """Unroll1-gTgV (Luketina et al. 2016; Clip paper, Section 3.3): -<gV, dgT/dlam>, without the step size of
-    `unroll_k(1)`. Loss hyperparameters only."""
+    """Unroll1-gTgV (Luketina et al. 2016; Clip paper, Section 3.3), for hyperparameters of the loss only.
+
+    The hypergradient is minus the inner product `<gV, dgT/dlam>`, without the step size of `unroll_k(1)`.
+
+    Args:
+        scale: the outer rate is `scale` times the learning rate.
+    """
     return Method(FirstOrder(), SGD(scale, "lr"))
 
 
 def clip_r(radius: float, scale: float = 0.1, warm_up: int = 0) -> Method:
-    """ClipR (Clip paper, Algorithm 1): the sensitivity is kept for ever, projected on a ball of this radius after
-    every step."""
+    """ClipR (Clip paper, Algorithm 1): the sensitivity is kept for ever, projected on a ball after every step.
+
+    Args:
+        radius: the radius of the ball.
+        scale: the outer rate is `scale` times the learning rate.
+        warm_up: training steps before outer updates begin.
+    """
     return Method(Forward(radius=radius), SGD(scale, "lr"), warm_up=warm_up)
 
 
 def fds(horizon: int, outer: Outer | None = None, product_limit: float | None = None) -> Method:
-    """FDS (Algorithm 1): exact forward mode over the whole training, one column a window (declared by
-    `Hyper(windows=...)`), one outer step at its end.
+    """FDS (Algorithm 1): exact forward mode over the whole training, one outer step at its end.
 
-    product_limit clamps the entries of the Hessian products (paper: 10). Algorithm 1 divides the hypergradient by the
-    window's length W and steps by SGD: give `SGD(rate / W)`; Algorithm 2 is `outer.SignHalving`.
-    `restarts.Restarts` trains again and again. Memory: (1 + buffers) P D, whatever the horizon.
+    A hyperparameter has one column per time window, declared by `Hyper(windows=...)`. `restarts.Restarts` trains again
+    and again.
+
+    Memory: (1 + buffers) P D, whatever the horizon.
+
+    Args:
+        horizon: training steps.
+        outer: the outer rule; `SGD(0.1)` by default. Algorithm 1 divides the hypergradient by the window's length W and
+            steps by SGD, which is `SGD(rate / W)`. Algorithm 2 is `outer.SignHalving`.
+        product_limit: limit to which the entries of `H Z + dg/draw` are clamped before they enter the sensitivity Z
+            (paper: 10); None for no limit.
     """
     return Method(Forward(product_limit=product_limit), outer or SGD(0.1), every=horizon)
 
 
 def greedy(lr: float) -> Method:
-    """Horizon 1: only the last step's effect counts (FDS, Section 3.2). The same as `unroll_k(1)` with a constant
-    rate."""
+    """Horizon 1: only the last step's effect counts (FDS, Section 3.2).
+
+    It is the same as `unroll_k(1)` with a constant outer rate.
+
+    Args:
+        lr: the rate of the outer SGD.
+    """
     return Method(Forward(reset_every=1), SGD(lr))
 
 
 def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool = False) -> Method:
-    """OnePass (Algorithm 1): Neumann series of the last update, Adam on the raw coordinates. What is tuned (WD+LR,
-    WD+LR+M) is declared by `Hyper(tuned=...)`.
+    """OnePass (Algorithm 1): Neumann series of the last update, Adam on the raw coordinates.
 
-    fresh: derivatives at the weights after the update's last step, as the text reads, in place of those before it, as
-    the published program does.
+    What is tuned (WD+LR, WD+LR+M) is declared by `Hyper(tuned=...)`.
 
-    Cost: every `every` steps a gradient with its graph, look_back - 1 Hessian products and a validation gradient;
-    memory one graph, independent of P.
+    Cost per outer update: a gradient with its graph, `look_back - 1` Hessian products and a validation gradient.
+
+    Memory: one graph, independent of P.
+
+    Args:
+        look_back: number of terms of the Neumann series.
+        every: training steps between two outer updates.
+        lr: the rate of the outer Adam.
+        fresh: take the derivatives at the weights after the update's last step, as the text reads, in place of those
+            before it, as the published program does.
     """
     return Method(Neumann(look_back, fresh), Adam(lr), every=every)
 
 
 def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
-    """Lorraine et al. (2020) as OnePass compares it (Section 4.1): `onepass` with the weight decay tuned alone; declare
-    the other hyperparameters with `Hyper(tuned=False)`. Cost and memory as `onepass`."""
+    """Lorraine et al. (2020) as OnePass compares it (Section 4.1): `onepass` with the weight decay tuned alone.
+
+    The other hyperparameters are declared with `Hyper(tuned=False)`. Cost and memory are those of `onepass`.
+
+    Args:
+        look_back: number of terms of the Neumann series.
+        every: training steps between two outer updates.
+        lr: the rate of the outer Adam.
+    """
     return onepass(look_back, every, lr)
 
 
 def per_step(horizon: int, lr: float) -> Method:
-    """Non-greedy, unshared (FDS, Figures 2 and 3): a value of each hyperparameter for every step, declared by
-    `Hyper(windows=horizon)`, exact by reverse mode over stored states, one SGD step at the end of training.
+    """Non-greedy and unshared (FDS, Figures 2 and 3): a value of each hyperparameter for every step.
 
-    Cost: one more gradient and a Hessian product a step; memory (1 + buffers) D a step. `fds` gives the same numbers
-    at a cost that grows with the number of windows and a memory that does not grow with the horizon."""
+    The values are declared by `Hyper(windows=horizon)`. The hypergradient is exact, by reverse mode over stored states,
+    with one SGD step at the end of training. `fds` gives the same numbers at a cost that grows with the number of
+    windows and a memory that does not grow with the horizon.
+
+    Cost per step: one more gradient and a Hessian product.
+
+    Memory: (1 + buffers) D per step.
+
+    Args:
+        horizon: training steps.
+        lr: the rate of the outer SGD.
+    """
     return Method(Reverse(horizon), SGD(lr), every=horizon)
 
 
 def diff_through_opt(horizon: int = 5, every: int = 10, lr: float = 0.05) -> Method:
-    """Diff-through-Opt (Domke 2012; OnePass, Section 4): as `onepass`, with the exact derivative through the last
-    `horizon` steps."""
+    """Diff-through-Opt (Domke 2012; OnePass, Section 4): `onepass` with the exact derivative through the last steps.
+
+    Args:
+        horizon: number of steps, counted back from an outer update and not beyond the one before. Up to 20, their
+            graphs are stored; from 21 on, their states.
+        every: training steps between two outer updates.
+        lr: the rate of the outer Adam.
+    """
     return Method(Reverse(horizon, store="graph" if horizon <= 20 else "state"), Adam(lr), every=every)
 
 
 def hd(lr: float, multiplicative: bool = False) -> Method:
-    """HD, hypergradient descent (Baydin et al. 2018; MetaOptimize, Appendix B.2): an outer step on <g_t,
-    dw_t/draw> of the previous step, the derivative of the training loss, before the next step is taken.
+    """HD, hypergradient descent (Baydin et al. 2018; MetaOptimize, Appendix B.2).
 
-    multiplicative: lr <- lr (1 + rate cos(g_t, previous step)) on the coordinate itself (transform "identity"); else
-    the additive rule in any coordinate. Cost: a dot product a step; memory D. It is `metaoptimize_hf` with gamma = 0
-    and the update one step earlier.
+    Before the next step is taken, an outer step follows the derivative of the training loss: the inner product of `g_t`
+    and the previous step's `dw_t/draw`. The additive rule is `metaoptimize_hf` with `gamma=0`, SGD as the meta rule and
+    the update one step earlier.
+
+    Cost per step: a dot product.
+
+    Memory: D.
+
+    Args:
+        lr: the rate of the outer rule.
+        multiplicative: with this rate, use the rule `lr <- lr (1 - rate cos(g_t, w_t - w_{t-1}))` on the coordinate
+            itself (transform "identity"), instead of the additive rule in any coordinate.
     """
     outer: Outer = Multiplicative(lr) if multiplicative else SGD(lr)
     return Method(Trace(0.0, normalised=multiplicative), outer, outer_loss="training", immediate=True)
 
 
 def baydin(lr: float = 0.001) -> Method:
-    """The baseline "Baydin" of OnePass (Section 4.1): SGD on log10 lr with -<g_t, g_{t-1}>, loss gradients alone and
-    without the chain factor of log10.
+    """The baseline "Baydin" of OnePass (Section 4.1): SGD on log10 lr without the chain factor of log10.
 
-    For it the validation rows are training rows (`Table.merged`). Cost: a dot product a step; memory D. `hd` differs by
-    the chain factor and by the whole last step, with momentum and weight decay, in place of g_{t-1}.
+    The hypergradient is minus the inner product `<g_t, g_{t-1}>` of gradients of the loss alone. For this baseline the
+    validation rows are training rows (in the book, `uci.Table.merged`). `hd` differs by the chain factor and by the
+    whole last step, with momentum and weight decay, in place of `g_{t-1}`.
+
+    Cost per step: a dot product.
+
+    Memory: D.
+
+    Args:
+        lr: the rate of the outer SGD.
     """
     return Method(Trace(0.0, direction="gradient", chain=False), SGD(lr), outer_loss="training", immediate=True)
 
 
 def metaoptimize_hf(meta: Outer | None = None, gamma: float = 1.0, form: str = "ours") -> Method:
-    """Hessian-free MetaOptimize (Algorithm 3): a discounted trace of the steps taken, and <h, g> of the training loss
-    for each group of a learning rate in the coordinate "log".
+    """Hessian-free MetaOptimize (Algorithm 3): a discounted trace h of the steps taken.
 
-    meta: the outer rule; by default Lion with meta step size 1e-3 (the paper also uses Adam, RMSprop and SGD). form:
-    "ours" is Algorithm 3; "package" follows the published package: normalised gradients without momentum and weight
-    decay in h, and by default the new momentum inside Lion's sign. Cost: a dot product a step; memory D, whatever the
-    number of learning rates. `hd` is gamma = 0; `gradtune.training.metaoptimize.MetaOptimize` has the Hessians and the meta
-    dynamics. Raises GradtuneError for another form.
+    The hypergradient is `<h, g>` of the training loss, for each group of a learning rate in the coordinate "log". `hd`
+    is the case `gamma=0` with SGD and the update one step earlier. `gradtune.training.metaoptimize.MetaOptimize` has
+    the Hessians and the meta dynamics.
+
+    Cost per step: a dot product.
+
+    Memory: D, whatever the number of learning rates.
+
+    Args:
+        meta: the outer rule; by default Lion with meta step size 1e-3 (the paper also uses Adam, RMSprop and SGD).
+        gamma: discount of past steps, in [0, 1].
+        form: "ours" is Algorithm 3; "package" follows the published package: normalised gradients without momentum and
+            weight decay in h, and by default the new momentum inside Lion's sign.
+
+    Raises:
+        GradtuneError: `form` is unknown.
     """
     if form not in ("ours", "package"):
         raise unknown("form of Hessian-free MetaOptimize", form, ["ours", "package"])
@@ -160,19 +255,38 @@ def metaoptimize_hf(meta: Outer | None = None, gamma: float = 1.0, form: str = "
 
 
 def idbd(lr: float) -> Method:
-    """IDBD (Sutton 1992; MetaOptimize, eq. 83 to 87): a learning rate per weight, `lr` is the meta step size of SGD on
-    log lr, and the update comes before the step.
+    """IDBD (Sutton 1992; MetaOptimize, eq. 83 to 87): a learning rate per weight.
 
-    For plain SGD and problems with `curvature_diagonal`. Cost: elementwise; memory D. `metaoptimize_hf(SGD(lr))` per
-    weight leaves out the curvature.
+    It is for plain SGD and problems with `curvature_diagonal`. The update of the learning rates comes before the step.
+    `metaoptimize_hf(SGD(lr))` per weight leaves out the curvature.
+
+    Cost: elementwise.
+
+    Memory: D.
+
+    Args:
+        lr: the meta step size, of SGD on log lr.
     """
     return Method(IDBD(), SGD(lr), outer_loss="training", immediate=True)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the method table. `make` builds what runs: a `train.Method`, the framework `MetaOptimize`, or a
-    search's class of options for `search.search`."""
+    """A line of the method table.
+
+    Attributes:
+        name: what `get` calls the method.
+        title: its name in the table.
+        paper: the papers in which it occurs.
+        sensitivity: which sensitivity it uses.
+        outer_loss: the loss that the hyperparameters minimise.
+        every: training steps between two outer steps.
+        rule: the outer rule.
+        cost: what it costs, in words.
+        memory: memory beyond plain training.
+        make: builds what runs: a `loop.Method`, the framework `gradtune.training.metaoptimize.MetaOptimize`, or a
+            search's options for `search.search`.
+    """
 
     name: str
     title: str
@@ -400,7 +514,11 @@ METHODS = (
 
 
 def get(name: str) -> Row:
-    """A line of the table by name; GradtuneError with the nearest name otherwise."""
+    """Return a line of the table by name.
+
+    Raises:
+        GradtuneError: there is no such name; says the nearest one.
+    """
     for row in METHODS:
         if row.name == name:
             return row
@@ -408,7 +526,11 @@ def get(name: str) -> Row:
 
 
 def table() -> pd.DataFrame:
-    """Return `rows` as a table; needs pandas."""
+    """Return `rows` as a data frame.
+
+    Raises:
+        GradtuneError: pandas is not installed.
+    """
     frame: pd.DataFrame = extras.needed("pandas", "plot", "the method table").DataFrame(rows())
     return frame
 

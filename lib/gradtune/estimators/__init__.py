@@ -1,7 +1,11 @@
-"""Hypergradient estimators: `forward` (sensitivities carried along), `neumann` (the last step repeated), `reverse`
-(stored states), `trace` (one vector without Hessian products).
+"""Hypergradient estimators: forward and reverse mode, the Neumann series, and traces.
 
-Each is a frozen dataclass with the same four members, so that a training loop need not know which one it runs.
+* `forward`: sensitivities carried along.
+* `neumann`: the last step repeated.
+* `reverse`: stored states.
+* `trace`: one vector without Hessian products.
+
+Each is a frozen dataclass with the same five members, so that a training loop need not know which one it runs.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from gradtune.recursion.step import State, Step, Values
 
 
 class Estimator(Protocol):
-    """What a training loop asks of an estimator. `memory` is a tuple of tensors (or nested tuples of them), all an
-    estimator keeps between steps."""
+    """What a training loop asks of an estimator.
+
+    The memory is all that an estimator keeps between steps: a tensor, or tensors nested in tuples and dictionaries.
+    """
 
     @property
     def keep(self) -> int:
@@ -36,6 +42,12 @@ class Estimator(Protocol):
         ...
 
     def hypergradient(self, memory: Any, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
-        """`gv' Z`, `[R, P]` in raw coordinates, without the direct term; `gv [R, D]` is the gradient of the outer loss
-        and `values` the hyperparameters in force."""
+        """Hypergradient `gv' Z`, `[R, P]` in raw coordinates, without the direct term.
+
+        Args:
+            memory: the estimator's memory.
+            recent: the last steps since the last outer update, `keep` at most.
+            gv: gradient `[R, D]` of the outer loss.
+            values: the hyperparameters in force.
+        """
         ...

@@ -1,5 +1,7 @@
 """Forward mode: the sensitivity Z = d state / d raw carried along the training steps.
 
+The methods of the papers are::
+
     Forward()                    exact (OHO, Section 4; FDS, eq. 3 and 4, with windows declared by the hyperparameter)
     Forward(reset_every=K)       UnrollK (Franceschi et al. 2017; Clip paper, Section 3.2)
     Forward(radius=R)            ClipR (Clip paper, eq. 9 and Algorithm 1)
@@ -25,20 +27,27 @@ from gradtune.recursion.step import State, Step, Tangent, Values
 
 @dataclass(frozen=True)
 class Forward:
-    """Z_{t+1} = dPhi/dx Z_t + dPhi/draw, optionally set to 0 before every K-th step or projected on a ball.
+    """Forward mode: Z carried along, optionally set to 0 before every K-th step or projected on a ball.
 
-    reset_every: K; steps 0, K, 2K, ... start from Z = 0, so that an outer update after every K steps sees K steps.
-    None: never (exact).
-    radius: each column is scaled by r / max(|dw/draw|, r) after every step; a number, or a tensor `[R]` with a
-    radius a run. The norm covers dw/draw only;
-        the buffers' rows are scaled with it, so that a clip changes the length of a hypergradient, not its
-        direction. None: no projection.
-    product_limit: c; the entries of H Z + dg/draw are clamped to [-c, c] before they enter Z (FDS, Appendix C: 10).
-    product: None for exact Hessian products; a number e for differences of two gradients at w +- (e/|z|) z, without
-        any graph: wrong by more than 100 % where the net has ReLU kinks between the two points. "joint": see
-        `joint_product`.
-    With `reset_every=1` it is the greedy method (horizon 1); as the radius grows or K reaches the horizon it becomes
-    the exact one.
+    The recursion is `Z_{t+1} = dPhi/dx Z_t + dPhi/draw`. With `reset_every=1` it is the greedy method (horizon 1); as
+    the radius grows or K reaches the horizon it becomes the exact one.
+
+    Attributes:
+        reset_every: K; steps 0, K, 2K, ... start from Z = 0, so that an outer update after every K steps sees K steps.
+            None: never (exact).
+        radius: r; each column is scaled by `r / max(|dw/draw|, r)` after every step. A number, or a tensor `[R]` with a
+            radius a run. The norm covers dw/draw only; the buffers' rows are scaled with it, so that a clip changes the
+            length of a hypergradient, not its direction. None: no projection.
+        product_limit: c; the entries of `H Z + dg/draw` are clamped to [-c, c] before they enter Z (FDS, Appendix C:
+            10). None: no clamp.
+        product: None for exact Hessian products. A number e for differences of two gradients at `w +- (e/|z|) z`,
+            without any graph (see `difference_product`); they are wrong by more than 100 % where the net has ReLU kinks
+            between the two points. "joint": see `joint_product`.
+        keep: 0, as it looks back on no step.
+
+    Raises:
+        GradtuneError: `reset_every` is below 1, `radius`, `product_limit` or a number `product` is not > 0, or the name
+            given as `product` is unknown.
     """
 
     reset_every: int | None = None
@@ -104,9 +113,24 @@ class Forward:
 
 
 def difference_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor], width: float) -> Tensor:
-    """`H z + dg/dlam lam_dot`, `[R, A, D]`, by (g(w + e z, lam + e lam_dot) - g(w - e z, lam - e lam_dot)) / 2e with
-    e = width / |z| (width where z = 0). Cost: two gradients a column, no graph; the error is of order e^2 for smooth
-    losses, and the rounding error of g divided by e."""
+    """Tangent `H z + dg/dlam lam_dot` of the gradient, by central differences along each column.
+
+    With `e = width / |z|` (`width` where z = 0) it is::
+
+        (g(w + e z, lam + e lam_dot) - g(w - e z, lam - e lam_dot)) / 2e
+
+    Cost: two gradients a column, no graph. The error is of order `e^2` for smooth losses, and the rounding error of g
+    divided by e.
+
+    Args:
+        step: the step whose gradient is taken.
+        z: tangent of the weights, `[R, A, D]`.
+        lam_dot: tangent of each tuned hyperparameter, `[R, A, 1 or D]` by name.
+        width: length of `e z`.
+
+    Returns:
+        The tangent `[R, A, D]`.
+    """
     rows = []
     for p in range(z.shape[1]):
         norm = z[:, p].norm(dim=-1, keepdim=True)
@@ -123,12 +147,27 @@ def difference_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor], wid
 
 
 def joint_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor]) -> Tensor:
-    """`H z + dg/dlam lam_dot`, `[R, 1, D]`, by (g(w + e z, p + e) - g(w - e z, p - e)) / 2e for one tuned
-    hyperparameter p that is declared with a `difference` e (here z = dw/dp); the same random numbers at both ends.
+    """Tangent `H z + dg/dlam lam_dot` of the gradient, by one difference in the weights and a hyperparameter together.
+
+    It is for one tuned hyperparameter p that is declared with a `difference` e. The two gradients use the same random
+    numbers; with `z = dw/dp` here, the tangent for p is::
+
+        (g(w + e z, p + e) - g(w - e z, p - e)) / 2e
 
     Cost: two gradients and no graph, where an exact product and a separate difference cost a graph, a Hessian product
-    and two gradients. The error is of order e^2 in the weights and in p, and e |z| may be long; the noise of the masks,
-    which fall apart at the two ends, is that of the separate difference.
+    and two gradients. The error is of order `e^2` in the weights and in p, and `e |z|` may be long. The noise of the
+    masks, which fall apart at the two ends, is that of the separate difference.
+
+    Args:
+        step: the step whose gradient is taken.
+        z: sensitivity dw/draw of the weights, `[R, 1, D]`.
+        lam_dot: tangent of p, `[R, 1, 1]` by name.
+
+    Returns:
+        The tangent `[R, 1, D]` for the raw coordinate of p.
+
+    Raises:
+        GradtuneError: what is tuned is not one hyperparameter that is declared with a `difference`.
     """
     between = step.values.neighbours()
     if len(between) != 1 or list(lam_dot) != list(between) or z.shape[1] != 1:
@@ -143,12 +182,16 @@ def joint_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor]) -> Tenso
 
 @dataclass(frozen=True)
 class Split(Forward):
-    """One sensitivity for each hyperparameter, all its groups moved together; the share of a group in the
-    hypergradient is that of its own weights, sum over the group of gV Z.
+    """One sensitivity for each hyperparameter, all its groups moved together.
 
-    This is what the program published with OHO does for "layerwise" hyperparameters. It differs from `Forward()`,
-    the recursion for each group, in that the effect of a layer's hyperparameter on other layers is credited to those;
-    for one group they agree. Cost and memory are those of a global hyperparameter, whatever the number of groups.
+    The share of a group in the hypergradient is that of its own weights, the sum over the group of `gV Z`. This is what
+    the program published with OHO does for "layerwise" hyperparameters. It differs from `Forward()`, the recursion for
+    each group, in that the effect of a layer's hyperparameter on other layers is credited to those; for one group they
+    agree. The fields are those of `Forward`. Cost and memory are those of a global hyperparameter, whatever the number
+    of groups.
+
+    Raises:
+        GradtuneError: `init` finds a hyperparameter with several time windows; and as for `Forward`.
     """
 
     def init(self, state: State, values: Values) -> Tangent:
@@ -172,13 +215,17 @@ class Split(Forward):
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """Z = -dg/draw: the first-order method without step size, for hyperparameters of the training loss (Clip paper,
-    eq. 8 without eta).
+    """The first-order method without step size, Z = -dg/draw (Clip paper, eq. 8 without eta).
 
-    The hypergradient -<gV, dg/draw> ignores the step size and all earlier steps; `Forward(reset_every=1)` is the
-    same times the learning rate.
-    Cost: one mixed derivative a column (the price of a gradient); memory P D. Raises GradtuneError for
-    hyperparameters of the update rule.
+    It is for hyperparameters of the training loss. The hypergradient `-<gV, dg/draw>` ignores the step size and all
+    earlier steps; `Forward(reset_every=1)` is the same times the learning rate, for SGD without Nesterov's momentum.
+    Cost: one mixed derivative a column (the price of a gradient) at the last step before an outer update. Memory: P D.
+
+    Attributes:
+        keep: 0, as it looks back on no step.
+
+    Raises:
+        GradtuneError: `observe` finds a tuned hyperparameter of the update rule.
     """
 
     keep: int = 0

@@ -14,16 +14,27 @@ from gradtune.recursion.step import State, Step, Values, cotangent
 
 @dataclass(frozen=True)
 class Neumann:
-    """sum_{j < i} gv' (dPhi/dw)^j dPhi/draw with all derivatives at the last step, buffers constant (OnePass, eq. 6,
-    i terms).
+    """Neumann series with all derivatives at the last step and the buffers constant (OnePass, eq. 6, i terms).
 
-    It is `Reverse(horizon=i)` with every step replaced by the last one and no path through the buffers: exact for i
-    = 1, and at a fixed point of training
-    without momentum; otherwise an approximation whose error grows with i as the weights move.
-    fresh: take the derivatives at the weights just reached, with the last step's batch, as the text's single w_i reads
-    (one more gradient); it is then exact at a fixed point alone.
+    The hypergradient is::
+
+        sum_{j < i} gv' (dPhi/dw)^j dPhi/draw
+
+    It is `Reverse(horizon=i)` with every step replaced by the last one and no path through the buffers. It is exact for
+    i = 1, and at a fixed point of training without momentum; otherwise it is an approximation whose error grows with i
+    as the weights move.
+
     Cost at an update: one gradient with its graph and i - 1 Hessian products (i when the loss has tuned
-    hyperparameters); memory: one graph.
+    hyperparameters); with `fresh` one more gradient. Memory: one graph.
+
+    Attributes:
+        look_back: i, the number of terms, >= 0; 0 gives the hypergradient 0.
+        fresh: take the derivatives at the weights just reached, with the last step's batch, as the text's single `w_i`
+            reads; the series is then exact at a fixed point alone.
+        keep: 1, as it looks back on the last step.
+
+    Raises:
+        GradtuneError: `look_back` is negative.
     """
 
     look_back: int = 5

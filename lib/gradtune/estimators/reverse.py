@@ -1,6 +1,6 @@
 """Reverse mode: the validation gradient pulled back through the last steps (Diff-through-Opt, per-step hypergradients).
 
-Exact for the steps it covers: state and buffers before the first of them count as constants (OnePass, Section 4;
+It is exact for the steps it covers: state and buffers before the first of them count as constants (OnePass, Section 4;
 Domke 2012).
 """
 
@@ -18,14 +18,19 @@ from gradtune.recursion.step import State, Step, Values, cotangent
 
 @dataclass(frozen=True)
 class Reverse:
-    """dL_V/draw through the last `horizon` steps since the last outer update.
+    """Reverse mode: dL_V/draw through the last `horizon` steps since the last outer update.
 
-    store: "state" keeps (w, buffers) a step and takes each gradient again on the way back: memory (1 + buffers) D a
-    step, cost one gradient and one Hessian
-        product a step at the update. "graph" keeps each step's graph: no second gradient, memory of `horizon`
-        graphs; for short horizons.
-    Gives the same numbers as `Forward()` started at the first of these steps, at a cost that does not grow with the
+    It gives the same numbers as `Forward()` started at the first of these steps, at a cost that does not grow with the
     number of hyperparameters.
+
+    Attributes:
+        horizon: number of steps, >= 1.
+        store: "state" keeps (w, buffers) a step and takes each gradient again on the way back: memory (1 + buffers) D a
+            step, cost one gradient and one Hessian product a step at the update. "graph" keeps each step's graph: no
+            second gradient, memory of `horizon` graphs; for short horizons.
+
+    Raises:
+        GradtuneError: `horizon` is below 1, or `store` is neither "state" nor "graph".
     """
 
     horizon: int

@@ -1,15 +1,17 @@
 """Traces: one vector `h [R, D]` in place of the sensitivity of the learning rate, without Hessian products.
 
+The methods of the papers are::
+
     Trace()                                     Hessian-free MetaOptimize (Algorithm 3)
     Trace(direction="gradient")                 the form of h in the package published with MetaOptimize
     Trace(gamma=0)                              hypergradient descent (Baydin et al. 2018; MetaOptimize, Appendix B.2)
     Trace(gamma=0, direction="gradient", chain=False)     its form as a baseline of OnePass
     IDBD()                                      h with the diagonal of the Hessian (Sutton 1992; MetaOptimize, B.1)
 
-As the sensitivity of a learning rate that a group of weights shares is nonzero on these weights only (without
-Hessian products a weight feels no other weight), the vectors of all groups fit into one: scalar, blockwise and per
-weight learning rates cost the same. All are used with `Method(outer_loss="training")`: no validation set, no further
-gradient.
+Without Hessian products a weight feels no other weight, so the sensitivity of a learning rate that a group of weights
+shares is nonzero on these weights only. The vectors of all groups therefore fit into one: scalar, blockwise and
+per-weight learning rates cost the same. All are used with `Method(outer_loss="training")`: no validation set, no
+further gradient.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ def _check(values: Values, name: str) -> None:
 
 
 def _rate_tangent(step: Step, lam: Mapping[str, Tensor], slope: Tensor) -> Tensor:
-    """`d w_{t+1} / d lr` times `slope`, `[R, D]`, of a step with hyperparameters `lam`, at fixed weights and gradient.
+    """Derivative `d w_{t+1} / d lr` times `slope`, `[R, D]`, of a step with hyperparameters `lam`.
 
-    A dual number gives -slope d without the cancellation in (w_{t+1} - w_t) / lr. Cost: elementwise.
+    The weights and the gradient are fixed. For a step `w_{t+1} = w_t - lr d` a dual number gives `-slope d`, without
+    the cancellation in `(w_{t+1} - w_t) / lr`. Cost: elementwise.
     """
     with torch.no_grad(), forward_ad.dual_level():
         lr = forward_ad.make_dual(lam["lr"], slope)
@@ -52,18 +55,29 @@ def _rate_tangent(step: Step, lam: Mapping[str, Tensor], slope: Tensor) -> Tenso
 
 @dataclass(frozen=True)
 class Trace:
-    """h <- gamma (1 - lr weight_decay) h + dw_{t+1}/draw, and the hypergradient <h, g> summed over each group
-    (MetaOptimize, Algorithm 3).
+    """Discounted trace of the derivatives of the steps by the learning rate (MetaOptimize, Algorithm 3).
 
-    gamma: discount of past steps, in [0, 1]; 0 keeps the previous step alone (HD).
-    direction: "step" differentiates the step as taken, with momentum and weight decay; "gradient" the step as it would
-        be without both (momentum, beta1 and weight_decay 0): the normalised gradient of AdamW, -g of SGD.
-    chain: with False, h is the derivative by the learning rate itself, whatever its coordinate.
-    normalised: divide by |g| |h| of each group, so that the hypergradient is a cosine (Baydin's multiplicative rule).
+    After a step, with the gradient g of the outer loss, the trace and the hypergradient, summed over each group, are::
 
-    It is `Forward()` without Hessian products and without the paths through the buffers, discounted: exact at gamma =
-    1 for SGD without momentum on a linear loss. Cost: elementwise; memory D. Raises GradtuneError where anything but
-    "lr" is tuned.
+        h <- gamma (1 - lr weight_decay) h + dw_{t+1}/draw
+        hypergradient = <h, g>
+
+    It is `Forward()` without Hessian products and without the paths through the buffers, discounted: exact at gamma = 1
+    for SGD without momentum on a linear loss. Cost: elementwise. Memory: D.
+
+    Attributes:
+        gamma: discount of past steps, in [0, 1]; 0 keeps the previous step alone (HD).
+        direction: "step" differentiates the step as taken, with momentum and weight decay. "gradient" differentiates
+            the step as it would be without both (momentum, beta1 and weight_decay 0), whose direction is minus the
+            normalised gradient for AdamW and -g for SGD.
+        chain: with False, h is the derivative by the learning rate itself, whatever its coordinate.
+        normalised: divide by `|g| |h|` of each group, so that the hypergradient is a cosine (Baydin's multiplicative
+            rule).
+        keep: 0, as it looks back on no step.
+
+    Raises:
+        GradtuneError: `gamma` lies outside [0, 1], `direction` is unknown, or `init` finds that anything but "lr" is
+            tuned or that "lr" has several time windows.
     """
 
     gamma: float = 1.0
@@ -106,13 +120,25 @@ class Trace:
 
 @dataclass(frozen=True)
 class IDBD:
-    """h <- max(0, 1 - lr c) h + dw_{t+1}/draw with c the diagonal of the loss's Hessian, and the hypergradient h g of
-    each weight (MetaOptimize, eq. 83 to 87; Sutton 1992 for the linear model 1/2 (a'w - b)^2, where c = a^2).
+    """Trace with the diagonal c of the loss's Hessian, for a learning rate per weight (MetaOptimize, eq. 83 to 87).
 
-    c comes from the problem: `curvature_diagonal(w, lam, t) -> [R, D]`. It is MetaOptimize's L-approximation for base
-    and meta SGD with a diagonal Hessian, undiscounted, and `max` for stability; `Trace(gamma=1)` leaves out c. Cost:
-    elementwise and what c costs; memory D. Raises GradtuneError for a problem without `curvature_diagonal`, for a rule
-    other than `sgd(momentum=False, weight_decay=False)` and where anything but one "lr" a weight is tuned.
+    After a step, with the gradient g of the outer loss, the trace and the hypergradient of each weight are::
+
+        h <- max(0, 1 - lr c) h + dw_{t+1}/draw
+        hypergradient = h g
+
+    The method is that of Sutton (1992) for the linear model `1/2 (a'w - b)^2`, where `c = a^2`. Here c comes from the
+    problem: `curvature_diagonal(w, lam, t) -> [R, D]`. It is MetaOptimize's L-approximation for base and meta SGD with
+    a diagonal Hessian, undiscounted, and with the `max` for stability; `Trace(gamma=1)` leaves out c. Cost:
+    elementwise, and what c costs. Memory: D.
+
+    Attributes:
+        keep: 0, as it looks back on no step.
+
+    Raises:
+        GradtuneError: anything but one "lr" a weight, without time windows, is tuned; the problem has no
+            `curvature_diagonal`; or the rule keeps buffers or reads other hyperparameters than "lr", unlike
+            `sgd(momentum=False, weight_decay=False)`.
     """
 
     keep: int = 0

@@ -1,8 +1,8 @@
-"""C++ operations, compiled for this machine when they are first used.
+"""Compile C++ operations for this machine when they are first used.
 
-They are an option: each has a form in torch beside it, to which callers fall back where there is no compiler.
-torch's own builder is not used because it needs ninja and takes its headers along, half a minute for a file of one
-second.
+They are an option: each has a form in torch beside it, to which callers fall back where there is no compiler. torch's
+own builder is not used, because it needs ninja and takes its headers along: half a minute for a file that compiles in
+one second.
 """
 
 from __future__ import annotations
@@ -28,10 +28,16 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 
 @cache
 def load(source: Path) -> ctypes.CDLL | None:
-    """Load the C++ file as a shared library; None where it cannot be compiled or loaded.
+    """Load a C++ file as a shared library, compiling it first where that has not been done.
 
-    It is kept in the cache folder under a name made of its text, the compiler and the processor, so a folder that
-    machines share does no harm; it appears there complete or not at all.
+    The library is kept in `cache_folder` under a name made of the file's text, the compiler, its flags and the
+    processor, so a folder that machines share does no harm. It appears there complete or not at all.
+
+    Args:
+        source: the C++ file.
+
+    Returns:
+        The library, or None where the file cannot be compiled or loaded.
     """
     if (chosen := compiler()) is None:
         return None
@@ -46,8 +52,13 @@ def load(source: Path) -> ctypes.CDLL | None:
 
 
 def call(function: ctypes._NamedFuncPointer, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
-    """Calls a function of a library with pointers to tensors, which must be contiguous and on the CPU, and 64-bit
-    sizes."""
+    """Call a function of a library with pointers to tensors, followed by 64-bit sizes.
+
+    Args:
+        function: a function of what `load` returns.
+        tensors: what the pointers point to; each must be contiguous and on the CPU, which is not checked.
+        sizes: whole numbers, handed over after the pointers.
+    """
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
     function(*pointers, *map(ctypes.c_int64, sizes))
 
@@ -62,14 +73,19 @@ def _compile(compiler: str, source: Path, file: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Folder of what has been compiled: `GRADTUNE_CACHE`, else `gradtune` in the user's cache folder."""
+    """Return the folder of what has been compiled: `GRADTUNE_CACHE`, else `gradtune` in the user's cache folder."""
     if given := variables.read("CACHE"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME", "").strip() or Path.home() / ".cache").expanduser() / "gradtune"
 
 
 class Compiler(NamedTuple):
-    """A C++ compiler: where it is, and the first line of its `--version`."""
+    """A C++ compiler.
+
+    Attributes:
+        path: where it is.
+        version: the first line of what it prints for `--version`.
+    """
 
     path: str
     version: str
@@ -77,8 +93,11 @@ class Compiler(NamedTuple):
 
 @cache
 def compiler() -> Compiler | None:
-    """Return the C++ compiler: what `CXX` names, else the first there is of c++, g++ and clang++; None without one, or
-    when `GRADTUNE_COMPILE` is 0."""
+    """Find the C++ compiler: what `CXX` names, else the first there is of c++, g++ and clang++.
+
+    Returns:
+        The compiler, or None where there is none or `GRADTUNE_COMPILE` is 0.
+    """
     if variables.read("COMPILE") == "0":
         return None
     for name in (os.environ.get("CXX", "").strip(), "c++", "g++", "clang++"):
@@ -89,7 +108,7 @@ def compiler() -> Compiler | None:
 
 @cache
 def processor() -> str:
-    """Return the processor's model, or its architecture where the model is not told."""
+    """Return the processor's model, or its architecture where the model is not known."""
     try:
         found = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

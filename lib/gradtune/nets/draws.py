@@ -3,16 +3,20 @@
 A hypergradient needs the same dropout mask in a step's gradient, in all its Hessian products and in a recomputation of
 the step, and other masks in other runs and at other steps. So nothing in a step may draw from a generator that moves
 on. `Draws(seeds, t)` stands for the numbers of one step of R runs: it has one `torch.Generator` a run, seeded from
-(seed, t). `with draws.inside(run):` sends the random calls that a module makes in its forward pass to it.
+(seed, t). Inside `with draws.inside(run):` these random calls of a module's forward pass draw from the run's generator:
 
-    own module          torch.rand_like(x), torch.randn_like(x)
-    unmodified module   nn.Dropout, nn.Dropout1d/2d/3d and their functional forms
+* `torch.rand_like(x)` and `torch.randn_like(x)`, for a module of one's own;
+* `nn.Dropout`, `nn.Dropout1d`, `nn.Dropout2d`, `nn.Dropout3d` and their functional forms, for an unmodified module.
 
-Run r's numbers depend on (seeds[r], t), the order of the calls and their shapes, never on the runs beside it or on a
-keep probability: two evaluations with the same (seed, t) and different keep probabilities see the same uniforms, which
-couples their masks (Clip paper, Section 3.5.2, eq. 10). Every other random call (`nn.AlphaDropout`, `torch.bernoulli`,
-dropout inside attention or `nn.LSTM`) goes to torch's global generator, seeded for the duration of the call: the same
-seeds and t give the same numbers again, but there a run's numbers do depend on how many runs stand beside it.
+The numbers of run r depend on `(seeds[r], t)`, the order of the calls, their shapes and types, never on the runs beside
+it or on a keep probability. Two evaluations with the same (seed, t) and different keep probabilities see the same
+uniforms, which couples their masks (Clip paper, Section 3.5.2, eq. 10). The exception is `nn.Dropout` and its relatives
+with `p = 0`: they draw nothing, so the calls after them see other uniforms than with `p > 0`.
+
+Every other random call (`nn.AlphaDropout`, `torch.bernoulli`, dropout inside attention or `nn.LSTM`) goes to torch's
+global generator, which `Draws.elsewhere` seeds for the duration of the call. The same seeds and t give the same numbers
+again, but there a run's numbers do depend on the runs beside it.
+
 Generators live on the device of the tensors; a CPU and a GPU give different masks for the same seed.
 """
 
@@ -32,8 +36,17 @@ from gradtune.errors import GradtuneError
 
 
 class Draws:
-    """The random numbers of step `t` in R runs with one whole number >= 0 in `seeds` for each. Use once: a second pass
-    needs a new `Draws` (equal seeds and t give equal numbers)."""
+    """The random numbers of one step in R runs.
+
+    An object serves one pass. A second pass needs a new one; equal seeds and t give equal numbers.
+
+    Args:
+        seeds: one whole number >= 0 for each run.
+        t: the number of the step, >= 0.
+
+    Raises:
+        GradtuneError: a seed or t is negative.
+    """
 
     def __init__(self, seeds: Sequence[int], t: int) -> None:
         if t < 0 or any(s < 0 for s in seeds):
@@ -42,18 +55,28 @@ class Draws:
         self._generators: dict[torch.device, list[torch.Generator]] = {}
 
     def generators(self, device: torch.device) -> list[torch.Generator]:
-        """One generator a run, where its last call left it."""
+        """Return one generator a run on `device`, each as its last draw left it."""
         if device not in self._generators:
             self._generators[device] = [_generator(device, seed, self.t) for seed in self.seeds]
         return self._generators[device]
 
     def inside(self, run: Tensor) -> TorchFunctionMode:
-        """Context in which random calls of run number `run` (a whole number, mapped over by `vmap`) come from here."""
+        """Return a context in which the random calls of one run draw from here.
+
+        Args:
+            run: the number of the run, a tensor without dimensions that `vmap` may map over.
+        """
         return _Redirect(self, run)
 
     @contextmanager
     def elsewhere(self, device: torch.device) -> Iterator[None]:
-        """Seeds torch's global generator from all seeds and `t`, for what `inside` does not reach, and restores it."""
+        """Seed torch's global generator from all seeds and t for a while, for what `inside` does not reach.
+
+        Afterwards the generator is as it was.
+
+        Args:
+            device: where the tensors are; on a GPU its generator is seeded as well as the CPU's.
+        """
         seed = number(*self.seeds, self.t)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
@@ -64,7 +87,7 @@ class Draws:
 
 
 def number(*key: int) -> int:
-    """A whole number below 2^63 from several, with no visible relation between neighbouring keys."""
+    """Return a whole number below 2^63 made of several, with no visible relation between neighbouring keys."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -101,7 +124,7 @@ class _PerRun(torch.autograd.Function):
 
 
 class _Redirect(TorchFunctionMode):
-    """Answers the random calls that it knows; everything else passes through."""
+    """Context that answers the random calls that it knows; everything else passes through."""
 
     def __init__(self, draws: Draws, run: Tensor) -> None:
         super().__init__()
@@ -128,7 +151,7 @@ class _Redirect(TorchFunctionMode):
         return answer
 
     def _dropout(self, spatial: int) -> Callable[..., Tensor]:
-        """Dropout of single entries, or of whole maps over the last `spatial` dimensions."""
+        """Return dropout of single entries, or of whole maps over the last `spatial` dimensions."""
 
         def answer(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
             if not training or p == 0:

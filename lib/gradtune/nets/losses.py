@@ -1,4 +1,4 @@
-"""Losses with hyperparameters of their own."""
+"""Losses with hyperparameters of their own, and accuracy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ SMOOTHING = Range("smoothing", 0.0, 1.0, high_open=True)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
-    """Mean cross entropy against (1 - s) one-hot + s uniform labels, in nats (Szegedy et al. 2016, Section 7).
+    """Mean cross entropy in nats against smoothed labels, differentiable with respect to the smoothing.
 
-    logits `[..., C]`: classes last; target `[...]`: class numbers; `smoothing` s: a number or a tensor of one element,
-    differentiable. Returns a tensor of the shape of `smoothing` (a number for a number). Equals
-    `torch.nn.functional.cross_entropy(logits, target, label_smoothing=s)` on `[N, C]`, which takes s as a Python
-    float only and so has no derivative with respect to it, and which puts the classes second, not last.
+    With smoothing s the labels are (1 - s) one-hot + s uniform (Szegedy et al. 2016, Section 7). On logits `[N, C]` the
+    loss equals `torch.nn.functional.cross_entropy(logits, target, label_smoothing=s)`. That function takes s as a
+    Python float only, so it has no derivative with respect to s, and it puts the classes second, not last.
 
-    The loss is linear in s: dL/ds = -mean(log p) - NLL, and d2L/dw ds is exact by automatic differentiation. With
+    The loss is linear in s: `dL/ds = -mean(log p) - NLL`, and `d2L/dw ds` is exact by automatic differentiation. With
     `modules.batched` every run has its own s: `loss_lam={"smoothing": lam["smoothing"]}`.
-    Raises GradtuneError for s outside [0, 1). Cost: one log-softmax; memory: one copy of the logits.
+
+    Cost: one log-softmax. Memory: one copy of the logits.
+
+    Args:
+        logits: `[..., C]`, classes last, with at least one dimension before them.
+        target: class numbers, `[...]`.
+        smoothing: s in [0, 1), a number or a tensor of one element.
+
+    Returns:
+        A tensor of the shape of `smoothing`, without dimensions where that is a number.
+
+    Raises:
+        GradtuneError: s is outside [0, 1); a tensor on an accelerator is not checked.
     """
     SMOOTHING.check(smoothing)
     log_p = log_softmax(logits, dim=-1)
@@ -31,6 +42,12 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float | Tensor = 0.
 
 @torch.no_grad()
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows whose largest logit is the target's, in [0, 1]; shapes as in `cross_entropy`. Not differentiable:
-    a read-out for `modules.batched`."""
+    """Share of rows whose largest logit is the target's, in [0, 1].
+
+    Not differentiable: a read-out for `modules.batched`.
+
+    Args:
+        logits: `[..., C]`, classes last.
+        target: class numbers, `[...]`.
+    """
     return (logits.argmax(dim=-1) == target).to(logits.dtype).mean()

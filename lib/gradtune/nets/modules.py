@@ -1,18 +1,18 @@
 """From an ordinary single-run `torch.nn.Module` to losses of R runs on flat weights `w [R, D]`.
 
-`batched(module, loss)` gives what a `core.Problem` needs from the user's module, which stays unchanged and runs under
+`batched(module, loss)` gives what a `step.Problem` needs from the user's module, which stays unchanged and runs under
 `torch.func.vmap` when R > 1. What is not a weight is handled so that every derivative stays exact and a step can be
 recomputed:
 
-    buffers            each call works on copies, a set a run, so a loss leaves the module's own as they are
-    batch norm         mode "train": the batch's statistics, differentiated; mode "eval": running statistics, constants,
-                       one set a run, estimated outside of any derivative by `batch_statistics`
-    dropout            a mask is a function of (seed of the run, t): see `draws`
-    hyperparameters    those that the forward pass or the loss reads are handed over by name, a value a run
+* Buffers: each call works on copies, a set a run, so a loss leaves the module's own as they are.
+* Batch norm: in mode "train" it has the batch's statistics, which are differentiated. In mode "eval" it has running
+  statistics, which are constants: one set a run, estimated outside of any derivative by `batch_statistics`.
+* Dropout: a mask is a function of (seed of the run, t); see `Draws`.
+* Hyperparameters: those that the forward pass or the loss reads are handed over by name, a value a run.
 
-Every layer must have a second derivative. cuDNN's LSTM and GRU have none (on the CPU the same `nn.LSTM` has one, so a
-test there does not show it): use `nets.LSTM`. Of `scaled_dot_product_attention` only the math backend has one, flash
-and memory-efficient attention do not: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+Every layer must have a second derivative. cuDNN's LSTM and GRU have none: use `plain.LSTM`. On the CPU `nn.LSTM` has
+one, so a test there does not show the lack. Of `scaled_dot_product_attention` only the math backend has one,
+`torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`; flash and memory-efficient attention do not.
 """
 
 from __future__ import annotations
@@ -39,14 +39,29 @@ _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each trained parameter tensor of a module lies in the flat weight vector of D entries. Parameters that are
-    frozen (`requires_grad=False`) have no place in it: the module's own values are used."""
+    """Where each trained parameter tensor of a module lies in the flat weight vector of D entries.
+
+    The tensors follow one another. Parameters that are frozen (`requires_grad=False`) have no place in the vector: the
+    module's own values are used.
+
+    Attributes:
+        names: names of the tensors as in `named_parameters()`, in the order of the vector.
+        shapes: their shapes, in the same order.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
+        """Return the layout of a module's parameters that have `requires_grad=True`.
+
+        Args:
+            module: the module; it is not kept.
+
+        Raises:
+            GradtuneError: the module has no such parameter.
+        """
         named = [(n, p.shape) for n, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise GradtuneError(
@@ -57,15 +72,16 @@ class Layout:
 
     @cached_property
     def sizes(self) -> list[int]:
+        """Numbers of entries of the tensors; their sum is D."""
         return [s.numel() for s in self.shapes]
 
     def split(self, w: Tensor) -> dict[str, Tensor]:
-        """Views of `w [..., D]` as named tensors `[..., *shape]`."""
+        """Return views of `w [..., D]` as named tensors `[..., *shape]`."""
         parts = torch.split(w, self.sizes, dim=-1)
         return {n: _shaped(p, s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def flatten(self, named: Named) -> Tensor:
-        """One vector `[D]` from a module's `named_parameters()` or an equal mapping."""
+        """Return one vector `[D]`, without a graph, from a module's `named_parameters()` or an equal mapping."""
         return torch.cat([named[n].detach().reshape(-1) for n in self.names])
 
 
@@ -76,7 +92,19 @@ def _shaped(p: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Batched:
-    """`f(w [R, D], x, y) -> [R]`, the loss of R copies of a module; made by `batched`."""
+    """The loss of R copies of a module, to be called as `f(w [R, D], x, y) -> [R]`; made by `batched`.
+
+    Args:
+        module: the module of one run.
+        loss: `loss(output, y, **loss_lam)`, one number for one run.
+        shared_batch: whether all runs see the same x and y; if not, x and y have a leading dimension R.
+
+    Attributes:
+        layout: where the module's parameters lie in a row of `w`.
+
+    Raises:
+        GradtuneError: the module has no parameters to train.
+    """
 
     def __init__(self, module: nn.Module, loss: Callable[..., Tensor], shared_batch: bool = True) -> None:
         self.module, self.loss, self.shared_batch = module, loss, shared_batch
@@ -97,19 +125,33 @@ class Batched:
         t: int = 0,
         updated: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Losses `[R]` at weights `w [R, D]` on inputs x and targets y.
+        """Compute the losses `[R]` of R runs.
 
-        mode: "train" or "eval", as `module.train()` and `module.eval()`, or "own", each part as its flag says (such
-            as a frozen batch norm in a net in training); the module's own flags are left as they are.
-        buffers: values `[R, *shape]` that replace the module's own, by name (running statistics of the runs).
-        net_lam, loss_lam: keyword arguments of the module's forward and of the loss, `[R]` or `[R, 1]` (each run sees
-            a tensor without dimensions) or `[R, ...]`.
-        seeds, t: whole numbers >= 0, one seed a run, and the step; needed where the module draws random numbers in
-            mode "train" or "own".
-        updated: takes the buffers `[R, *shape]` as the forward pass leaves them, outside of any derivative: running
-            statistics for the next step without a second pass.
-        Raises GradtuneError for an unknown mode or buffer, a wrong shape, missing seeds, and a module that works for
-        one run but not under `vmap`. Cost: R forward passes; memory: one set of buffers a run beside the graph.
+        Cost: R forward passes. Memory: one set of buffers a run beside the graph.
+
+        Args:
+            w: weights `[R, D]`.
+            x: inputs of the module, with a leading dimension R unless the runs share the batch.
+            y: targets, handed to the loss; the same holds for their dimensions.
+            mode: "train" or "eval", as `module.train()` and `module.eval()`, or "own", each part as its flag says (such
+                as a frozen batch norm in a net in training). The module's own flags are left as they are.
+            buffers: values `[R, *shape]` that replace the module's own, by name (running statistics of the runs).
+            net_lam: keyword arguments of the module's forward pass, `[R]` or `[R, 1]` (each run sees a tensor without
+                dimensions) or `[R, ...]`.
+            loss_lam: keyword arguments of the loss, of the same shapes.
+            seeds: whole numbers >= 0, one a run; needed in mode "train" or "own" where the module draws random numbers.
+            t: the step, a whole number >= 0, on which the random numbers depend as they do on the seeds.
+            updated: takes the buffers `[R, *shape]` as the forward pass leaves them, outside of any derivative: running
+                statistics for the next step without a second pass. With several runs no layer in training may then have
+                `momentum=None`.
+
+        Returns:
+            The losses `[R]`, differentiable.
+
+        Raises:
+            GradtuneError: an unknown mode or buffer, a wrong shape, a wrong number of seeds, a module that works for
+                one run but not under `vmap`, or missing seeds. With one run these are missed only by dropout layers,
+                not by random calls in the forward pass of a module.
         """
         if mode not in ("train", "eval", "own"):
             raise unknown("mode", mode, ["train", "eval", "own"])
@@ -123,8 +165,19 @@ class Batched:
         return losses
 
     def buffers(self, w: Tensor, given: Named | None = None) -> dict[str, Tensor]:
-        """Copies `[R, *shape]` of the module's buffers on the device of `w`, floating ones in its type, or of those
-        that are given."""
+        """Copy the module's buffers, one set a run.
+
+        Args:
+            w: weights `[R, D]`; the copies are on their device, floating ones in their type.
+            given: values `[R, *shape]`, by name, to copy in place of the module's own, on their own device and in their
+                own type.
+
+        Returns:
+            Copies `[R, *shape]` of all buffers by name, without a graph.
+
+        Raises:
+            GradtuneError: a given name is no buffer of the module, or its value has a wrong shape.
+        """
         own = self._places.own_buffers()
         for name, b in (given or {}).items():
             if name not in own:
@@ -143,8 +196,23 @@ class Batched:
     def evaluate(
         self, w: Tensor, x: Tensor, y: Tensor | None, own: Named, net_lam: Named, loss_lam: Named, draws: Draws | None
     ) -> Tensor:
-        """The call itself, with the module's flags as they are; what the forward pass writes to buffers lands in
-        `own`."""
+        """Compute the losses `[R]` with the module's flags as they are; calls of the object end here.
+
+        Args:
+            w: weights `[R, D]`.
+            x: inputs of the module.
+            y: targets, None for a loss that needs none.
+            own: buffers `[R, *shape]` by name; what the forward pass writes to buffers lands in them.
+            net_lam: keyword arguments of the module's forward pass, `[R, ...]`.
+            loss_lam: keyword arguments of the loss, `[R, ...]`.
+            draws: the random numbers of the step, None where none are drawn.
+
+        Returns:
+            The losses `[R]`.
+
+        Raises:
+            GradtuneError: the loss of a run is not one number, or the module works for one run but not under `vmap`.
+        """
         data = None if self.shared_batch else 0
         mapped = (w, own, torch.arange(len(w), device=w.device), x, y, net_lam, loss_lam)
         dims = (0, 0, 0, data, None if y is None else data, 0, 0)
@@ -173,7 +241,7 @@ class Batched:
         net_lam: Named,
         loss_lam: Named,
     ) -> Tensor:
-        """The loss of one run: what `vmap` maps over the runs."""
+        """Compute the loss of one run: what `vmap` maps over the runs."""
         with (
             draws.inside(run) if draws else nullcontext(),
             self._places.swapped(self.layout.split(w), own),
@@ -217,14 +285,19 @@ class Batched:
 
 
 def batched(module: nn.Module, loss: Callable[..., Tensor], *, shared_batch: bool = True) -> Batched:
-    """`f(w [R, D], x, y) -> [R]`: the loss of R copies of an ordinary module, under `vmap` when R > 1.
+    """Make the loss of R copies of an ordinary module, `f(w [R, D], x, y) -> [R]`, under `vmap` when R > 1.
 
-    loss(output, y, **loss_lam) gives one number for one run. Options of a call: see `Batched.__call__`.
+    The options of a call are described at `Batched.__call__`. It differs from `torch.func.stack_module_state` and
+    `vmap` in that the weights are one flat tensor, buffers are never written back, and random numbers depend on the
+    seeds and t alone.
 
-    shared_batch: all runs see the same x and y; with False x and y have a leading dimension R.
+    Args:
+        module: the module of one run; it stays unchanged.
+        loss: `loss(output, y, **loss_lam)`, one number for one run.
+        shared_batch: whether all runs see the same x and y; if not, x and y have a leading dimension R.
 
-    Raises GradtuneError for a module without parameters. It differs from `torch.func.stack_module_state` + `vmap` in
-    that the weights are one flat tensor, buffers are never written back, and random numbers depend on (seed, t) alone.
+    Raises:
+        GradtuneError: the module has no parameters to train.
     """
     return Batched(module, loss, shared_batch)
 
@@ -240,14 +313,32 @@ def batch_statistics(
     seeds: Sequence[int] | None = None,
     shared_batch: bool = True,
 ) -> dict[str, Tensor]:
-    """Buffers `[R, *shape]` of R runs after forward passes over `batches` in mode "train", weights `w [R, D]` fixed.
+    """Estimate the buffers of R runs by forward passes over `batches` in mode "train", with the weights fixed.
 
-    start None: running statistics from nothing, the plain mean over the batches of their means and unbiased variances
-    (as `torch.optim.swa_utils.update_bn`, which handles one run and writes into the module). start given, such as
-    the result of an earlier call: they go on with the momentum of each layer, as in training; hand over one batch
-    after each step. Outside of any derivative: hand the result to `batched(...)(..., mode="eval", buffers=...)`, where
-    it is a constant. Number k of the batches draws its dropout masks from (seed, k).
-    Raises GradtuneError as `Batched.__call__` does, and when there is no batch. Cost: a forward pass a batch and run.
+    Without `start`, running statistics start from nothing and become the plain mean over the batches of their means and
+    unbiased variances. So does `torch.optim.swa_utils.update_bn`, which handles one run and writes into the module.
+    With `start`, such as the result of an earlier call, they go on with the momentum of each layer, as in training:
+    hand over one batch after each step. With several runs no layer may then have `momentum=None`.
+
+    All is outside of any derivative: hand the result to `batched(...)(..., mode="eval", buffers=...)`, where it is a
+    constant. Batch k, counted from 0, draws its dropout masks from (seed, k).
+
+    Cost: a forward pass a batch and run.
+
+    Args:
+        module: the module of one run; it stays unchanged.
+        w: weights `[R, D]`.
+        batches: inputs of the module, with a leading dimension R unless the runs share the batches.
+        start: buffers `[R, *shape]` by name to go on from, None for a fresh estimate.
+        net_lam: keyword arguments of the module's forward pass, as in `Batched.__call__`.
+        seeds: whole numbers >= 0, one a run; needed where the module draws random numbers.
+        shared_batch: whether all runs see the same batches.
+
+    Returns:
+        All buffers of the module by name, `[R, *shape]` each.
+
+    Raises:
+        GradtuneError: there is no batch, or what `Batched.__call__` raises it for.
     """
     runs = Batched(module, _nothing, shared_batch)
     own, seen = runs.buffers(w, start), 0
@@ -262,7 +353,12 @@ def batch_statistics(
 
 
 def draws_numbers(m: nn.Module, keep_given: bool) -> bool:
-    """Whether a layer draws random numbers in training; `nets.Dropout` does where a keep probability is given."""
+    """Return whether a layer is one of dropout that draws random numbers in training.
+
+    Args:
+        m: the layer.
+        keep_given: whether the forward pass gets a keep probability; `plain.Dropout` draws only then.
+    """
     return (isinstance(m, _RANDOM) and m.p > 0) or (isinstance(m, Dropout) and keep_given)
 
 
@@ -271,7 +367,7 @@ def _nothing(output: object, target: None) -> Tensor:
 
 
 def _row(x: Tensor | Named | None, r: int) -> Any:
-    """Row r of a tensor or of every tensor in a mapping, as views: writes reach the original."""
+    """Return row r of a tensor or of every tensor in a mapping, as views: writes reach the original."""
     if isinstance(x, Tensor):
         return x.squeeze(0) if len(x) == 1 else x[r]  # the derivative of x[r] is a copy into zeros, of this a view
     return {n: _row(v, r) for n, v in (x or {}).items()}
@@ -286,7 +382,7 @@ def _per_run(w: Tensor, lam: Named | None) -> dict[str, Tensor]:
 
 @contextmanager
 def _flags(parts: Sequence[nn.Module], training: bool) -> Iterator[None]:
-    """The parts of a module in training or evaluation mode, and afterwards as each was."""
+    """Put the parts of a module in training or evaluation mode, and afterwards leave each as it was."""
     wrong = [m for m in parts if m.training != training]
     for m in wrong:
         m.training = training
@@ -302,13 +398,13 @@ def _has_statistics(m: nn.Module) -> bool:
 
 
 def _averaging(parts: Sequence[nn.Module]) -> list[nn.Module]:
-    """Layers with `momentum=None`: they read their step counter as a Python number, which `vmap` forbids."""
+    """Return the layers with `momentum=None`: they read their step counter as a Python number, which `vmap` forbids."""
     return [m for m in parts if _has_statistics(m) and m.momentum is None]
 
 
 @contextmanager
 def _momentum(layers: Sequence[nn.Module], value: float) -> Iterator[None]:
-    """Layers with another momentum of their running statistics, for a while."""
+    """Give layers another momentum of their running statistics, for a while."""
     before = [m.momentum for m in layers]
     for m in layers:
         m.momentum = value  # type: ignore[assignment]

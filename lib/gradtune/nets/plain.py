@@ -1,4 +1,4 @@
-"""Networks used by the tasks: ordinary single-run `torch.nn.Module`s, every layer differentiable twice on CPU and GPU.
+"""Networks used by the tasks: ordinary modules of a single run, every layer differentiable twice on CPU and GPU.
 
 A net with dropout takes its keep probability as an argument of `forward`, so that it can be a hyperparameter of each
 run; `modules.batched` hands it over and makes the masks a function of (seed, step).
@@ -22,8 +22,12 @@ Layer = Callable[[], nn.Module]
 
 
 def mlp(sizes: Sequence[int], activation: Layer = nn.ReLU) -> nn.Sequential:
-    """Fully connected net with layer widths `sizes` (inputs first), `activation` between layers, torch's default
-    initialisation."""
+    """Build a fully connected net with torch's default initialisation.
+
+    Args:
+        sizes: layer widths, inputs first.
+        activation: makes the layer that stands between two linear ones.
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), activation()]
@@ -38,13 +42,23 @@ def lenet(
     activation: Layer = nn.ReLU,
     pool: Callable[[int], nn.Module] = nn.MaxPool2d,
 ) -> nn.Sequential:
-    """LeNet-5 for images `[N, channels, size, size]`: two 5 x 5 convolutions without padding, each pooled by 2, and
-    three fully connected layers; logits `[N, classes]`.
+    """Build LeNet-5, which gives logits `[N, classes]` for images `[N, channels, size, size]`.
 
-    FDS (Section 5.1 and 5.2) uses "a LeNet" on MNIST (28 x 28 x 1: 44,426 weights) and SVHN (32 x 32 x 3: 62,006)
-    without giving its sizes; these, with ReLU and maximum pooling, are the ones of the authors' program. LeCun et al.
-    (1998) had tanh, mean pooling and padded digits: `activation=nn.Tanh, pool=nn.AvgPool2d, size=32`.
-    Raises GradtuneError for images too small for both convolutions.
+    It has two 5 x 5 convolutions without padding, each pooled by 2, and three fully connected layers. FDS (Section 5.1
+    and 5.2) uses "a LeNet" on MNIST (28 x 28 x 1: 44,426 weights) and SVHN (32 x 32 x 3: 62,006) without giving its
+    sizes; these, with ReLU and maximum pooling, are the ones of the authors' program. LeCun et al. (1998) had tanh,
+    mean pooling and padded digits: `activation=nn.Tanh, pool=nn.AvgPool2d, size=32`.
+
+    Args:
+        size: side of the images in pixels, at least 16.
+        channels: of the images.
+        classes: how many logits an image has.
+        widths: channels of the two convolutions, then outputs of the first two fully connected layers.
+        activation: makes the layer after every convolution and between the fully connected layers.
+        pool: makes a pooling layer by a factor.
+
+    Raises:
+        GradtuneError: the images are too small for both convolutions.
     """
     side = ((size - 4) // 2 - 4) // 2
     if side < 1:
@@ -66,11 +80,22 @@ def conv_bn(
     activation: Layer = nn.ReLU,
     pool: Callable[[int], nn.Module] = nn.MaxPool2d,
 ) -> nn.Sequential:
-    """Small convolutional net with batch norm: a 3 x 3 convolution (padding 1, no bias), batch norm, activation and
-    pooling by 2 for each of `widths`, then one linear layer; `[N, channels, size, size]` to logits `[N, classes]`.
+    """Build a small convolutional net with batch norm, from `[N, channels, size, size]` to logits `[N, classes]`.
 
-    Batch norm needs `modules.batched` for its buffers and `modules.batch_statistics` for evaluation.
-    Raises GradtuneError for images smaller than 2 to the number of `widths`.
+    For each of `widths` it has a 3 x 3 convolution (padding 1, no bias), batch norm, activation and pooling by 2; one
+    linear layer follows. Batch norm needs `modules.batched` for its buffers and `modules.batch_statistics` for
+    evaluation.
+
+    Args:
+        size: side of the images in pixels, at least `2 ** len(widths)`.
+        channels: of the images.
+        classes: how many logits an image has.
+        widths: channels of the convolutions.
+        activation: makes the layer after batch norm.
+        pool: makes a pooling layer by a factor.
+
+    Raises:
+        GradtuneError: the images are too small for as many poolings.
     """
     side = size // 2 ** len(widths)
     if side < 1:
@@ -82,8 +107,16 @@ def conv_bn(
 
 
 def xavier(net: nn.Sequential) -> nn.Sequential:
-    """The net itself, with the weights of its convolutions and linear layers drawn Xavier-normal and their biases 0
-    (FDS's program, for all of its nets)."""
+    """Draw the weights of a net's convolutions and linear layers Xavier-normal and set their biases to 0.
+
+    FDS's program does so for all of its nets. Only `nn.Conv2d` and `nn.Linear` are changed.
+
+    Args:
+        net: the net, changed in place.
+
+    Returns:
+        The net itself.
+    """
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_normal_(m.weight)
@@ -93,21 +126,29 @@ def xavier(net: nn.Sequential) -> nn.Sequential:
 
 
 class Dropout(nn.Module):
-    """Dropout whose keep probability is an argument: x mask / keep with mask = (u < keep), u ~ U[0, 1) an entry.
+    """Dropout whose keep probability is an argument of `forward`.
 
-    `forward(x, keep)`: keep is a number or a tensor that broadcasts to x, in (0, 1]; None, or evaluation mode, gives x
-    back. u is `torch.rand_like(x)`; inside `modules.batched(...)(..., seeds=seeds, t=t)` it depends on (seed of the
-    run, t) alone, so the masks for two keep probabilities are coupled: the one for keep contains the one for any
-    smaller keep (Clip paper, Section 3.5.2, eq. 10), and differences of losses in keep have little variance.
-    Raises GradtuneError for keep outside (0, 1].
+    The output is `x mask / keep` with `mask = (u < keep)`, u from U[0, 1) for each entry. u is `torch.rand_like(x)`.
+    Inside `modules.batched(...)(..., seeds=seeds, t=t)` it depends on (seed of the run, t) alone, so the masks for two
+    keep probabilities are coupled: the one for keep contains the one for any smaller keep (Clip paper, Section 3.5.2,
+    eq. 10), and differences of losses in keep have little variance.
 
     No derivative flows to keep. The one that automatic differentiation would give, of the factor 1 / keep at a fixed
     mask, is not the derivative of the expected loss; take finite differences with the same (seed, t).
-    It differs from `nn.Dropout(p)`, p = 1 - keep, in that keep is no attribute fixed at construction.
+
+    It differs from `nn.Dropout(p)`, `p = 1 - keep`, in that keep is no attribute fixed at construction.
     """
 
     def forward(self, x: Tensor, keep: float | Tensor | None) -> Tensor:
-        """`x` with entries kept with probability `keep` and divided by it; `x` itself for None or in eval mode."""
+        """Return `x` with entries kept with probability `keep` and divided by it.
+
+        Args:
+            x: a tensor of any shape.
+            keep: a number or a tensor that broadcasts to x, in (0, 1]. None gives x back, and so does evaluation mode.
+
+        Raises:
+            GradtuneError: keep is outside (0, 1], in evaluation mode too; a tensor on an accelerator is not checked.
+        """
         if keep is None:
             return x
         KEEP.check(keep)
@@ -118,10 +159,21 @@ class Dropout(nn.Module):
 
 
 def lstm_cell(projected: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM: the next (h, c), each `[B, H]`, from h and c and the input's share of the gates.
+    """Take one step of an LSTM from the state (h, c) and the input's share of the gates.
 
-    projected `[B, 4 H]`: W_ih x + b_ih + b_hh; weight_hh `[4 H, H]`. Gates in torch's order i, f, g, o:
-    c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
+    Gates are in torch's order i, f, g, o::
+
+        c' = sigmoid(f) c + sigmoid(i) tanh(g)
+        h' = sigmoid(o) tanh(c')
+
+    Args:
+        projected: `W_ih x + b_ih + b_hh`, `[B, 4 H]`.
+        h: the output before the step, `[B, H]`.
+        c: the cells before the step, `[B, H]`.
+        weight_hh: the recurrent weights, `[4 H, H]`.
+
+    Returns:
+        The next (h, c), each `[B, H]`.
     """
     i, f, g, o = (projected + linear(h, weight_hh)).chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -129,16 +181,23 @@ def lstm_cell(projected: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> tup
 
 
 class LSTM(nn.Module):
-    """LSTM of `layers` layers in plain tensor operations, with dropout on the non-recurrent connections only (Zaremba
-    et al. 2014, eq. 7 to 9).
+    """LSTM in plain tensor operations, with dropout on the non-recurrent connections only.
 
-    `forward(x [T, B, inputs], state=None, keep=None)` gives the output `[T, B, H]` of the last layer and the state
-    (h, c), each `[layers, B, H]`; state None: zero. Dropout acts on the input of every layer, a fresh mask at each
-    time step, never from one step to the next; dropout of the output is the next layer's business. keep None: none.
+    Dropout is that of Zaremba et al. (2014, eq. 7 to 9). It acts on the input of every layer, a fresh mask at each time
+    step, never from one step to the next; dropout of the output is the next layer's business.
 
-    Parameters have the names, shapes, order and initialisation U(-1/sqrt(H), 1/sqrt(H)) of `nn.LSTM(inputs, hidden,
-    layers)`, so a `state_dict` fits either way, and so do the numbers. It differs in that it can be differentiated
-    twice on a GPU (cuDNN's LSTM cannot) and works under `vmap`; it is slower: one small product a step and layer.
+    Parameters have the names, shapes, order and initialisation U(-1/sqrt(H), 1/sqrt(H)) of
+    `nn.LSTM(inputs, hidden, layers)`, so a `state_dict` fits either way, and so do the numbers. It differs in that it
+    can be differentiated twice on a GPU (cuDNN's LSTM cannot) and works under `vmap`; it is slower: one small product a
+    step and layer.
+
+    Args:
+        inputs: entries of an input.
+        hidden: H, the entries of an output and of the cells of a layer.
+        layers: how many layers there are.
+
+    Raises:
+        GradtuneError: one of the three is below 1.
     """
 
     def __init__(self, inputs: int, hidden: int, layers: int = 1) -> None:
@@ -158,8 +217,16 @@ class LSTM(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, keep: float | Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Output `[time, batch, hidden]` and the final state of `x [time, batch, inputs]`; `state` (h, c), each
-        `[layers, batch, hidden]`, is 0 when None."""
+        """Run through a sequence.
+
+        Args:
+            x: inputs `[T, B, inputs]`.
+            state: (h, c) before the first step, each `[layers, B, H]`; None for zero.
+            keep: keep probability of dropout as in `Dropout.forward`; None for no dropout.
+
+        Returns:
+            The output `[T, B, H]` of the last layer, and the state (h, c) after the last step, each `[layers, B, H]`.
+        """
         zero = x.new_zeros(self.layers, x.shape[1], self.hidden)
         ends = []
         for k, (h, c) in enumerate(zip(*(state or (zero, zero)), strict=True)):
@@ -178,12 +245,16 @@ class LSTM(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, LSTM, linear layer: `forward(tokens [T, B], keep=None)` gives logits `[T, B, vocabulary]` for the
-    next token, from the zero state.
+    """Embedding, LSTM and linear layer: logits for the next token, from the zero state.
 
-    Dropout as in Zaremba et al. (2014): on the embedding, between the LSTM's layers and on its output. Their medium
-    net is `LanguageModel(10_000, 650, 2)`, the one of the Clip paper (Section 4.3); OnePass (Section 4.2) uses the
-    same without dropout. The embedding has `hidden` entries.
+    Dropout is as in Zaremba et al. (2014): on the embedding, between the LSTM's layers and on its output. Their medium
+    net is `LanguageModel(10_000, 650, 2)`, the one of the Clip paper (Section 4.3); OnePass (Section 4.2) uses the same
+    without dropout.
+
+    Args:
+        vocabulary: how many tokens there are.
+        hidden: entries of the embedding and of the output of each LSTM layer.
+        layers: how many LSTM layers there are.
     """
 
     def __init__(self, vocabulary: int, hidden: int, layers: int = 1) -> None:
@@ -192,6 +263,14 @@ class LanguageModel(nn.Module):
         self.dropout, self.decoder = Dropout(), nn.Linear(hidden, vocabulary)
 
     def forward(self, tokens: Tensor, keep: float | Tensor | None = None) -> Tensor:
-        """Logits `[time, batch, vocabulary]` of the next token for `tokens [time, batch]`."""
+        """Compute the logits of the next token.
+
+        Args:
+            tokens: whole numbers `[T, B]`.
+            keep: keep probability of dropout as in `Dropout.forward`; None for no dropout.
+
+        Returns:
+            Logits `[T, B, vocabulary]` of the token after each of `tokens`.
+        """
         output, _ = self.lstm(self.embedding(tokens), keep=keep)
         return self.decoder(self.dropout(output, keep))

@@ -1,4 +1,4 @@
-"""Whether a hyperparameter that a net or a loss reads lies where it means something, also under `torch.func.vmap`."""
+"""Ranges of the hyperparameters that a net or a loss reads, and their check, also under `torch.func.vmap`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from gradtune.errors import GradtuneError
 
 @dataclass(frozen=True)
 class Range:
-    """An interval for the natural values of `name`; `low_open`, `high_open`: the end itself is outside."""
+    """An interval in which the natural values of a hyperparameter have a meaning.
+
+    Attributes:
+        name: of the hyperparameter, for the error message.
+        low: lower end.
+        high: upper end.
+        low_open: whether the lower end itself is outside.
+        high_open: whether the upper end itself is outside.
+    """
 
     name: str
     low: float
@@ -25,9 +33,16 @@ class Range:
         return f"{'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
 
     def check(self, x: float | Tensor) -> None:
-        """Raises GradtuneError when a value is outside. NaN passes: a diverged run must not stop its neighbours.
+        """Check that no value is outside the interval.
 
-        Tensors on an accelerator are not looked at, because reading one would make the processor wait for it.
+        NaN passes: a diverged run must not stop its neighbours. Tensors on an accelerator are not looked at, because
+        reading one would make the processor wait for it.
+
+        Args:
+            x: a number or a tensor of any shape.
+
+        Raises:
+            GradtuneError: a value is outside.
         """
         if not isinstance(x, Tensor):
             self._look(torch.as_tensor(x, dtype=torch.float64))

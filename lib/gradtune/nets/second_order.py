@@ -2,13 +2,16 @@
 
 `lean()` is a context in which `torch.conv1d` to `conv3d`, `relu`, and `torch.nn.functional.batch_norm` in training mode
 keep their values and gradients, which come from torch's own kernels, and differentiate the gradient by the formulas
-below. torch's formula for a convolution takes the weights' share as a convolution with the images as kernels, for which
-CPUs have no fast kernel; its formula for batch norm makes about 30 passes over the activations; and that for ReLU adds
-a tensor of zeros, the second derivative.
+below. torch's formulas cost more:
 
-`core.Step` asks for it (`wanted`) where it builds a graph over a gradient, and `modules.batched` grants it to a module
-with such layers. Inside `torch.func` transforms (several runs under `vmap`) and for forms not covered here torch's own
-formulas stay in charge; both are exact.
+* That for a convolution takes the weights' share as a convolution with the images as kernels, for which CPUs have no
+  fast kernel.
+* That for batch norm makes about 30 passes over the activations.
+* That for ReLU adds a tensor of zeros, the second derivative.
+
+`step.Step` asks for `lean` (`wanted`) where it builds a graph over a gradient, and `modules.batched` grants it to a
+module with such layers. Inside `torch.func` transforms (several runs under `vmap`), under autocast, and for forms not
+covered here torch's own formulas stay in charge; both are exact.
 """
 
 from __future__ import annotations
@@ -41,19 +44,29 @@ def wanted() -> Iterator[None]:
 
 
 def layers_in(module: nn.Module) -> bool:
-    """Whether `module` has layers that `lean` makes cheaper."""
+    """Return whether `module` has layers that `lean` makes cheaper."""
     return any(
         isinstance(m, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.ReLU)) for m in module.modules()
     )
 
 
 def granted(has_layers: bool) -> AbstractContextManager[object]:
-    """`lean()` where it is wanted and there are layers for it; a context costs every call inside a little."""
+    """Return `lean()` where it is wanted and there are layers for it, else a context without effect.
+
+    `lean()` costs every call inside it a little, so it is left out where it brings nothing.
+
+    Args:
+        has_layers: what `layers_in` says of the module.
+    """
     return lean() if has_layers and _wanted.get() else nullcontext()
 
 
 class lean(TorchFunctionMode):
-    """Context: convolutions and batch norms called inside it have the lean second derivative."""
+    """Context in which convolutions, batch norms and ReLUs have the lean second derivative.
+
+    Raises:
+        GradtuneError: the gradient of batch norm is to be differentiated twice; here it can be differentiated once.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -84,7 +97,7 @@ class _Shape(NamedTuple):
         return _aten.convolution(x, w, b, self.stride, self.padding, self.dilation, False, zero, self.groups)
 
     def backward(self, g: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
-        """Cotangents of x, w and the bias, None where the mask is False."""
+        """Return the cotangents of x, w and the bias, None where the mask is False."""
         zero, bias = [0] * len(self.stride), [len(w)]
         rest = (bias, self.stride, self.padding, self.dilation, False, zero, self.groups)
         if mask[1] and _few_channels(x):
@@ -97,9 +110,11 @@ class _Shape(NamedTuple):
 
 
 def _few_channels(x: Tensor) -> bool:
-    """Whether x is the input of an inner layer with fewer channels than a vector register holds: CPUs take the gradient
-    of such weights faster with the channels last, the copies included (LeNet's second layer: 1.7 in place of 2.6 ms).
-    Images come with 1 or 3 channels, and for them it does not pay."""
+    """Return whether x is the input of an inner layer with fewer channels than a vector register holds.
+
+    CPUs take the gradient of such a layer's weights faster with the channels last, the copies included (LeNet's second
+    layer: 1.7 in place of 2.6 ms). Images come with 1 or 3 channels, and for them it does not pay.
+    """
     return x.dim() == 4 and 3 < x.shape[1] < 16 and x.device.type == "cpu"
 
 
@@ -133,8 +148,11 @@ class _Convolution(torch.autograd.Function):
 
 
 class _ConvolutionBackward(torch.autograd.Function):
-    """(g, x, w) -> (dx, dw, db). With z the cotangents of these three: <zx, dx> + <zw, dw> is the same bilinear form
-    as <g, conv(zx, w) + conv(x, zw)>, so that each share is a convolution or a gradient of one."""
+    """The gradient of a convolution, (g, x, w) -> (dx, dw, db).
+
+    With z the cotangents of these three, `<zx, dx> + <zw, dw>` is the same bilinear form as
+    `<g, conv(zx, w) + conv(x, zw)>`, so that each share is a convolution or a gradient of one.
+    """
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, shape: _Shape, mask: list[bool]) -> Any:
@@ -199,12 +217,17 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _BatchNormBackward(torch.autograd.Function):
-    """(g, x, w) -> (dx, dw, db) with, per channel of m entries, h = (x - mean) r and r = 1 / sqrt(var + eps):
+    """The gradient of batch norm, (g, x, w) -> (dx, dw, db).
 
-        db = sum g,   dw = sum g h,   dx = w r (g - db / m - h dw / m).
+    With, per channel of m entries, `h = (x - mean) r` and `r = 1 / sqrt(var + eps)`::
 
-    For the cotangents z of the three, s = <zx, dx> + zw dw + zb db is differentiated by g, by w, and by x through h and
-    r. Both outputs of the activations' size are again the gradient of a batch norm plus multiples of h.
+        db = sum g
+        dw = sum g h
+        dx = w r (g - db / m - h dw / m)
+
+    For the cotangents z of the three, `s = <zx, dx> + zw dw + zb db` is differentiated by g, by w, and by x through h
+    and r. Both outputs of the activations' size are again the gradient of a batch norm plus, per channel, a multiple of
+    h (and for g a constant).
     """
 
     @staticmethod
@@ -269,7 +292,7 @@ class _Relu(torch.autograd.Function):
 
 
 class _Masked(torch.autograd.Function):
-    """(g, y) -> g where y > 0; linear in g, and without derivative in y."""
+    """The gradient of ReLU, (g, y) -> g where y > 0, else 0: linear in g, and without derivative in y."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:

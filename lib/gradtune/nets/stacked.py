@@ -1,5 +1,4 @@
-"""Cross entropy of R fully connected ReLU nets on one shared minibatch, with its gradient and its Hessian products
-written out on flat weights.
+"""Cross entropy of R fully connected ReLU nets on one shared minibatch, its derivatives written out on flat weights.
 
 `modules.batched` differentiates any module; for a net of this size four fifths of a step on a CPU are then copies
 between flat weights and the module's tensors, and automatic differentiation's own bookkeeping. Here each product is
@@ -21,8 +20,13 @@ from gradtune.nets.plain import mlp
 
 
 class _Passed(NamedTuple):
-    """What a forward pass leaves: the inputs of every layer `[R, width, B]`, the probabilities `[R, classes, B]`, and
-    the losses."""
+    """What a forward pass leaves.
+
+    Attributes:
+        inputs: the inputs of every layer, `[R, width, B]` each.
+        probabilities: of the classes, `[R, classes, B]`.
+        losses: `[R]`, in nats.
+    """
 
     inputs: list[Tensor]
     probabilities: Tensor
@@ -30,12 +34,21 @@ class _Passed(NamedTuple):
 
 
 class StackedMLP:
-    """`f(w [R, D], x [B, F], y [B]) -> [R]`: mean cross entropies of R nets with layer widths `sizes` and ReLU, weights
-    laid out as `nets.mlp`'s.
+    """Mean cross entropies of R ReLU nets, to be called as `f(w [R, D], x [B, F], y [B]) -> [R]`.
 
-    Twice differentiable with respect to w, not three times: Hessian products are without a graph. It differs from
-    `modules.batched` on the same net and loss by rounding alone. Cost: 4 R B D multiplications a gradient, as many a
-    Hessian product; memory: the activations, and one `[R, D]` for each derivative.
+    The weights are laid out as those of `plain.mlp`. The losses are twice differentiable with respect to w, not three
+    times: Hessian products are without a graph. They differ from those of `modules.batched` on the same net and loss by
+    rounding alone.
+
+    Cost: 2 to 3 R B D multiplications a gradient, its forward pass included, and 2 to 6 a Hessian product; about 2 each
+    where the first layer has most of the weights. Memory: the activations, and one `[R, D]` for each derivative.
+
+    Args:
+        sizes: layer widths, inputs first.
+
+    Attributes:
+        module: one net, from which the layout is taken.
+        layout: where its parameters lie in a row of `w`.
     """
 
     # Columns are rows of the batch: `weight @ inputs` takes half the time of `inputs @ weight.T` (MKL, batches of 100).
@@ -49,23 +62,32 @@ class StackedMLP:
         return _Loss.apply(w, self, x, y)
 
     def fresh(self) -> nn.Module:
-        """One net with newly drawn weights."""
+        """Return one net with newly drawn weights."""
         return mlp(self.sizes)
 
     @torch.no_grad()
     def measured(self, w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross entropies and shares of errors, `[R]` each, without derivatives."""
+        """Compute mean cross entropies (nats) and shares of errors without derivatives.
+
+        Args:
+            w: weights `[R, D]`.
+            x: inputs `[B, F]`.
+            y: class numbers `[B]`.
+
+        Returns:
+            The cross entropies and the shares of errors, `[R]` each.
+        """
         log_p = self.outputs(w, x)[-1].log_softmax(1)
         loss = -log_p.gather(1, y.expand(len(w), 1, -1)).mean((1, 2))
         return loss, (log_p.argmax(1) != y).to(w.dtype).mean(-1)
 
     def layers(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Views of `w` as (weight `[R, out, in]`, bias `[R, out, 1]`) of each layer."""
+        """Return views of `w [R, D]` as (weight `[R, out, in]`, bias `[R, out, 1]`) of each layer."""
         parts = list(self.layout.split(w).values())
         return [(m, b[:, :, None]) for m, b in zip(parts[::2], parts[1::2])]
 
     def outputs(self, w: Tensor, x: Tensor) -> list[Tensor]:
-        """The inputs of every layer and, last, the logits, each `[R, width, B]`."""
+        """Return the inputs of every layer and, last, the logits, each `[R, width, B]`, of `x [B, F]`."""
         passed = [x.mT.expand(len(w), x.shape[1], len(x))]
         for k, (m, b) in enumerate(self.layers(w)):
             z = torch.bmm(m, passed[-1]).add_(b)
@@ -73,13 +95,30 @@ class StackedMLP:
         return passed
 
     def forward(self, w: Tensor, x: Tensor, y: Tensor) -> _Passed:
-        """Losses `[R]`, and what their derivatives need."""
+        """Compute the losses `[R]`, and what their derivatives need.
+
+        Args:
+            w: weights `[R, D]`.
+            x: inputs `[B, F]`.
+            y: class numbers `[B]`.
+        """
         *inputs, logits = self.outputs(w, x)
         log_p = logits.log_softmax(1)
         return _Passed(inputs, log_p.exp(), -log_p.gather(1, y.expand(len(w), 1, -1)).mean((1, 2)))
 
     def gradient(self, w: Tensor, p: _Passed, y: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`c dL/dw [R, D]`, `c [R]`, and its parts with respect to what each layer gives, the first layer's first."""
+        """Compute the gradient of each run's loss, times a number a run.
+
+        Args:
+            w: weights `[R, D]`.
+            p: what `forward` left.
+            y: class numbers `[B]`.
+            c: the numbers `[R]`.
+
+        Returns:
+            `c dL/dw [R, D]`, and its parts with respect to what each layer gives before the ReLU, `[R, width, B]` each,
+            the first layer's first.
+        """
         g, layers = torch.empty_like(w), self.layers(w)
         true = y.expand(len(w), 1, -1)
         delta = p.probabilities.scatter_add(1, true, p.probabilities.new_full((), -1.0).expand_as(true))
@@ -94,7 +133,18 @@ class StackedMLP:
         return g, deltas[::-1]
 
     def product(self, w: Tensor, p: _Passed, deltas: list[Tensor], c: Tensor, v: Tensor) -> Tensor:
-        """`c H v [R, D]` for directions `v [R, D]`, with what `forward` and `gradient` left."""
+        """Compute the product of each run's Hessian with a direction, times a number a run.
+
+        Args:
+            w: weights `[R, D]`.
+            p: what `forward` left.
+            deltas: the second result of `gradient`, with the same `c`.
+            c: the numbers `[R]`.
+            v: directions `[R, D]`.
+
+        Returns:
+            `c H v [R, D]`.
+        """
         layers, directions = self.layers(w), self.layers(v)
         dots: list[Tensor] = []  # derivatives along v of what each layer gives
         for k, (vm, vb) in enumerate(directions):
@@ -117,7 +167,7 @@ class StackedMLP:
 
 
 def _passed_on(d: Tensor, active: Tensor) -> Tensor:
-    """`d` where a ReLU gave something, else 0."""
+    """Return `d` where a ReLU gave something, else 0."""
     return torch.ops.aten.threshold_backward(d, active, 0)
 
 

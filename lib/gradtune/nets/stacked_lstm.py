@@ -1,8 +1,8 @@
 """Cross entropy of R LSTM language models on one shared piece of text, on flat weights.
 
-The same numbers as `nets.LanguageModel` under `modules.batched`, with a state that is handed on from one piece of text
-to the next. What happens from word to word, thousands of small operations in a Hessian product, is written out: the
-recurrence of a layer, its gradient, and the R-operator (Pearlmutter 1994) of both, so that recurrent weights have one
+The numbers are those of `plain.LanguageModel` under `modules.batched`, with a state that is handed on from one piece of
+text to the next. What happens from word to word, thousands of small operations in a Hessian product, is written out:
+the recurrence of a layer, its gradient, and the R-operator (Pearlmutter 1994) of both. So recurrent weights have one
 product for all words instead of one a word, and automatic differentiation sees a layer as one operation.
 """
 
@@ -23,9 +23,15 @@ State = tuple[Tensor, Tensor]
 
 
 class _Passed(NamedTuple):
-    """What the forward pass of a layer leaves, time first: gates i, f, g, o in one tensor `[T, R, B, 4 H]` and their
-    derivatives (slopes); cells and outputs `[T + 1, R, B, H]` with the states before the first word; tanh of the cells
-    `[T, R, B, H]`."""
+    """What the forward pass of a layer leaves, time first.
+
+    Attributes:
+        gates: i, f, g, o in one tensor `[T, R, B, 4 H]`.
+        slopes: the derivatives of the gates, `[T, R, B, 4 H]`.
+        cells: `[T + 1, R, B, H]`, with the state before the first word.
+        squashed: tanh of the cells, `[T, R, B, H]`.
+        outputs: `[T + 1, R, B, H]`, with the state before the first word.
+    """
 
     gates: Tensor
     slopes: Tensor
@@ -35,8 +41,14 @@ class _Passed(NamedTuple):
 
 
 class _Turned(NamedTuple):
-    """What the backward pass leaves, time first: derivatives with respect to the gates' inputs and the gates `[T, R, B,
-    4 H]`, the cells and the outputs `[T, R, B, H]`."""
+    """What the backward pass of a layer leaves, time first: derivatives of a number.
+
+    Attributes:
+        inputs: with respect to the inputs of the gates, `[T, R, B, 4 H]`.
+        gates: with respect to the gates, `[T, R, B, 4 H]`.
+        cells: with respect to the cells, `[T, R, B, H]`.
+        outputs: with respect to the outputs, `[T, R, B, H]`.
+    """
 
     inputs: Tensor
     gates: Tensor
@@ -45,7 +57,14 @@ class _Turned(NamedTuple):
 
 
 def _forward(projected: Tensor, weight: Tensor, h: Tensor, c: Tensor) -> _Passed:
-    """The recurrence. projected `[T, R, B, 4 H]`: what the words give to the gates; weight `[R, 4 H, H]`."""
+    """Run the recurrence of a layer.
+
+    Args:
+        projected: what the words give to the gates, `[T, R, B, 4 H]`.
+        weight: the recurrent weights, `[R, 4 H, H]`.
+        h: the outputs before the first word, `[R, B, H]`.
+        c: the cells before the first word, `[R, B, H]`.
+    """
     size, recurrent = h.shape[-1], weight.mT
     gates, slopes = torch.empty_like(projected), torch.empty_like(projected)
     squashed = projected.new_empty(len(projected), *h.shape)
@@ -66,7 +85,13 @@ def _forward(projected: Tensor, weight: Tensor, h: Tensor, c: Tensor) -> _Passed
 
 
 def _backward(p: _Passed, weight: Tensor, up: Tensor) -> _Turned:
-    """Derivatives of `<up, outputs>`; up `[T, R, B, H]`."""
+    """Compute the derivatives of `<up, outputs>`.
+
+    Args:
+        p: what `_forward` left.
+        weight: the recurrent weights, `[R, 4 H, H]`.
+        up: a weight for each output, `[T, R, B, H]`.
+    """
     d_inputs, d_gates = torch.empty_like(p.gates), torch.empty_like(p.gates)
     d_cells, d_outputs = torch.empty_like(up), torch.empty_like(up)
     i, f, g, o = _gates(p.gates)
@@ -90,8 +115,17 @@ def _backward(p: _Passed, weight: Tensor, up: Tensor) -> _Turned:
 
 
 def _along(p: _Passed, weight: Tensor, u: Tensor, v: Tensor) -> _Passed:
-    """Derivatives of all that `_forward` computes along (projected, weight) = (u, v); "slopes" holds those of the
-    slopes."""
+    """Compute the derivatives of all that `_forward` computes along (projected, weight) = (u, v).
+
+    Args:
+        p: what `_forward` left.
+        weight: the recurrent weights, `[R, 4 H, H]`.
+        u: the direction of `projected`, `[T, R, B, 4 H]`.
+        v: the direction of the recurrent weights, `[R, 4 H, H]`.
+
+    Returns:
+        Each derivative in the field of what it is the derivative of; "slopes" holds those of the slopes.
+    """
     size, recurrent = p.cells.shape[-1], weight.mT
     gates, slopes = torch.empty_like(p.gates), torch.empty_like(p.gates)
     cells, outputs, squashed = (torch.zeros_like(x) for x in (p.cells, p.outputs, p.squashed))
@@ -113,7 +147,18 @@ def _along(p: _Passed, weight: Tensor, u: Tensor, v: Tensor) -> _Passed:
 
 
 def _turned_along(p: _Passed, dot: _Passed, d: _Turned, weight: Tensor, v: Tensor) -> Tensor:
-    """Derivative of `_backward`'s "inputs" along the direction that gave `dot`."""
+    """Compute the derivative of the "inputs" of `_backward` along a direction.
+
+    Args:
+        p: what `_forward` left.
+        dot: what `_along` gave for the direction.
+        d: what `_backward` left.
+        weight: the recurrent weights, `[R, 4 H, H]`.
+        v: the direction of the recurrent weights, `[R, 4 H, H]`.
+
+    Returns:
+        The derivative, `[T, R, B, 4 H]`.
+    """
     i, f, g, o = p.gates.chunk(4, dim=-1)
     i_dot, f_dot, g_dot, o_dot = dot.gates.chunk(4, dim=-1)
     bent, inputs = 1 - p.squashed * p.squashed, torch.empty_like(d.inputs)
@@ -139,24 +184,24 @@ def _turned_along(p: _Passed, dot: _Passed, d: _Turned, weight: Tensor, v: Tenso
 
 
 def _gates(x: Tensor) -> list[tuple[Tensor, ...]]:
-    """Views of `x [T, R, B, 4 H]`: of each gate one a word."""
+    """Return views of `x [T, R, B, 4 H]`: for each gate, one a word."""
     return [part.unbind() for part in x.chunk(4, dim=-1)]
 
 
 def _pairs(x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Views of `x [T + 1, R, B, H]`: before and after each word."""
+    """Return views of `x [T + 1, R, B, H]`: before and after each word."""
     views = x.unbind()
     return list(itertools.pairwise(views))
 
 
 def _per_word(x: Tensor, weight: Tensor) -> Tensor:
-    """`x[t] @ weight` for all words at once: `[T, R, B, n]` and `[R, n, m]` give `[T, R, B, m]`."""
+    """Compute `x[t] @ weight` for all words at once: `[T, R, B, n]` and `[R, n, m]` give `[T, R, B, m]`."""
     steps, _, batch, _ = x.shape
     return torch.bmm(_by_run(x), weight).unflatten(1, (steps, batch)).transpose(0, 1).contiguous()
 
 
 def _by_run(x: Tensor) -> Tensor:
-    """`[T, R, B, n]` as `[R, T B, n]`."""
+    """Return `[T, R, B, n]` as `[R, T B, n]`."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
@@ -178,7 +223,7 @@ class _Layer(torch.autograd.Function):
 
 
 class _LayerGradient(torch.autograd.Function):
-    """Derivatives of <up, outputs> with respect to what the words give to the gates and the recurrent weights."""
+    """Derivatives of `<up, outputs>` with respect to what the words give to the gates and the recurrent weights."""
 
     @staticmethod
     def forward(ctx: Any, up: Tensor, projected: Tensor, weight: Tensor, passed: _Passed) -> tuple[Tensor, Tensor]:
@@ -200,11 +245,23 @@ class _LayerGradient(torch.autograd.Function):
 
 
 class StackedLanguageModel:
-    """R nets embedding - `layers` LSTM layers - linear, weights laid out as `nets.LanguageModel(vocabulary, hidden,
-    layers)`'s. Differentiable twice with respect to the weights on every device; a state is a constant.
+    """R nets of an embedding, LSTM layers and a linear layer, with their mean cross entropies.
 
-    It differs from the module under `modules.batched` by rounding alone where the state is zero and the masks are those
-    of the same random numbers. Memory of a gradient's graph: about 20 [R, T, B, H] a layer and 3 [R, T, B, vocabulary].
+    The weights are laid out as those of `plain.LanguageModel(vocabulary, hidden, layers)`. Results are twice
+    differentiable with respect to the weights on every device; a state that is handed in is a constant. They differ
+    from those of the module under `modules.batched` by rounding alone where the state is zero and the masks are those
+    of the same random numbers.
+
+    Memory of a gradient's graph: about 20 `[R, T, B, H]` a layer and 3 `[R, T, B, vocabulary]`.
+
+    Args:
+        vocabulary: how many tokens there are.
+        hidden: H, the entries of the embedding and of the output of each LSTM layer.
+        layers: how many LSTM layers there are.
+
+    Attributes:
+        module: one net, from which the layout is taken.
+        layout: where its parameters lie in a row of `w`.
     """
 
     def __init__(self, vocabulary: int, hidden: int, layers: int) -> None:
@@ -213,17 +270,29 @@ class StackedLanguageModel:
         self.hidden, self.layers = hidden, layers
 
     def zero_state(self, w: Tensor, batch: int) -> State:
-        """(h, c) of R runs before the first word, each `[layers, R, batch, hidden]`."""
+        """Return the zero state (h, c) of R runs, each `[layers, R, batch, hidden]`.
+
+        Args:
+            w: weights `[R, D]`, for their number of runs, device and type.
+            batch: how many texts stand side by side.
+        """
         zero = w.new_zeros(self.layers, len(w), batch, self.hidden)
         return zero, zero
 
     def logits(
         self, w: Tensor, tokens: Tensor, state: State, masks: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, State]:
-        """Logits `[R, T, B, vocabulary]` of the word after each of `tokens [T, B]`, and the state after the last.
+        """Compute the logits of the next word.
 
-        masks: of dropout, divided by the keep probability, `[R, T, B, hidden]` each: one for the input of every layer,
-        and one for the output of the last. None: no dropout.
+        Args:
+            w: weights `[R, D]`.
+            tokens: words `[T, B]`, shared by all runs.
+            state: (h, c) before the first word, each `[layers, R, B, hidden]`.
+            masks: of dropout, divided by the keep probability, `[R, T, B, hidden]` each: one for the input of every
+                layer, and one for the output of the last. None for no dropout.
+
+        Returns:
+            Logits `[R, T, B, vocabulary]` of the word after each of `tokens`, and the state after the last.
         """
         p = self.layout.split(w)
         x = p["embedding.weight"].index_select(1, tokens.flatten()).unflatten(1, tokens.shape)
@@ -246,14 +315,24 @@ class StackedLanguageModel:
     def __call__(
         self, w: Tensor, tokens: Tensor, targets: Tensor, state: State, masks: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, State]:
-        """Mean cross entropies `[R]` (nats) of the words `targets [T, B]` that follow `tokens [T, B]`, and the state
-        after the last."""
+        """Compute the mean cross entropies of the words that follow.
+
+        Args:
+            w: weights `[R, D]`.
+            tokens: words `[T, B]`, shared by all runs.
+            targets: the words `[T, B]` that follow them.
+            state: (h, c) before the first word, each `[layers, R, B, hidden]`.
+            masks: of dropout, as in `logits`.
+
+        Returns:
+            The cross entropies `[R]` in nats, and the state after the last of `tokens`.
+        """
         logits, state = self.logits(w, tokens, state, masks)
         return cross_entropy(logits, targets), state
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropies `[R]` of `logits [R, T, B, vocabulary]` for `targets [T, B]`, in nats."""
+    """Return the mean cross entropies `[R]`, in nats, of `logits [R, T, B, vocabulary]` for `targets [T, B]`."""
     log_p = logits.log_softmax(-1)
     rows = targets.expand(len(logits), *targets.shape)[..., None]
     return -log_p.gather(-1, rows).flatten(1).mean(1)

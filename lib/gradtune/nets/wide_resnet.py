@@ -16,8 +16,15 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2
 
 
 class Block(nn.Module):
-    """Batch norm, ReLU, 3 x 3 convolution, twice, plus the input; where the width changes, plus a 1 x 1 convolution of
-    the first activation instead."""
+    """Batch norm, ReLU, 3 x 3 convolution, twice, plus the input.
+
+    Where the number of channels changes, a 1 x 1 convolution of the first activation is added in place of the input.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        stride: of the first convolution, and of the 1 x 1 convolution; it must be 1 where `inputs` equals `outputs`.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -26,19 +33,28 @@ class Block(nn.Module):
         self.shortcut = None if inputs == outputs else _conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, inputs, s, s]` to `[N, outputs, s / stride, s / stride]`."""
+        """Map `[N, inputs, s, s]` to `[N, outputs, s / stride, s / stride]`."""
         active = relu(self.norm1(x))
         kept = x if self.shortcut is None else self.shortcut(active)
         return kept + self.conv2(relu(self.norm2(self.conv1(active))))
 
 
 def wrn(depth: int = 16, width: int = 1, classes: int = 10, channels: int = 3) -> nn.Sequential:
-    """WRN-depth-width for images `[N, channels, s, s]`, s divisible by 4; logits `[N, classes]`.
+    """Build WRN-depth-width, which gives logits `[N, classes]` for images `[N, channels, s, s]`, s divisible by 4.
 
-    Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels; all convolutions and the last
-    layer initialised Xavier-normal, its bias 0 (FDS, Section 5.3: WRN-16-1, here 175,066 weights on CIFAR-10).
-    Batch statistics in mode "train", inside the step; see `modules.batched` and `modules.batch_statistics`. Raises
-    GradtuneError for a depth that is not 6 n + 4.
+    It has three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels. The weights of all
+    convolutions and of the last layer are drawn Xavier-normal, the bias of the last layer is 0 (FDS, Section 5.3:
+    WRN-16-1, here 175,066 weights on CIFAR-10). Batch norm has the batch's statistics in mode "train", inside the step;
+    see `modules.batched` and `modules.batch_statistics`.
+
+    Args:
+        depth: `6 n + 4` with n >= 1.
+        width: factor of the channels.
+        classes: how many logits an image has.
+        channels: of the images.
+
+    Raises:
+        GradtuneError: the depth is not `6 n + 4`, or another argument is below 1.
     """
     blocks, rest = divmod(depth - 4, 6)
     if rest or blocks < 1:
@@ -50,9 +66,22 @@ def wrn(depth: int = 16, width: int = 1, classes: int = 10, channels: int = 3) -
 def residual(
     widths: Sequence[int] = (8, 16, 32), blocks: int = 1, classes: int = 10, channels: int = 3, stem: int | None = None
 ) -> nn.Sequential:
-    """A residual net of the form of `wrn` with any widths: a group of `blocks` blocks for each, the image halved at the
-    start of every group but the first; `stem`: channels of the first convolution, None for the first width. Small
-    enough for a CPU by default: 19,858 weights on RGB images."""
+    """Build a residual net of the form of `wrn` with other widths.
+
+    It has a group of blocks for each width; the image is halved at the start of every group but the first. By default
+    it is small enough for a CPU: 19,858 weights on RGB images.
+
+    Args:
+        widths: channels of the groups; two that follow one another must differ, as the first block of a group halves
+            the image only with a change of its channels.
+        blocks: how many blocks a group has.
+        classes: how many logits an image has.
+        channels: of the images.
+        stem: channels of the first convolution; None for the first width.
+
+    Raises:
+        GradtuneError: `blocks`, `classes` or `channels` is below 1.
+    """
     at_least(1, blocks=blocks, classes=classes, channels=channels)
     inputs = stem or widths[0]
     layers: list[nn.Module] = [_conv(channels, inputs)]

@@ -1,9 +1,11 @@
-"""Steps of base optimisers on lists of tensors, for `gradtune.optim`: the rules of `gradtune.recursion.rules` where every weight
-tensor keeps its own memory and a whole list goes through each operation at once.
+"""Steps of base optimisers on lists of tensors, for `gradtune.optim`.
+
+They are the rules of `gradtune.recursion.rules`, where every weight tensor keeps its own memory and a whole list goes
+through each operation at once.
 
 A step returns the change of the weights, `w_{t+1} - w_t`, without having made it: MetaOptimize adds it to the weights
-and to its trace. The difference of the weights before and after would lose the change's digits where the learning
-rate is small.
+and to its trace. The difference of the weights before and after would lose the change's digits where the learning rate
+is small.
 """
 
 from __future__ import annotations
@@ -26,7 +28,15 @@ PIECE = 1 << 20
 
 @dataclass
 class Bucket:
-    """Parameters of one group, block, device and dtype with their gradients and, by name, states, in the same order."""
+    """Parameters of one group, block, device and dtype, with their gradients and states in the same order.
+
+    Attributes:
+        group: the parameter group, with its hyperparameters.
+        block: number of the learning rate that the parameters share.
+        params: the parameters.
+        grads: their gradients.
+        states: their states by name: buffers and trace in the shape of the parameters, and counters without dimensions.
+    """
 
     group: Mapping[str, Any]
     block: int
@@ -35,8 +45,11 @@ class Bucket:
     states: dict[str, list[Tensor]]
 
     def pieces(self, size: int) -> Iterator[Bucket]:
-        """The bucket in pieces of about `size` weights, flat; large tensors are cut. Away from the CPU, and where
-        weights do not lie densely in the memory, in one piece."""
+        """Yield the bucket in flat pieces of about `size` weights; large tensors are cut.
+
+        A bucket of at most `size` weights comes whole and in its shapes. So does one away from the CPU, and one whose
+        weights do not lie densely in the memory.
+        """
         dense = all(p.stride() == g.stride() for p, g in zip(self.params, self.grads))
         small = sum(p.numel() for p in self.params) <= size
         if small or not dense or self.params[0].device.type != "cpu":
@@ -53,7 +66,7 @@ class Bucket:
             yield self._of(rows)
 
     def _rows(self, size: int) -> Iterator[tuple[Tensor, ...]]:
-        """Flat views of a parameter or a part of it: weights, gradient, states. Counters are of every part."""
+        """Yield flat views of each parameter or of its parts: weights, gradient, states. Every part has the counter."""
         for row in zip(self.params, self.grads, *self.states.values()):
             parts = -(-row[0].numel() // size)
             flat = [_flat(x) if x.shape == row[0].shape else x for x in row]
@@ -68,7 +81,7 @@ class Bucket:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """A dense tensor's entries in the order of the memory, `[entries]`."""
+    """Return a dense tensor's entries in the order of the memory, `[entries]`."""
     return x if x.dim() == 1 else x.as_strided((x.numel(),), (1,))
 
 
@@ -76,11 +89,13 @@ def _flat(x: Tensor) -> Tensor:
 class Base:
     """A base optimiser.
 
-    step: the change of the weights; it updates the buffers, and counts nothing.
-    plain: the normalised gradient, the step's direction without momentum and weight decay, after `step`.
-    buffers: states of the weights' shape.
-    defaults: hyperparameters of a parameter group beside the learning rate.
-    counted: it needs the number of steps, this one included, in the state "step".
+    Attributes:
+        step: returns the change of the weights; it updates the buffers, and counts nothing.
+        plain: returns the normalised gradient, the step's direction without momentum and weight decay; to be called
+            after `step`.
+        buffers: names of the states that have the weights' shape.
+        defaults: hyperparameters of a parameter group beside the learning rate, with their default values.
+        counted: whether it needs the number of steps, this one included, in the state "step".
     """
 
     step: Callable[[Bucket, Rate], list[Tensor]]
@@ -91,7 +106,7 @@ class Base:
 
 
 def add_scaled(to: list[Tensor], what: list[Tensor], factor: Rate) -> None:
-    """to <- to + factor what, in place."""
+    """Set `to <- to + factor what`, in place."""
     if isinstance(factor, Tensor):
         torch._foreach_add_(to, torch._foreach_mul(what, factor))
     else:
@@ -99,7 +114,10 @@ def add_scaled(to: list[Tensor], what: list[Tensor], factor: Rate) -> None:
 
 
 def scale_and_add(to: list[Tensor], factor: Rate, what: list[Tensor]) -> None:
-    """to <- factor to + what, in place; one pass over the memory on the CPU, where passes are what takes the time."""
+    """Set `to <- factor to + what`, in place.
+
+    On the CPU it is one pass over the memory, as passes are what takes the time there.
+    """
     if isinstance(factor, Tensor):
         torch._foreach_mul_(to, factor)
         torch._foreach_add_(to, what)
@@ -109,7 +127,10 @@ def scale_and_add(to: list[Tensor], factor: Rate, what: list[Tensor]) -> None:
 
 
 def inner(left: list[Tensor], right: list[Tensor]) -> Rate:
-    """The inner product of two lists of dense tensors with the same strides: a number on the CPU, else a tensor."""
+    """Return the inner product of two lists of dense tensors with the same strides.
+
+    It is a number on the CPU, else a tensor.
+    """
     if left[0].dtype in (torch.float16, torch.bfloat16):  # a sum over many weights needs more digits
         return inner([x.float() for x in left], [x.float() for x in right])
     if left[0].device.type == "cpu":
@@ -119,7 +140,7 @@ def inner(left: list[Tensor], right: list[Tensor]) -> Rate:
 
 
 def _decayed(change: list[Tensor], bucket: Bucket, lr: Rate) -> list[Tensor]:
-    """The change with decoupled weight decay."""
+    """Add decoupled weight decay to the change, in place, and return it."""
     if bucket.group["weight_decay"]:
         add_scaled(change, bucket.params, -lr * bucket.group["weight_decay"])
     return change
@@ -160,7 +181,7 @@ def _rmsprop(bucket: Bucket, lr: Rate) -> list[Tensor]:
 
 
 def _adamw(bucket: Bucket, lr: Rate) -> list[Tensor]:
-    """The fused kernel, whose "weights" are the change so far: the weight decay."""
+    """Run the fused kernel, whose "weights" are the change so far: the weight decay."""
     group = bucket.group
     decay = group["weight_decay"]
     v = bucket.states["exp_avg_sq"]

@@ -1,10 +1,12 @@
 """MetaOptimize in a training loop of one's own: a `torch.optim.Optimizer` that adapts its learning rates.
 
-optimizer = gradtune.optim.MetaOptimize(model.parameters(), lr=1e-4)
-for x, y in loader:
-    optimizer.zero_grad()
-    loss(model(x), y).backward()
-    optimizer.step()
+Example::
+
+    optimizer = gradtune.optim.MetaOptimize(model.parameters(), lr=1e-4)
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
 """
 
 from __future__ import annotations
@@ -25,60 +27,68 @@ from gradtune.recursion.outer import Outer
 
 
 class MetaOptimize(Optimizer):
-    """Hessian-free MetaOptimize (Sharifnassab et al. 2025, Algorithm 3): a base optimiser whose learning rates alpha =
-    exp(beta) follow the discounted effect of all steps taken on the training loss.
+    """Hessian-free MetaOptimize (Sharifnassab et al. 2025, Algorithm 3) around a base optimiser.
+
+    The learning rates alpha = exp(beta) of the base optimiser follow the discounted effect of all steps taken on the
+    training loss::
 
         z <- <h, g>;  w <- w + change;  h <- gamma (1 - alpha weight_decay) h + change;  beta <- meta rule (beta, z)
 
-    Example:
+    It is used as any optimiser of torch::
+
         optimizer = gradtune.optim.MetaOptimize(model.parameters(), lr=1e-4)
         optimizer.zero_grad()
         loss(model(x), y).backward()
         optimizer.step()
 
+    The learning rates in force are in `param_groups[i]["lr"]` and, all of them as numbers, in `lr`. With
+    `groups="tensor"` the former is the geometric mean of the group; away from the CPU it is a tensor, so that no step
+    waits for the device. A value assigned to `param_groups[i]["lr"]` is where adaptation goes on from. So a scheduler
+    that multiplies the learning rate (ExponentialLR, StepLR, MultiplicativeLR) composes with the adaptation, and one
+    that sets it (LambdaLR, OneCycleLR) undoes it: do not combine those.
+
+    A parameter without a gradient is passed over with all its state, as in torch's optimisers. A learning rate none of
+    whose parameters has a gradient stays, whatever the meta rule's momentum.
+
+    A NaN gradient makes the learning rate NaN at once, and all its weights with the next step. An infinite gradient
+    spoils its own weights first, as in torch's optimisers. `torch.amp.GradScaler` keeps both away: it skips the step,
+    and no state changes.
+
+    The optimiser computes what `methods.metaoptimize_hf` computes in `loop.Loop`, for one run, with the fused and
+    foreach kernels of torch, on a model and a loop that the user owns. The loop there has several runs side by side,
+    learning rates per weight, and any rule.
+
+    Cost: elementwise passes and an inner product; no further gradient. With `groups="tensor"` every tensor takes a step
+    by itself, which costs time where they are many and small.
+
+    Memory, in multiples of the D weights: the base's (0 for "sgd"; 1 for "sgdm", "rmsprop" and "lion"; 2 for "adamw")
+    and 1 for h. During a step it is 1 more (3 with `form="package"`), on the CPU for about a million weights at a time.
+
     Args:
-        params: as in every optimiser of torch: parameters, named parameters or parameter groups, each of which may
+        params: parameters, named parameters or parameter groups, as in every optimiser of torch. Each group may
             override lr and the base's hyperparameters.
-        lr: the learning rate at the start (alpha_0).
+        lr: the learning rate at the start (`alpha_0`).
         base: "sgd", "sgdm" (with momentum), "rmsprop", "adamw" or "lion": the steps of torch.optim's optimisers, with
             decoupled weight decay in "rmsprop", "adamw" and "lion".
-        meta: "sgd", "adam", "lion" or "rmsprop" with `meta_step_size`, or an outer rule of `gradtune.recursion.outer`, which has a
-            step size of its own.
-        meta_step_size: with "lion", every step multiplies or divides a learning rate by exp(meta_step_size).
+        meta: "sgd", "adam", "lion" or "rmsprop" with `meta_step_size`, or an outer rule of `gradtune.recursion.outer`,
+            which has a step size of its own.
+        meta_step_size: step size of a meta rule given by name. With "lion", every step multiplies or divides a learning
+            rate by exp(meta_step_size).
         gamma: discount of past steps, in (0, 1].
-        groups: what shares a learning rate: "scalar", all parameters (groups keep the ratios of their lr); "blockwise",
-            each parameter group; "tensor", each tensor by itself.
+        groups: what shares a learning rate: "scalar", all parameters (parameter groups keep the ratios of their lr);
+            "blockwise", each parameter group; "tensor", each tensor by itself.
         weight_decay: by default 0.01 in "adamw" and else 0, as in torch.optim.
-        betas: of "adamw", by default (0.9, 0.999), and "lion", (0.9, 0.99).
+        betas: of "adamw", by default (0.9, 0.999), and of "lion", by default (0.9, 0.99).
         momentum: of "sgdm", by default 0.9.
         alpha: of "rmsprop", by default 0.99: the decay of the squared gradients.
         eps: of "rmsprop" and "adamw", by default 1e-8.
         maximize: maximise the loss.
         form: "ours" is Algorithm 3; "package" follows the published package: h of normalised gradients, without
-            momentum and weight decay, and the new momentum inside the meta rule Lion's sign.
+            momentum and weight decay, and the new momentum inside the sign of the meta rule "lion".
 
-    The learning rates in force are in `param_groups[i]["lr"]` (with "tensor" the geometric mean; away from the CPU a
-    tensor, so that no step waits for the device) and, all of them as numbers, in `lr`. A value assigned to
-    `param_groups[i]["lr"]` is where adaptation goes on from. So a scheduler that multiplies the learning rate
-    (ExponentialLR, StepLR, MultiplicativeLR) composes with the adaptation, and one that sets it (LambdaLR, OneCycleLR)
-    undoes it: do not combine those.
-
-    A parameter without a gradient is passed over with all its state, as in torch's optimisers, and a learning rate none
-    of whose parameters has one stays, whatever the meta rule's momentum. A NaN gradient makes the learning rate NaN at
-    once, and all its weights with the next step; an infinite one spoils its own weights first, as in torch's
-    optimisers. `torch.amp.GradScaler` keeps both away: it skips the step, and no state changes.
-
-    Memory: in multiples of the D weights, the base's (0 "sgd", 1 "sgdm", "rmsprop" and "lion", 2 "adamw") and 1 for h;
-    during a step 1 more (in form "package" 3), on the CPU for about a million weights at a time. Cost: elementwise
-    passes and an inner product; no further gradient. With "tensor" every tensor takes a step by itself, which costs
-    time where they are many and small.
-
-    It computes what `methods.metaoptimize_hf` computes in `train.Loop`, for one run, with the fused and foreach kernels
-    of torch, on a model and a loop that the user owns; the loop there has several runs side by side, learning rates per
-    weight, and any rule.
-
-    Raises GradtuneError, a ValueError, for no parameters, complex ones, unknown names and values outside their range,
-    and in `step` for a sparse gradient, before anything has changed.
+    Raises:
+        GradtuneError: there are no parameters, or complex ones; a name is unknown; a value is outside its range; or a
+            hyperparameter is given that the base does not have. It is a ValueError.
     """
 
     _settings: Settings
@@ -111,8 +121,17 @@ class MetaOptimize(Optimizer):
     @torch._disable_dynamo  # a training step that is compiled as a whole breaks its graph here, once and in silence
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the weights and, after it, of the learning rates; returns what `closure` returns, which may
-        compute the loss and its gradients."""
+        """Take one step of the weights and, after it, of the learning rates.
+
+        Args:
+            closure: computes the loss and its gradients, where these are not computed beforehand.
+
+        Returns:
+            What `closure` returns; None without it.
+
+        Raises:
+            GradtuneError: a gradient is sparse; nothing has changed then.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -125,7 +144,7 @@ class MetaOptimize(Optimizer):
         return loss
 
     def _buckets(self) -> list[Bucket]:
-        """What has a gradient, with its states, after all of it was checked."""
+        """Return what has a gradient, with its states, after all of it was checked."""
         found: dict[tuple[Any, ...], list[Tensor]] = {}
         for number, (group, (first, last)) in enumerate(zip(self.param_groups, self._blocks())):
             for k, p in enumerate(group["params"]):
@@ -153,7 +172,7 @@ class MetaOptimize(Optimizer):
         return state
 
     def _advance(self, bucket: Bucket, lr: Rate) -> Rate:
-        """One step of a bucket's weights and traces; the inner product of gradients and old traces."""
+        """Step a bucket's weights and traces; return the inner product of gradients and old traces."""
         if self._settings.rule.counted:
             torch._foreach_add_(bucket.states["step"], 1)
         size = PIECE if self._settings.form == "ours" else PIECE // 4  # which has more tensors in between
@@ -178,7 +197,10 @@ class MetaOptimize(Optimizer):
 
     @property
     def _meta(self) -> dict[str, Any]:
-        """beta and the meta rule's state, `[blocks]` each; in `state`, where torch saves and copies it."""
+        """The meta-parameters beta and the meta rule's state, `[blocks]` each, and the names of the settings.
+
+        They lie in `state`, where torch saves and copies them.
+        """
         state = cast(dict[Any, Any], self.state)
         if "meta" not in state:
             state["meta"] = self._grown({"raw": torch.zeros(0, dtype=torch.float64), **self._settings.names()})
@@ -190,8 +212,10 @@ class MetaOptimize(Optimizer):
 
     @property
     def lr(self) -> list[Any]:
-        """The learning rates in force as numbers: one a parameter group, and with groups="tensor" a list of them, one
-        a tensor. Waits for the device."""
+        """The learning rates in force as numbers, one per parameter group; reading them waits for the device.
+
+        With `groups="tensor"` they are a list per parameter group, with one number per tensor.
+        """
         level = [float(group["lr"]) for group in self.param_groups]
         if self._settings.groups != "tensor":
             return level
@@ -199,7 +223,7 @@ class MetaOptimize(Optimizer):
         return [[lr * each for each in apart[a:b]] for lr, (a, b) in zip(level, self._blocks())]
 
     def _blocks(self) -> list[tuple[int, int]]:
-        """First block of each parameter group, and the one after its last."""
+        """Return the first block of each parameter group, and the one after its last."""
         if self._settings.groups == "tensor":
             sizes = [len(group["params"]) for group in self.param_groups]
             return [(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
@@ -207,11 +231,14 @@ class MetaOptimize(Optimizer):
         return [(step * i, step * i + 1) for i in range(len(self.param_groups))]
 
     def _apart(self, raw: Tensor) -> Tensor:
-        """exp(beta - mean beta of the group) of every block."""
+        """Return exp(beta - mean beta of the group) of every block."""
         return torch.cat([raw[a:b] - raw[a:b].mean() for a, b in self._blocks()]).exp()
 
     def _rates(self, buckets: list[Bucket]) -> list[Rate]:
-        """The learning rate of each bucket: its group's, and with "tensor" what sets it apart from the group's mean."""
+        """Return the learning rate of each bucket.
+
+        It is that of the parameter group, with "tensor" times what sets the tensor apart from the group's mean.
+        """
         raw: Tensor = self._meta["raw"]
         on_cpu = raw.device.type == "cpu"
         for group in self.param_groups:
@@ -226,7 +253,7 @@ class MetaOptimize(Optimizer):
         return [r.to(d, non_blocking=True) if isinstance(r, Tensor) else r for r, d in zip(rates, devices)]
 
     def _adapt(self, products: list[tuple[int, Rate]]) -> None:
-        """The meta rule, for the blocks of which there is a product; the learning rates of the groups follow."""
+        """Apply the meta rule to the blocks of which there is a product; the learning rates of the groups follow."""
         meta = self._meta
         raw: Tensor = meta["raw"]
         z, active = _summed(products, raw)
@@ -242,13 +269,13 @@ class MetaOptimize(Optimizer):
             group["lr"] = group["lr"] * rises[i]
 
     def _of_groups(self, x: Tensor) -> Tensor:
-        """The mean of every group's blocks, `[groups]`."""
+        """Return the mean of every group's blocks, `[groups]`."""
         if self._settings.groups == "tensor":
             return torch.stack([x[a:b].sum() / max(b - a, 1) for a, b in self._blocks()])
         return x.expand(len(self.param_groups))
 
     def _move_meta(self, device: torch.device) -> None:
-        """The learning rates' state to where the weights are; MPS has no float64."""
+        """Move the learning rates' state to where the weights are; MPS has no float64."""
         meta = self._meta
         if meta["raw"].device != device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -257,8 +284,14 @@ class MetaOptimize(Optimizer):
     # -- groups and states ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters at any time; their learning rates start from the group's lr (with "scalar" they follow the
-        common factor from there)."""
+        """Add a group of parameters, at any time.
+
+        Its learning rates start from the group's lr. With `groups="scalar"` they follow the common factor from there.
+
+        Raises:
+            GradtuneError: a parameter of the group is complex, or a hyperparameter is outside its range; the group is
+                not added then.
+        """
         super().add_param_group(param_group)
         try:
             check_group(len(self.param_groups) - 1, self.param_groups[-1], self.defaults)
@@ -268,7 +301,7 @@ class MetaOptimize(Optimizer):
         self._meta = self._grown(self._meta)
 
     def _grown(self, meta: dict[str, Any]) -> dict[str, Any]:
-        """With a learning rate for every new block: that of its group."""
+        """Return `meta` with a learning rate for every new block: that of its group."""
         old: Tensor = meta["raw"]
         blocks = self._blocks()
         lrs = [group["lr"] for group, (a, b) in zip(self.param_groups, blocks) for _ in range(a, b)]
@@ -277,8 +310,11 @@ class MetaOptimize(Optimizer):
         return {**meta, **{n: torch.cat([meta.get(n, old[:0]), x]) for n, x in {"raw": new, **memory}.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`, to the bit; the state is copied. Raises GradtuneError for the state of another
-        kind of optimiser."""
+        """Continue from `state_dict()`, to the bit; the state is copied.
+
+        Raises:
+            GradtuneError: the state is that of another kind of optimiser.
+        """
         saved = state_dict["state"].get("meta", {})
         for name, mine in self._settings.names().items():
             if state_dict["state"] and saved.get(name) != mine:
@@ -296,13 +332,13 @@ class MetaOptimize(Optimizer):
 
 
 def _like(g: Tensor | None, state: Tensor) -> Tensor:
-    """A gradient with the strides of its weights' states: the kernels run through the memory."""
+    """Return a gradient with the strides of its weights' states, as the kernels run through the memory."""
     assert g is not None
     return g if g.stride() == state.stride() else torch.empty_like(state).copy_(g)
 
 
 def _summed(products: list[tuple[int, Rate]], raw: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The products by block, `[P]`, and which blocks have one (None: all)."""
+    """Return the products by block, `[P]`, and which blocks have one (None: all)."""
     sums: list[Any] = [None] * len(raw)
     for block, each in products:
         each = each.to(raw.device, raw.dtype) if isinstance(each, Tensor) else each

@@ -32,8 +32,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the whole optimiser shares, parameter groups and states apart. Raises GradtuneError for an unknown name and
-    for gamma outside (0, 1]."""
+    """What the whole optimiser shares, parameter groups and states apart.
+
+    Attributes:
+        base: name of the base optimiser, one of `foreach.BASES`.
+        meta: the meta rule.
+        gamma: discount of past steps, in (0, 1].
+        groups: what shares a learning rate: "scalar", "blockwise" or "tensor".
+        form: "ours" or "package".
+
+    Raises:
+        GradtuneError: a name is unknown, or `gamma` is outside (0, 1].
+    """
 
     base: str
     meta: Outer
@@ -53,7 +63,7 @@ class Settings:
         return BASES[self.base]
 
     def names(self) -> dict[str, str]:
-        """Stored with the state, which fits only an optimiser of the same kind."""
+        """Return the names that are stored with the state, which fits only an optimiser of the same kind."""
         return {"base": self.base, "meta": type(self.meta).__name__, "groups": self.groups, "form": self.form}
 
     @cached_property
@@ -61,18 +71,27 @@ class Settings:
         return self.meta.init(torch.zeros(0))
 
     def memory(self, stored: Mapping[str, Tensor]) -> Any:
-        """The meta rule's state as the rule wants it."""
+        """Return the meta rule's state as the rule wants it."""
         values = [stored[name] for name in named(self._empty)]
         return self._empty._make(values) if hasattr(self._empty, "_make") else tuple(values)
 
 
 def named(memory: Any) -> dict[str, Tensor]:
-    """The tensors of a meta rule's state by name."""
+    """Return the tensors of a meta rule's state by name."""
     return memory._asdict() if hasattr(memory, "_asdict") else {str(i): x for i, x in enumerate(memory)}
 
 
 def outer_rule(meta: str | Outer, step_size: float, form: str) -> Outer:
-    """The meta rule of a name, or the one that was given."""
+    """Return the meta rule of a name, or the one that was given.
+
+    Args:
+        meta: "sgd", "adam", "lion" or "rmsprop", or an outer rule.
+        step_size: step size of a rule given by name.
+        form: with "package" the rule "lion" has the new momentum inside its sign.
+
+    Raises:
+        GradtuneError: `meta` is neither a known name nor an outer rule, or `step_size` is not a number >= 0.
+    """
     if not isinstance(meta, str):
         if not hasattr(meta, "update"):
             raise GradtuneError(
@@ -87,7 +106,15 @@ def outer_rule(meta: str | Outer, step_size: float, form: str) -> Outer:
 
 
 def hyperparameters(base: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's defaults with what was given in their place; GradtuneError for what the base has not."""
+    """Return the base's defaults with what was given in their place.
+
+    Args:
+        base: name of the base optimiser.
+        given: a value for each hyperparameter that any base has, None for the default.
+
+    Raises:
+        GradtuneError: a value is given for what the base does not have.
+    """
     defaults = BASES[base].defaults
     for name, value in given.items():
         if value is not None and name not in defaults:
@@ -96,7 +123,11 @@ def hyperparameters(base: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameter_lists(params: Any) -> Any:
-    """Parameters, or groups of them, in lists for torch to check further; GradtuneError where there are none."""
+    """Return parameters, or groups of them, in lists for torch to check further.
+
+    Raises:
+        GradtuneError: there are no parameters, or `params` is a module or nothing to iterate over.
+    """
     if isinstance(params, Tensor):
         return params  # torch says what is wrong
     if isinstance(params, nn.Module) or not isinstance(params, Iterable):
@@ -113,8 +144,16 @@ def _listed(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_group(number: int, group: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raises GradtuneError for the first hyperparameter of a parameter group outside its range, of those with the given
-    names, and for a complex parameter."""
+    """Check the hyperparameters and the parameters of a parameter group.
+
+    Args:
+        number: number of the group, for the message of the error.
+        group: the group.
+        names: names of the hyperparameters to check.
+
+    Raises:
+        GradtuneError: a hyperparameter is outside its range, or a parameter is complex.
+    """
     for name in names:
         fits, expected = _RANGES.get(name, (_anything, ""))
         if not _holds(fits, group[name]):

@@ -1,9 +1,8 @@
-"""Hyperparameters: what is tuned, in which coordinates, how it is shared over weights and time.
+"""Hyperparameters: what is tuned, in which coordinates, and how it is shared over weights and time.
 
-A hyperparameter has a name, an initial natural value, a transform, a granularity (how it is shared over the
-weights), a number of time windows
-and bounds. All tuned coordinates of a run form one row `raw [R, P]`, ordered by hyperparameter, then group, then
-window.
+A hyperparameter has a name, an initial natural value, a transform, a granularity (how it is shared over the weights), a
+number of time windows and bounds. All tuned coordinates of a run form one row of `raw`, which is `[R, P]` for R runs. A
+row is ordered by hyperparameter, then group, then window.
 """
 
 from __future__ import annotations
@@ -26,15 +25,23 @@ Granularity = str | tuple[int, ...]
 class Hyper:
     """Declaration of one hyperparameter.
 
-    value: initial natural value: a number, a tensor `[R]` (one a run) or any tensor that broadcasts to `[R, groups,
-    windows]`.
-    transform: "identity", "log10", "log" or "sigmoid".
-    granularity: "global", "tensor" (one a parameter tensor), "weight", or a group number for each parameter tensor,
-    such as (0, 0, 1, 1).
-    windows: values over time; the one in force at step t of T is floor(windows t / T) (FDS, Section 4.1).
-    bounds: natural units, enforced after every outer step.
-    difference: for a hyperparameter in which the training loss is a step function, such as the keep probability of
-        dropout: the half-width, in natural units, of the central difference taken in place of dg/dlam (0: autograd).
+    Attributes:
+        name: unique among the hyperparameters of a run.
+        value: initial natural value: a number, a tensor `[R]` (one a run) or any tensor that broadcasts to
+            `[R, groups, windows]`.
+        transform: "identity", "log10", "log" or "sigmoid".
+        granularity: "global", "tensor" (one a parameter tensor), "weight", or a group number for each parameter tensor,
+            such as `(0, 0, 1, 1)`.
+        windows: number of values over time; the one in force at step t of T is number `floor(windows t / T)` (FDS,
+            Section 4.1).
+        bounds: lowest and highest value in natural units, enforced after every outer step.
+        tuned: whether the outer rule moves the hyperparameter; otherwise it stays at `value`.
+        difference: half-width, in natural units, of the central difference taken in place of dg/dlam; 0 for automatic
+            differentiation. It is for a hyperparameter in which the training loss is a step function, such as the keep
+            probability of dropout.
+
+    Raises:
+        GradtuneError: `difference` is negative, or it is positive and `granularity` is not "global".
     """
 
     name: str
@@ -58,7 +65,7 @@ class Hyper:
 
 @dataclass(frozen=True)
 class _Block:
-    """Where a hyperparameter's coordinates lie: `index [D]` maps a weight to its group (None: one group)."""
+    """Where a hyperparameter's coordinates lie; `index [D]` maps a weight to its group (None: one group)."""
 
     hyper: Hyper
     transform: Transform
@@ -72,11 +79,24 @@ class _Block:
 
 
 class Hypers:
-    """The hyperparameters of R runs on weights split into tensors of the given `sizes` (entries of each parameter
-    tensor).
+    """The hyperparameters of R runs: what is tuned, and where its coordinates lie in a row.
 
-    `horizon` is T, needed when a hyperparameter has several windows. Raises GradtuneError for a value outside its
-    bounds or its transform's range.
+    Args:
+        hypers: the declarations, each name once.
+        sizes: entries of each parameter tensor, into which the D weights are split.
+        horizon: T, the number of training steps; needed when a hyperparameter has several windows.
+
+    Attributes:
+        horizon: T, as given.
+        blocks: where the coordinates of each hyperparameter lie, by name.
+        columns: P, the number of tuned coordinates of a run.
+        tuned: names of the tuned hyperparameters, in the order of their coordinates.
+        smooth: names of the tuned hyperparameters that are declared without a `difference`.
+        windowed: whether a hyperparameter has several windows.
+
+    Raises:
+        GradtuneError: a name is given twice, windows have no horizon, a transform or granularity is unknown, or group
+            numbers do not fit `sizes`.
     """
 
     def __init__(self, hypers: Sequence[Hyper], sizes: Sequence[int], horizon: int | None = None) -> None:
@@ -103,10 +123,17 @@ class Hypers:
         self._chosen: dict[tuple[str, int], Tensor] = {}
 
     def init(self, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Raw coordinates `[R, P]` of the tuned and natural values `[R, groups, windows]` of the fixed
-        hyperparameters, at the start.
+        """Return the raw coordinates and the fixed values at the start, after a check of every value.
 
-        `like [R, D]` are the weights (number of runs, dtype and device are taken from it). Checks every value.
+        Args:
+            like: weights `[R, D]`; the number of runs, the dtype and the device are taken from it.
+
+        Returns:
+            Raw coordinates `[R, P]` of the tuned hyperparameters, and natural values `[R, groups, windows]` of the
+            fixed ones by name.
+
+        Raises:
+            GradtuneError: a value has a shape that does not fit, or lies outside its bounds or its transform's range.
         """
         raw, fixed = like.new_empty(len(like), self.columns), {}
         for name, b in self.blocks.items():
@@ -164,11 +191,11 @@ class Hypers:
         return torch.minimum(torch.maximum(raw, raw.new_tensor(low)), raw.new_tensor(high))
 
     def at(self, raw: Tensor, fixed: Mapping[str, Tensor], t: int = 0) -> Values:
-        """The natural values in force at step `t`, with what is needed to differentiate them."""
+        """Natural values in force at step `t`, with what is needed to differentiate them."""
         return Values(self, raw.detach(), fixed, t)
 
     def chosen(self, name: str, window: int, like: Tensor) -> Tensor:
-        """`[P, groups]`: 1 where a column is the coordinate of a group in this window of `name`."""
+        """Matrix `[P, groups]`: 1 where a column is the coordinate of a group in this window of `name`."""
         if (name, window) not in self._chosen:
             b = self.blocks[name]
             here = b.offset + window + b.hyper.windows * torch.arange(b.groups)
@@ -176,20 +203,34 @@ class Hypers:
         return self._chosen[name, window]
 
     def window(self, name: str, t: int) -> int:
-        """Number of the window of `name` that holds step `t`: floor(windows t / T)."""
+        """Number of the window of `name` that holds step `t`: `floor(windows t / T)`, at most `windows - 1`."""
         n = self.blocks[name].hyper.windows
         return 0 if n == 1 else min(n - 1, n * t // (self.horizon or 1))
 
     def natural(self, raw: Tensor) -> dict[str, Tensor]:
-        """Natural values of every tuned hyperparameter, `[R, groups x windows]`: a read-out for histories and
-        figures."""
+        """Natural values `[R, groups x windows]` of every tuned hyperparameter, by name.
+
+        They are a read-out for histories and figures.
+        """
         blocks = {n: self.blocks[n] for n in self.tuned}
         return {n: b.transform.forward(raw[:, b.offset : b.offset + b.columns]) for n, b in blocks.items()}
 
 
 class Values:
-    """Hyperparameters in force at one step: `lam[name]` is `[R, 1]` (global) or `[R, D]`, natural units, without a
-    graph."""
+    """Hyperparameters in force at one step, with their derivatives with respect to the raw coordinates.
+
+    The arguments are attributes of the same names.
+
+    Args:
+        hypers: the hyperparameters.
+        raw: raw coordinates `[R, P]` of the tuned ones.
+        fixed: natural values `[R, groups, windows]` of the others, by name.
+        t: number of the step.
+
+    Attributes:
+        lam: natural values by name, `[R, 1]` (global) or `[R, D]`. They have a graph only where `raw` requires one;
+            `Hypers.at` detaches it.
+    """
 
     def __init__(self, hypers: Hypers, raw: Tensor, fixed: Mapping[str, Tensor], t: int) -> None:
         self.hypers, self.raw, self.fixed, self.t = hypers, raw, fixed, t
@@ -225,8 +266,16 @@ class Values:
         return None if begun.all() else columns[begun].to(self.raw.device)
 
     def tangents(self, active: Tensor | None = None) -> dict[str, Tensor]:
-        """`d lam / d raw` for the given columns (all when None): `[R, A, 1 or D]` per tuned hyperparameter. The
-        chain factor enters here."""
+        """Chain factors `d lam / d raw` for the given columns.
+
+        This is where the chain factor enters in forward mode.
+
+        Args:
+            active: numbers of the A columns; None for all.
+
+        Returns:
+            A tensor `[R, A, 1 or D]` for each tuned hyperparameter, by name.
+        """
         if self._all_tangents is None:
             self._all_tangents = {n: self._tangent(n) for n in self.hypers.tuned}
         return self._all_tangents if active is None else {n: x[:, active] for n, x in self._all_tangents.items()}
@@ -238,8 +287,16 @@ class Values:
         return factor if b.index is None else factor[:, :, b.index]
 
     def pull(self, cot: Mapping[str, Tensor]) -> Tensor:
-        """Cotangents of `lam` (`[R, 1 or D]` per tuned name) -> `[R, P]` in raw coordinates. The chain factor enters
-        here."""
+        """Pull cotangents of `lam` back to the raw coordinates.
+
+        This is where the chain factor enters in reverse mode.
+
+        Args:
+            cot: cotangents `[R, 1 or D]` by name; that of a tuned hyperparameter which is missing counts as 0.
+
+        Returns:
+            The cotangent `[R, P]` of the raw coordinates.
+        """
         parts = [self._pulled(n, cot[n]) if n in cot else self._no_columns(n) for n in self.hypers.tuned]
         return torch.cat(parts, dim=1) if parts else self.raw
 
@@ -247,13 +304,13 @@ class Values:
         return self.raw.new_zeros(len(self.raw), self.hypers.blocks[name].columns)
 
     def slope(self, name: str) -> Tensor:
-        """`d lam / d raw` of one hyperparameter where it is in force, `[R, 1 or D]`."""
+        """Slope `d lam / d raw`, `[R, 1 or D]`, of one hyperparameter in the window in force."""
         b = self.hypers.blocks[name]
         factor = b.transform.slope(self._coordinates(name))
         return factor if b.index is None else factor[:, b.index]
 
     def grouped(self, name: str, c: Tensor) -> Tensor:
-        """`c [R, D]`, a share a weight, summed over the groups of a hyperparameter: `[R, groups]`."""
+        """Shares `c [R, D]` of the weights, summed over each group of a hyperparameter: `[R, groups]`."""
         b = self.hypers.blocks[name]
         if b.index is None:
             return c.sum(1, keepdim=True) if c.shape[1] > 1 else c
@@ -269,8 +326,10 @@ class Values:
         return (c[:, :, None] * here.to(c)).flatten(1)
 
     def neighbours(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per hyperparameter differentiated by differences, its value less and plus the half-width, inside the
-        transform's range."""
+        """Value less and plus the half-width, for each hyperparameter that is declared with a `difference`.
+
+        Both ends, `[R, 1]`, stay inside the transform's range.
+        """
         out = {}
         for name in self.hypers.tuned:
             b = self.hypers.blocks[name]
@@ -281,7 +340,7 @@ class Values:
 
 
 def _groups(h: Hyper, sizes: Sequence[int]) -> tuple[Tensor | None, int]:
-    """Group of every weight `[D]` and their number for a granularity."""
+    """Group of every weight `[D]` (None: one group) and number of groups, for a granularity."""
     if h.granularity == "global":
         return None, 1
     if h.granularity == "weight":
@@ -301,10 +360,18 @@ def _groups(h: Hyper, sizes: Sequence[int]) -> tuple[Tensor | None, int]:
 
 
 def neighbours(layers: Sequence[str], groups: int) -> tuple[int, ...]:
-    """A granularity of `groups` groups of neighbouring layers (OHO, Section 6.2), as equal as they can be.
+    """Granularity of groups of neighbouring layers, as equal in size as they can be (OHO, Section 6.2).
 
-    `layers` are the names of the parameter tensors (`Layout.names`); tensors of one module, such as "2.weight" and
-    "2.bias", are one layer. `groups` from 1 to the number of layers.
+    Args:
+        layers: names of the parameter tensors (`Layout.names`); tensors of one module, such as "2.weight" and "2.bias",
+            are one layer.
+        groups: number of groups, from 1 to the number of layers.
+
+    Returns:
+        A group number for each parameter tensor.
+
+    Raises:
+        GradtuneError: `groups` is below 1 or above the number of layers.
     """
     owners = list(dict.fromkeys(n.rpartition(".")[0] for n in layers))
     if not 1 <= groups <= len(owners):

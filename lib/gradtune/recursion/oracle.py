@@ -1,8 +1,7 @@
-"""The hypergradient by brute force: differentiate the whole training with autograd, or perturb the hyperparameters
-and train again.
+"""The hypergradient by brute force: autograd through the whole training, or training again at perturbed values.
 
-Slow and simple, and independent of `core.Step` and of all estimators, which are tested against it. Memory of
-`unrolled`: the graphs of all steps.
+Both forms are slow, simple, and independent of `step.Step` and of all estimators, which are tested against them. Memory
+of `unrolled`: the graphs of all steps.
 """
 
 from __future__ import annotations
@@ -20,8 +19,17 @@ from gradtune.recursion.step import Problem, initial_state
 def final_loss(
     problem: Problem, rule: Rule, hypers: Hypers, w: Tensor, raw: Tensor, fixed: Mapping[str, Tensor], steps: int
 ) -> Tensor:
-    """Validation loss `[R]` after `steps` training steps from weights `w [R, D]`, with a graph back to `raw [R, P]`
-    where it requires one."""
+    """Validation loss `[R]` after a training, with a graph back to `raw` where that requires one.
+
+    Args:
+        problem: the task with its losses.
+        rule: the update rule.
+        hypers: the hyperparameters of the R runs.
+        w: initial weights `[R, D]`.
+        raw: raw coordinates `[R, P]`.
+        fixed: natural values of the hyperparameters that are not tuned, by name.
+        steps: number of training steps.
+    """
     w, buf = initial_state(w, rule)
     w = w.requires_grad_()
     lam: Mapping[str, Tensor] = {}
@@ -34,8 +42,10 @@ def final_loss(
 
 
 def unrolled(problem: Problem, rule: Rule, hypers: Hypers, w: Tensor, steps: int) -> Tensor:
-    """d(validation loss)/d(raw) `[R, P]` by autograd through all of training, at the hyperparameters' initial
-    values."""
+    """Hypergradient `[R, P]` by autograd through all of training, at the hyperparameters' initial values.
+
+    It is d(validation loss)/d(raw). Memory: the graphs of all steps.
+    """
     raw, fixed = hypers.init(w)
     raw.requires_grad_()
     return torch.autograd.grad(final_loss(problem, rule, hypers, w, raw, fixed, steps).sum(), raw)[0]
@@ -44,7 +54,10 @@ def unrolled(problem: Problem, rule: Rule, hypers: Hypers, w: Tensor, steps: int
 def central_differences(
     problem: Problem, rule: Rule, hypers: Hypers, w: Tensor, steps: int, width: float = 1e-5
 ) -> Tensor:
-    """The same by (L(raw + width) - L(raw - width)) / (2 width), a coordinate at a time: two trainings for each."""
+    """Hypergradient `[R, P]` by central differences, at the hyperparameters' initial values.
+
+    It takes `(L(raw + width) - L(raw - width)) / (2 width)` for one coordinate at a time. Cost: two trainings for each.
+    """
     raw, fixed = hypers.init(w)
     columns = []
     for p in range(raw.shape[1]):

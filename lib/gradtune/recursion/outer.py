@@ -1,5 +1,8 @@
-"""Outer rules: how a hypergradient moves the raw coordinates. Every run `[R, P]` keeps its own state; a NaN stays in
-its run."""
+"""Outer rules: how a hypergradient moves the raw coordinates.
+
+Every run, a row of `[R, P]`, keeps its own state; a NaN stays in its run. The costs of state are given in numbers a
+run, with P tuned coordinates.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from gradtune.recursion.rules import root, sign
 
 
 class Outer(Protocol):
-    """An outer rule: `init` gives its state, `update` the new raw coordinates and state."""
+    """An outer rule: `init` gives its state, `update` the new raw coordinates and state.
+
+    `raw` and `hypergradient` are `[R, P]`. `lam` holds the natural values of the hyperparameters in force, by name.
+    """
 
     def init(self, raw: Tensor) -> Any: ...
 
@@ -31,8 +37,16 @@ def _check(lr: float) -> None:
 
 @dataclass(frozen=True)
 class SGD:
-    """raw <- raw - lr hypergradient; with `times`, the rate is lr times the hyperparameter of that name (ClipR: c
-    times the learning rate). No state."""
+    """Gradient descent on the raw coordinates, `raw <- raw - rate hypergradient`, without state.
+
+    Attributes:
+        lr: the rate, or the factor that multiplies the hyperparameter `times`; >= 0.
+        times: name of a hyperparameter: the rate is `lr` times its value in force (ClipR: c times the learning rate).
+            None: the rate is `lr`.
+
+    Raises:
+        GradtuneError: `lr` is negative.
+    """
 
     lr: float
     times: str | None = None
@@ -51,7 +65,13 @@ class SGD:
 
 
 class AdamState(NamedTuple):
-    """First and second moments `[R, P]` and the number of updates, a tensor of no dimensions."""
+    """State of `Adam`.
+
+    Attributes:
+        mean: first moments `[R, P]`.
+        square: second moments `[R, P]`.
+        updates: number of updates, a tensor of no dimensions.
+    """
 
     mean: Tensor
     square: Tensor
@@ -60,8 +80,18 @@ class AdamState(NamedTuple):
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015) with bias correction, as in `torch.optim.Adam`; OnePass uses lr 0.05 and the defaults.
-    State: 2 P a run."""
+    """Adam (Kingma & Ba 2015) with bias correction, as in `torch.optim.Adam`.
+
+    OnePass uses the learning rate 0.05 and the defaults. State: 2 P a run.
+
+    Attributes:
+        lr: learning rate in raw coordinates, >= 0.
+        betas: decays of the first and the second moment.
+        eps: added to the root of the second moment.
+
+    Raises:
+        GradtuneError: `lr` is negative.
+    """
 
     lr: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -85,19 +115,36 @@ class Adam:
 
 
 class LionState(NamedTuple):
-    """Momentum `[R, P]`."""
+    """State of `Lion`.
+
+    Attributes:
+        mean: momentum `[R, P]`.
+    """
 
     mean: Tensor
 
 
 @dataclass(frozen=True)
 class Lion:
-    """Lion (Chen et al. 2023): raw <- raw - lr (sign(b1 M + (1 - b1) hypergradient) + weight_decay raw), then
-    M <- b2 M + (1 - b2) hypergradient. State: P a run.
+    """Lion (Chen et al. 2023): steps of the same length in every coordinate, along the sign of a momentum.
 
-    Source: MetaOptimize, eq. 34 to 37 (there b1 is c and b2 is rho), which drops the weight decay. `new_momentum=True`
-    puts the updated M inside the sign, as the package published with MetaOptimize does. Every coordinate moves by lr
-    at each update, whatever the size of the hypergradient; `SignHalving` shortens that step where the sign turns.
+    With the momentum M and `betas = (b1, b2)`, an update is::
+
+        raw <- raw - lr (sign(b1 M + (1 - b1) hypergradient) + weight_decay raw)
+        M   <- b2 M + (1 - b2) hypergradient
+
+    Source: MetaOptimize, eq. 34 to 37 (there b1 is c and b2 is rho), which drops the weight decay. Every coordinate
+    moves by `lr` at each update, whatever the size of the hypergradient; `SignHalving` shortens that step where the
+    sign turns. State: P a run.
+
+    Attributes:
+        lr: learning rate in raw coordinates, >= 0.
+        betas: b1 and b2.
+        weight_decay: decay of the raw coordinates.
+        new_momentum: True puts the updated M inside the sign, as the package published with MetaOptimize does.
+
+    Raises:
+        GradtuneError: `lr` is negative.
     """
 
     lr: float = 1e-3
@@ -121,16 +168,29 @@ class Lion:
 
 
 class RMSpropState(NamedTuple):
-    """Mean of the squared hypergradients `[R, P]`."""
+    """State of `RMSprop`.
+
+    Attributes:
+        square: mean of the squared hypergradients, `[R, P]`.
+    """
 
     square: Tensor
 
 
 @dataclass(frozen=True)
 class RMSprop:
-    """RMSprop (Hinton 2012) without momentum, as in `torch.optim.RMSprop`. State: P a run.
+    """RMSprop (Hinton 2012) without momentum, as in `torch.optim.RMSprop`.
 
-    It is `Adam` without its mean and bias corrections: the first steps are longer by 1 / sqrt(1 - alpha).
+    It is `Adam` without its mean and bias corrections: the first steps are longer by `1 / sqrt(1 - alpha)`. State: P a
+    run.
+
+    Attributes:
+        lr: learning rate in raw coordinates, >= 0.
+        alpha: decay of the squared hypergradients.
+        eps: added to the root of their mean.
+
+    Raises:
+        GradtuneError: `lr` is negative.
     """
 
     lr: float = 1e-3
@@ -151,7 +211,12 @@ class RMSprop:
 
 
 class SignState(NamedTuple):
-    """Step sizes and signs of the last hypergradient, `[R, P]` each."""
+    """State of `SignHalving`.
+
+    Attributes:
+        gamma: step sizes `[R, P]`.
+        sign: signs of the last hypergradient, `[R, P]`.
+    """
 
     gamma: Tensor
     sign: Tensor
@@ -159,13 +224,20 @@ class SignState(NamedTuple):
 
 @dataclass(frozen=True)
 class SignHalving:
-    """The sign rule with halving (FDS, Appendix G, Algorithm 2): gamma <- gamma / 2 where the sign of the
-    hypergradient turned since the update before (the product of both is -1; the printed s_o != s_{o-1} would also halve
-    around a zero), then raw <- raw - gamma sign.
+    """The sign rule with halving (FDS, Appendix G, Algorithm 2).
 
-    gamma: initial step sizes in raw coordinates, a number or a tensor `[P]` (one a column). State: 2 P a run. As no
-    step is longer than gamma, n updates stay in `search_range(raw0, n)`; `Lion` has no such range that shrinks to a
-    point. Raises GradtuneError for a negative step size.
+    Where the sign of the hypergradient has turned since the update before, gamma is halved; then
+    `raw <- raw - gamma sign`. The sign has turned where the product of both signs is -1. The printed condition
+    `s_o != s_{o-1}` would also halve around a zero.
+
+    As no step is longer than gamma, n updates stay in `search_range(raw0, n)`. As the sign keeps turning, the range
+    still within reach shrinks to a point; that of `Lion` does not. State: 2 P a run.
+
+    Attributes:
+        gamma: initial step sizes in raw coordinates, a number or a tensor `[P]` (one a column).
+
+    Raises:
+        GradtuneError: a step size is negative, or `init` finds that the shape of `gamma` is not `[P]`.
     """
 
     gamma: float | Tensor = 0.1
@@ -190,20 +262,35 @@ class SignHalving:
         return raw - gamma * turn, SignState(gamma, turn)
 
     def search_range(self, raw0: Tensor, updates: int) -> tuple[Tensor, Tensor]:
-        """The lowest and highest raw coordinates that `updates` updates from `raw0 [..., P]` can reach (FDS,
-        Appendix F: 10 updates of 0.1 from 0 search [-1, 1])."""
+        """Lowest and highest raw coordinates that a number of updates can reach.
+
+        FDS, Appendix F: 10 updates of 0.1 from 0 search [-1, 1].
+
+        Args:
+            raw0: initial raw coordinates `[..., P]`.
+            updates: number of updates.
+
+        Returns:
+            The lowest and the highest coordinates, of the shape of `raw0`.
+        """
         reach = updates * torch.as_tensor(self.gamma, dtype=raw0.dtype, device=raw0.device).expand_as(raw0)
         return raw0 - reach, raw0 + reach
 
 
 @dataclass(frozen=True)
 class Multiplicative:
-    """raw <- raw (1 - rate hypergradient): the multiplicative rule of hypergradient descent (Baydin et al. 2018),
-    for a coordinate that is the hyperparameter itself (transform "identity"). No state.
+    """The multiplicative rule of hypergradient descent (Baydin et al. 2018): `raw <- raw (1 - rate hypergradient)`.
 
-    To first order it is `SGD(rate)` on the logarithm with a hypergradient that lacks the chain factor. With the
-    normalised hypergradient of `Trace(normalised=True)`, at most 1 in size, and rate < 1 the hyperparameter keeps its
-    sign.
+    It is for a coordinate that is the hyperparameter itself (transform "identity"). To first order it is `SGD(rate)` on
+    the logarithm with a hypergradient that lacks the chain factor. The normalised hypergradient of
+    `Trace(normalised=True)` is at most 1 in size; with it and a rate below 1 the hyperparameter keeps its sign. The
+    rule has no state.
+
+    Attributes:
+        rate: relative step for a hypergradient of 1; >= 0.
+
+    Raises:
+        GradtuneError: `rate` is negative.
     """
 
     rate: float
@@ -222,13 +309,21 @@ class Multiplicative:
 
 @dataclass(frozen=True)
 class Exponentiated:
-    """raw <- raw exp(-lr hypergradient), with `times` lr times the hyperparameter of that name: a gradient step on the
-    logarithm of a positive coordinate (transform "identity") without the chain factor (exponentiated gradient, Kivinen
-    & Warmuth 1997). No state.
+    """Exponentiated gradient (Kivinen & Warmuth 1997): `raw <- raw exp(-rate hypergradient)`, without state.
 
-    The hypergradient, hence also the sensitivity that an estimator may clip, stays that of the coordinate itself, and
-    a step has the same effect in per cent wherever the coordinate is. With the transform "log", `SGD(lr)` has the chain
-    factor: it stands still near 0. `Multiplicative` is its first order and can change the sign.
+    It is a gradient step on the logarithm of a positive coordinate (transform "identity") without the chain factor. The
+    hypergradient stays that of the coordinate itself, and so does the sensitivity, which an estimator may clip. A step
+    has the same effect in per cent wherever the coordinate is.
+
+    With the transform "log", `SGD(lr)` has the chain factor: it stands still near 0. `Multiplicative` is the first
+    order of this rule and can change the sign.
+
+    Attributes:
+        lr: the rate, or the factor that multiplies the hyperparameter `times`; >= 0.
+        times: name of a hyperparameter: the rate is `lr` times its value in force. None: the rate is `lr`.
+
+    Raises:
+        GradtuneError: `lr` is negative.
     """
 
     lr: float
@@ -249,8 +344,15 @@ class Exponentiated:
 
 @dataclass(frozen=True)
 class Clipped:
-    """An outer rule fed with hypergradients clamped to [-limit, limit] (FDS, Figure 3: 3; Figure 4: 1). Raises
-    GradtuneError for a limit that is not > 0."""
+    """An outer rule fed with hypergradients clamped to [-limit, limit].
+
+    Attributes:
+        outer: the rule that is fed.
+        limit: largest size of an entry (FDS, Figure 3: 3; Figure 4: 1).
+
+    Raises:
+        GradtuneError: `limit` is not > 0.
+    """
 
     outer: Outer
     limit: float
@@ -267,7 +369,12 @@ class Clipped:
 
 
 class KeptState(NamedTuple):
-    """The inner rule's state, and the last hypergradient `[R, P]` as it came in."""
+    """State of `Kept`.
+
+    Attributes:
+        inner: state of the inner rule.
+        hypergradient: the last hypergradient `[R, P]` as it came in.
+    """
 
     inner: Any
     hypergradient: Tensor
@@ -275,8 +382,14 @@ class KeptState(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept:
-    """An outer rule that also keeps the hypergradient of its last update in its state, for records and figures (FDS,
-    Figures 2 and 7). With SGD(0.0) the hyperparameters stay as they are. State: P a run more."""
+    """An outer rule that also keeps the hypergradient of its last update in its state.
+
+    It is for records and figures (FDS, Figures 2 and 7). With `SGD(0.0)` the hyperparameters stay as they are. State: P
+    a run more.
+
+    Attributes:
+        outer: the rule that makes the update.
+    """
 
     outer: Outer
 
@@ -292,9 +405,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Masked:
-    """An outer rule fed with 0 where the hypergradient is NaN or infinite: a coordinate whose training diverged stays
-    where it is, and the next training may do better (FDS's program gives NaN the sign 0). Without it a NaN stays in its
-    run for ever."""
+    """An outer rule fed with 0 where the hypergradient is NaN or infinite.
+
+    A coordinate whose training diverged stays where it is, and the next training may do better (FDS's program gives NaN
+    the sign 0). Without this rule a NaN stays in its run for ever.
+
+    Attributes:
+        outer: the rule that is fed.
+    """
 
     outer: Outer
 

@@ -1,8 +1,8 @@
 """Update rules: one optimiser step as a pure function of weights, buffers, gradient and hyperparameters.
 
-A rule is written once. Estimators get its tangent and its adjoint by automatic differentiation of `update` alone;
-the loss enters
-only through the gradient `g`, so the curvature of the loss is never part of a rule.
+A rule is written once. Estimators get its tangent and its adjoint by automatic differentiation of `update` alone, or
+the tangent from the rule where it is written out. The loss enters only through the gradient `g`, so the curvature of
+the loss is never part of a rule.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ Tangent = Callable[[Tensor, Buffers, Tensor, Lam, Tensor, Buffers, Tensor, Lam],
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimiser step `(w, buffers, g, lam) -> (w, buffers)` on tensors that broadcast to `[R, D]` or `[R, A, D]`;
-    runs never mix.
+    """An optimiser step `(w, buffers, g, lam) -> (w, buffers)` that never mixes runs.
 
-    `hypers` are the hyperparameters it reads from `lam`; `buffers` the state `[R, D]` it keeps beside the weights and
-    `counters` what it keeps once a run, `[R, 1]` (all zero at the start).
+    A rule made from another by `dataclasses.replace(rule, update=...)` needs `tangent=None`, or one of its own.
 
-    tangent: the derivative of `update` along (w_dot, buffers_dot, g_dot, lam_dot), written out: the arguments of
-    `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of lam_dot for each tuned
-    hyperparameter. None: by forward-mode automatic differentiation of `update`, which gives the same in several times
-    the passes over memory. A rule made from another by `dataclasses.replace(rule, update=...)` needs `tangent=None`,
-    or one of its own.
+    Attributes:
+        name: the rule's name in messages.
+        hypers: names of the hyperparameters that it reads from `lam`.
+        buffers: names of the state `[R, D]` that it keeps beside the weights, all zero at the start.
+        update: the step, on tensors that broadcast to `[R, D]` or `[R, A, D]`.
+        counters: names of the state `[R, 1]` that it keeps once a run, all zero at the start.
+        tangent: the derivative of `update` along `(w_dot, buffers_dot, g_dot, lam_dot)`, written out. It takes the
+            arguments of `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of `lam_dot` for each
+            tuned hyperparameter. None: forward-mode automatic differentiation of `update`, which gives the same in
+            several times the passes over memory.
     """
 
     name: str
@@ -45,12 +48,20 @@ class Rule:
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
-    """Stochastic gradient descent as in `torch.optim.SGD` (dampening 0), hyperparameters `lr`, `momentum`,
-    `weight_decay`.
+    """Stochastic gradient descent as in `torch.optim.SGD` (dampening 0).
 
-    v <- momentum v + g + weight_decay w;  w <- w - lr v   (Nesterov: w <- w - lr (g + weight_decay w + momentum v)).
-    Source: FDS, Section 3.3; OnePass, Section 2.4. With `momentum=False` there is no buffer, with
-    `weight_decay=False` no decay term.
+    Its hyperparameters are `lr`, `momentum` and `weight_decay`. A step is::
+
+        v <- momentum v + g + weight_decay w
+        w <- w - lr v                                          without nesterov
+        w <- w - lr (g + weight_decay w + momentum v)          with nesterov
+
+    Source: FDS, Section 3.3; OnePass, Section 2.4.
+
+    Args:
+        momentum: False leaves out the buffer v and the hyperparameter `momentum`.
+        weight_decay: False leaves out the decay term and the hyperparameter `weight_decay`.
+        nesterov: whether the momentum is Nesterov's; without `momentum` it has no effect.
     """
 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
@@ -65,7 +76,7 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
         w: Tensor, buf: Buffers, g: Tensor, lam: Lam, w_dot: Tensor, buf_dot: Buffers, g_dot: Tensor, lam_dot: Lam
     ) -> tuple[Tensor, Buffers]:
         def plus(total: Tensor, name: str, x: Tensor, x_dot: Tensor, factor: int = 1) -> Tensor:
-            """total + factor (lam x)', by the product rule."""
+            """Add `factor (lam x)'` to `total`, by the product rule."""
             total = torch.addcmul(total, lam[name], x_dot, value=factor)
             return torch.addcmul(total, lam_dot[name], x, value=factor) if name in lam_dot else total
 
@@ -90,18 +101,28 @@ def root(x: Tensor) -> Tensor:
 
 
 def sign(x: Tensor) -> Tensor:
-    """-1, 0 or 1 with derivative 0; NaN stays NaN (`torch.sign` makes it 0, and a diverged run would look calm)."""
+    """Sign (-1, 0 or 1) with derivative 0; NaN stays NaN.
+
+    `torch.sign` makes a NaN 0, and a diverged run would look calm.
+    """
     return torch.where(x.isnan(), x, torch.sign(x))
 
 
 def adamw(*, eps: float = 1e-8) -> Rule:
-    """AdamW (Loshchilov & Hutter 2019) as in `torch.optim.AdamW`, hyperparameters `lr`, `beta1`, `beta2`,
-    `weight_decay`.
+    """AdamW (Loshchilov & Hutter 2019) as in `torch.optim.AdamW`.
 
-    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;
-    w <- w - lr (m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + eps) + weight_decay w),   k: steps taken, this one too.
+    Its hyperparameters are `lr`, `beta1`, `beta2` and `weight_decay`. With k the number of steps taken, this one
+    included, a step is::
+
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        w <- w - lr (m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + eps) + weight_decay w)
+
     Source: MetaOptimize, eq. 57. The bias correction uses the betas in force, as if they had been constant. An entry
-    whose gradients have all been zero has step and derivative 0. Memory: 2 D.
+    whose gradients have all been zero has a normalised step of 0, with derivative 0. Memory: 2 D.
+
+    Args:
+        eps: added to the root of the second moment.
     """
 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
@@ -115,12 +136,27 @@ def adamw(*, eps: float = 1e-8) -> Rule:
 
 
 def rmsprop(*, weight_decay: bool = True, decoupled: bool = False, eps: float = 1e-8) -> Rule:
-    """RMSprop (Hinton 2012) as in `torch.optim.RMSprop` without momentum, hyperparameters `lr`, `beta2` (torch's
-    alpha, the decay of the squared gradients) and `weight_decay`.
+    """RMSprop (Hinton 2012) as in `torch.optim.RMSprop` without momentum.
 
-    d = g + weight_decay w;  v <- beta2 v + (1 - beta2) d^2;  w <- w - lr d / (sqrt(v) + eps).
-    With `decoupled=True` the decay stays outside the normalisation, as in `adamw`, from which it differs by having
-    neither momentum nor bias correction:  d = g;  w <- w - lr (d / (sqrt(v) + eps) + weight_decay w). Memory: D.
+    Its hyperparameters are `lr`, `beta2` (torch's alpha, the decay of the squared gradients) and `weight_decay`. A step
+    is::
+
+        d = g + weight_decay w
+        v <- beta2 v + (1 - beta2) d^2
+        w <- w - lr d / (sqrt(v) + eps)
+
+    With `decoupled=True` the decay stays outside the normalisation, as in `adamw`, from which the rule then differs by
+    having neither momentum nor bias correction::
+
+        v <- beta2 v + (1 - beta2) g^2
+        w <- w - lr (g / (sqrt(v) + eps) + weight_decay w)
+
+    Memory: D.
+
+    Args:
+        weight_decay: False leaves out the decay term and the hyperparameter `weight_decay`.
+        decoupled: whether the decay stays outside the normalisation.
+        eps: added to the root of the mean square.
     """
 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
@@ -134,11 +170,15 @@ def rmsprop(*, weight_decay: bool = True, decoupled: bool = False, eps: float = 
 
 
 def lion() -> Rule:
-    """Lion (Chen et al. 2023) with decoupled weight decay, hyperparameters `lr`, `beta1`, `beta2`, `weight_decay`.
+    """Lion (Chen et al. 2023) with decoupled weight decay.
 
-    w <- w - lr (sign(beta1 m + (1 - beta1) g) + weight_decay w);  m <- beta2 m + (1 - beta2) g.
-    Source: MetaOptimize, eq. 69 and 70 (there beta1 is c and beta2 is rho). The sign uses the old m and has
-    derivative 0, so that no curvature of the loss reaches the weights, and the betas have hypergradient 0. Memory: D.
+    Its hyperparameters are `lr`, `beta1`, `beta2` and `weight_decay`. A step, whose sign uses the old m, is::
+
+        w <- w - lr (sign(beta1 m + (1 - beta1) g) + weight_decay w)
+        m <- beta2 m + (1 - beta2) g
+
+    Source: MetaOptimize, eq. 69 and 70 (there beta1 is c and beta2 is rho). The sign has derivative 0, so that no
+    curvature of the loss reaches the weights, and the betas have hypergradient 0. Memory: D.
     """
 
     def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
@@ -163,19 +203,31 @@ def _before(rule: Rule, change: Callable[[Tensor], Tensor], limit: float, name: 
 def clipped(rule: Rule, limit: float) -> Rule:
     """`rule` with every entry of the gradient clamped to [-limit, limit], as `torch.nn.utils.clip_grad_value_` does.
 
-    In the sensitivity the mask of the clamp multiplies H Z + dg/draw after the Hessian product: a weight whose
-    gradient is clipped feels nothing, and the Hessian is that of the loss (FDS, Appendix C). Raises GradtuneError for a
-    limit that is not > 0.
+    In the sensitivity the mask of the clamp multiplies `H Z + dg/draw` after the Hessian product: a weight whose
+    gradient is clipped feels nothing, and the Hessian is that of the loss (FDS, Appendix C).
+
+    Args:
+        rule: the rule that is fed.
+        limit: largest size of an entry.
+
+    Raises:
+        GradtuneError: `limit` is not > 0.
     """
     return _before(rule, lambda g: g.clamp(-limit, limit), limit, "clipped")
 
 
 def norm_clipped(rule: Rule, max_norm: float) -> Rule:
-    """`rule` with the gradient of each run scaled to length max_norm where it is longer, as
-    `torch.nn.utils.clip_grad_norm_` does to one run.
+    """`rule` with the gradient of each run scaled to the length `max_norm` where it is longer.
 
-    It differs from `clipped` in that it keeps the direction; its derivative removes the part of H Z along g. Raises
-    GradtuneError for a norm that is not > 0.
+    This is what `torch.nn.utils.clip_grad_norm_` does to one run. It differs from `clipped` in that it keeps the
+    direction; its derivative removes the part of `H Z` along g.
+
+    Args:
+        rule: the rule that is fed.
+        max_norm: largest length of a run's gradient.
+
+    Raises:
+        GradtuneError: `max_norm` is not > 0.
     """
 
     def shorten(g: Tensor) -> Tensor:

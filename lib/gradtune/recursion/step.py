@@ -1,16 +1,16 @@
 """The recursion that every method shares: state, hyperparameters, and the first derivatives of one training step.
 
-    x_{t+1} = Phi_t(x_t, lam)                             `Step.next`
-    Z_{t+1} = dPhi/dx Z_t + dPhi/draw                     `Step.push`   (forward mode, a column per hyperparameter)
-    (c_t, dL/draw) = c_{t+1}' (dPhi/dx, dPhi/draw)        `Step.pull`   (reverse mode)
+The members `next`, `push` and `pull` of a `Step` are, in this order::
 
-`x_t` holds the weights `w: [R, D]` of R independent runs and the optimiser's buffers. This file is the only one that
-builds a graph over a
-gradient: one gradient with `create_graph=True` per step, shared by all Hessian products of that step. The gradient
-is taken with respect
-to the weights and the loss's own hyperparameters together; as mixed partial derivatives commute, one vector-Jacobian
-product with the pair
-(Z column, hyperparameter direction) gives `H Z + dg/dlam` at the price of `H Z` alone.
+    x_{t+1} = Phi_t(x_t, lam)
+    Z_{t+1} = dPhi/dx Z_t + dPhi/draw                     forward mode, a column per hyperparameter
+    (c_t, dL/draw) = c_{t+1}' (dPhi/dx, dPhi/draw)        reverse mode
+
+The state `x_t` holds the weights `w [R, D]` of R independent runs and the optimiser's buffers. No estimator builds a
+graph over a gradient itself: a step takes one gradient with `create_graph=True`, shared by all Hessian products of that
+step. The gradient is taken with respect to the weights and the loss's own tuned hyperparameters together. As mixed
+partial derivatives commute, one vector-Jacobian product with the pair (Z column, hyperparameter direction) gives
+`H Z + dg/dlam` at the price of `H Z` alone.
 """
 
 from __future__ import annotations
@@ -37,15 +37,24 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 
 
 class State(NamedTuple):
-    """Training state of R runs: weights `w [R, D]` and per buffer one tensor `[R, D]` (`[R, 1]` for a counter). Also
-    used for cotangents of a state."""
+    """Training state of R runs; also used for cotangents of a state.
+
+    Attributes:
+        w: weights `[R, D]`.
+        buf: a tensor `[R, D]` for each buffer and `[R, 1]` for each counter, by name.
+    """
 
     w: Tensor
     buf: dict[str, Tensor]
 
 
 class Tangent(NamedTuple):
-    """Sensitivity `d state / d raw`: `w [R, P, D]` and `[R, P, D or 1]` per buffer, a row per tuned coordinate."""
+    """Sensitivity `d state / d raw`, a row for each tuned coordinate.
+
+    Attributes:
+        w: sensitivity of the weights, `[R, P, D]`.
+        buf: a tensor `[R, P, D]` for each buffer and `[R, P, 1]` for each counter, by name.
+    """
 
     w: Tensor
     buf: dict[str, Tensor]
@@ -62,9 +71,8 @@ class Problem(Protocol):
     """What a task offers: losses of R runs at once, shape `[R]`, never averaged over runs.
 
     `lam` holds the hyperparameters that the update rule does not read, as tensors that broadcast to `[R, D]`. A loss
-    depends on chance only
-    through `t` (batch, dropout mask): the same `t` gives the same loss, so that a step can be recomputed.
-    `stationary` says that the losses do not depend on `t`.
+    depends on chance only through `t` (batch, dropout mask): the same `t` gives the same loss, so that a step can be
+    recomputed. `stationary` says that the losses do not depend on `t`.
     """
 
     @property
@@ -77,11 +85,17 @@ class Problem(Protocol):
 
 @runtime_checkable
 class WithBatches(Protocol):
-    """A problem whose losses depend on `t` through tensors alone, so that a traced loop can hand them over:
-    `problem.on(problem.batch(t))` has at every step the losses that `problem` has at step `t`."""
+    """A problem whose losses depend on `t` through tensors alone.
+
+    A traced loop can therefore hand these tensors over: `problem.on(problem.batch(t))` has at every step the losses
+    that `problem` has at step `t`.
+    """
 
     def batch(self, t: int) -> tuple[Tensor, ...]:
-        """All that both losses of step `t` read beside weights and hyperparameters. Every new shape is recorded."""
+        """All that both losses of step `t` read beside weights and hyperparameters.
+
+        A traced loop makes a new recording for every new shape.
+        """
         ...
 
     def on(self, batch: tuple[Tensor, ...]) -> Problem:
@@ -90,11 +104,32 @@ class WithBatches(Protocol):
 
 
 class Step:
-    """One training step `x -> Phi_t(x, lam)` and its first derivatives. Cost: a gradient; with `curvature` about one
-    and a half.
+    """One training step `x -> Phi_t(x, lam)` and its first derivatives.
 
-    A Hessian product (`push`: one a column; `pull`: one) costs about two gradients; memory is one graph of the
-    gradient until the step is dropped.
+    Cost: a gradient; with `curvature` about one and a half. A Hessian product costs about two gradients:
+    `gradient_tangent` takes one a column, `pull` takes one. Memory: one graph of the gradient until the step is
+    dropped.
+
+    The arguments are attributes of the same names.
+
+    Args:
+        problem: the task with its losses.
+        rule: the update rule.
+        values: the hyperparameters in force.
+        state: the state before the step.
+        t: number of the step.
+        curvature: whether to build a graph over the gradient, for Hessian products.
+
+    Attributes:
+        w: the weights `[R, D]` before the step, a leaf of the graph.
+        loss_lam: natural values of the hyperparameters that the rule does not read, `[R, 1 or D]` by name, also leaves.
+        g: gradient `[R, D]` of the training loss with respect to the weights.
+        g_lam: with `curvature`, the derivatives of the training loss with respect to its own tuned hyperparameters,
+            `[R, 1 or D]` by name, without those declared with a `difference`.
+
+    Raises:
+        GradtuneError: the training loss does not use a tuned hyperparameter that the rule does not read either (seen
+            with `curvature`).
     """
 
     def __init__(self, problem: Problem, rule: Rule, values: Values, state: State, t: int, *, curvature: bool) -> None:
@@ -120,15 +155,24 @@ class Step:
         return {n: v for n, v in self.loss_lam.items() if n in self.values.hypers.smooth}
 
     def gradient_at(self, w: Tensor, lam: Mapping[str, Tensor]) -> Tensor:
-        """The gradient `[R, D]` of this step's loss at other weights and loss hyperparameters, without a graph."""
+        """Gradient `[R, D]` of this step's loss at other weights and loss hyperparameters, without a graph.
+
+        Args:
+            w: weights `[R, D]`.
+            lam: natural values of some of the loss's hyperparameters, by name; the others stay as they are in this
+                step.
+        """
         w = w.detach().requires_grad_()
         loss = self.problem.train_loss(w, {**self.loss_lam, **lam}, self.t)
         return torch.autograd.grad(loss, w, torch.ones_like(loss))[0]
 
     @cached_property
     def coupled(self) -> dict[str, Tensor]:
-        """dg/dlam `[R, D]` of the loss hyperparameters declared with a `difference`: central differences with the same
-        random numbers on both sides (Clip paper, Section 3.5.2, eq. 10). Cost: two gradients each."""
+        """Derivatives dg/dlam `[R, D]` of the loss hyperparameters declared with a `difference`, by name.
+
+        They are central differences with the same random numbers on both sides (Clip paper, Section 3.5.2, eq. 10).
+        Cost: two gradients each.
+        """
         slopes = {}
         for name, (low, high) in self.values.neighbours().items():
             rise = self.gradient_at(self.state.w, {name: high}) - self.gradient_at(self.state.w, {name: low})
@@ -142,8 +186,15 @@ class Step:
             return State(*self.rule.update(self.state.w, self.state.buf, self.g.detach(), self.values.lam))
 
     def with_curvature(self, to_state: bool = True) -> Step:
-        """This step with a graph over its gradient, recomputed if it was taken without (the same batch, the same
-        weights); the step itself where `pull(..., to_state=False)` needs none, as nothing goes through the gradient."""
+        """This step with a graph over its gradient, recomputed if it was taken without.
+
+        The batch and the weights are the same. With `to_state=False` and no hyperparameter of the loss to
+        differentiate, nothing goes through the gradient: the step itself is returned, as `pull(..., to_state=False)`
+        needs no graph.
+
+        Args:
+            to_state: whether a `pull` to the state before the step is to follow.
+        """
         if self.curvature or not (to_state or self._smooth):
             return self
         return Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
@@ -157,8 +208,17 @@ class Step:
         return other
 
     def gradient_tangent(self, z: Tensor | None, lam_dot: Mapping[str, Tensor]) -> Tensor:
-        """`H z + dg/dlam lam_dot` for every column, `[R, A, D]`; `z [R, A, D]` or None for 0, `lam_dot` `[R, A, 1 or
-        D]` per hyperparameter."""
+        """Tangent `H z + dg/dlam lam_dot` of the gradient, for every column.
+
+        Cost: one Hessian product a column, and that of `coupled`.
+
+        Args:
+            z: tangent of the weights, `[R, A, D]`; None for 0.
+            lam_dot: tangent of each tuned hyperparameter, `[R, A, 1 or D]` by name.
+
+        Returns:
+            The tangent `[R, A, D]`.
+        """
         columns = len(z[0]) if z is not None else next(iter(lam_dot.values())).shape[1]
         loss_dot = {n: lam_dot[n] for n in self.g_lam}
         outputs = ((self.g,) if z is not None else ()) + tuple(self.g_lam.values())
@@ -175,8 +235,18 @@ class Step:
         return smooth
 
     def push(self, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
-        """Forward mode: `dPhi/dx Z + dPhi/dlam lam_dot`, given the tangent `g_dot [R, A, D]` of the gradient
-        (`gradient_tangent`). Cost: elementwise."""
+        """Forward mode: push a sensitivity through the step, `dPhi/dx Z + dPhi/dlam lam_dot`.
+
+        Cost: elementwise, as the tangent of the gradient is given.
+
+        Args:
+            z: sensitivity of the state before the step, A columns.
+            lam_dot: tangent of each tuned hyperparameter, `[R, A, 1 or D]` by name.
+            g_dot: tangent of the gradient, `[R, A, D]`, from `gradient_tangent`.
+
+        Returns:
+            The sensitivity of the state after the step.
+        """
         if self.rule.tangent is not None:
             return self._push_written(self.rule.tangent, z, lam_dot, g_dot)
         with torch.no_grad(), forward_ad.dual_level():
@@ -202,11 +272,17 @@ class Step:
         return Tangent(*tangent(w, buf, self.g.detach()[:, None], lam, z.w, z.buf, g_dot, lam_dot))
 
     def pull(self, cot: State, *, to_state: bool = True) -> tuple[State, Tensor]:
-        """Reverse mode: cotangent of the state after the step -> cotangent of the state before it, and its share of
-        `dL/draw [R, P]`.
+        """Reverse mode: pull a cotangent of the state after the step back to the state before it.
 
-        Cost: one Hessian product; with `to_state=False` (only the hyperparameters are asked for) none, unless the
-        loss has tuned hyperparameters.
+        Cost: one Hessian product; with `to_state=False` none, unless the loss has tuned hyperparameters.
+
+        Args:
+            cot: cotangent of the state after the step.
+            to_state: False where only the hyperparameters are asked for; the path through the gradient to the weights
+                is then left out of the returned cotangent.
+
+        Returns:
+            The cotangent of the state before the step, and the step's share of `dL/draw`, `[R, P]`.
         """
         outputs, leaves, lam = self._rule_graph
         grads = torch.autograd.grad(
@@ -225,8 +301,10 @@ class Step:
 
     @cached_property
     def _rule_graph(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[str]]:
-        """Graph of the rule alone: its outputs, its leaves (w, g, buffers, tuned rule hyperparameters) and the names
-        of the last."""
+        """Graph of the rule alone: outputs, leaves and the names of the tuned rule hyperparameters.
+
+        The leaves are w, g, the buffers and, last, these hyperparameters.
+        """
         tuned = [n for n in self.rule.hypers if n in self.values.hypers.tuned]
         with torch.enable_grad():
             w, g = (x.detach().requires_grad_() for x in (self.state.w, self.g))
@@ -242,8 +320,20 @@ def _tangent(x: Tensor) -> Tensor:
 
 
 def validation_gradient(problem: Problem, rule: Rule, values: Values, state: State, t: int) -> tuple[Tensor, Tensor]:
-    """`dL_V/dw [R, D]` at `state`, and the direct term `[R, P]`: the part of `dL_V/draw` at fixed weights. Cost: one
-    gradient."""
+    """Gradient of the validation loss L_V with respect to the weights, and its direct term.
+
+    Cost: one gradient.
+
+    Args:
+        problem: the task with its losses.
+        rule: the update rule; the validation loss gets the hyperparameters that it does not read.
+        values: the hyperparameters in force.
+        state: the state at whose weights the loss is taken.
+        t: number of the step whose validation batch is taken.
+
+    Returns:
+        The gradient `dL_V/dw [R, D]`, and the direct term `[R, P]`, the part of `dL_V/draw` at fixed weights.
+    """
     w = state.w.detach().requires_grad_()
     lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
     tuned = [n for n in lam if n in values.hypers.tuned]
@@ -253,7 +343,15 @@ def validation_gradient(problem: Problem, rule: Rule, values: Values, state: Sta
 
 
 def initial_state(w: Tensor, rule: Rule) -> State:
-    """State of R runs at weights `w [R, D]` with zero buffers."""
+    """State of R runs at weights `w [R, D]` with zero buffers.
+
+    Args:
+        w: weights `[R, D]`; they are copied.
+        rule: the update rule, which names the buffers.
+
+    Raises:
+        GradtuneError: `w` does not have two dimensions.
+    """
     if w.dim() != 2:
         raise GradtuneError(
             f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)"

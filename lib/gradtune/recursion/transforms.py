@@ -1,9 +1,8 @@
-"""Unconstrained coordinates of a hyperparameter: `natural = forward(raw)`, `raw = inverse(natural)`, `slope = d
-natural / d raw`.
+"""Unconstrained coordinates of a hyperparameter.
 
-The slope is the chain factor between a derivative in natural units and one in raw coordinates. It is used in one
-place only
-(`core.Values`), so that it is applied exactly once.
+A transform has `natural = forward(raw)`, `raw = inverse(natural)` and `slope = d natural / d raw`. The slope is the
+chain factor between a derivative in natural units and one in raw coordinates. It is used in one place only
+(`hypers.Values`), so that it is applied exactly once.
 """
 
 from __future__ import annotations
@@ -20,8 +19,16 @@ _LN10 = math.log(10.0)
 
 @dataclass(frozen=True)
 class Transform:
-    """One coordinate change; all three functions act elementwise. `low` and `high` bound the natural values it can
-    express."""
+    """One coordinate change, whose three functions act elementwise.
+
+    Attributes:
+        name: "identity", "log10", "log" or "sigmoid".
+        forward: natural value of a raw coordinate.
+        inverse: raw coordinate of a natural value.
+        slope: derivative of `forward` at a raw coordinate.
+        low: lower bound of the natural values that it can express.
+        high: upper bound of the natural values that it can express.
+    """
 
     name: str
     forward: Callable[[Tensor], Tensor]

@@ -1,7 +1,9 @@
 """Black-box searches, the baselines of hypergradient methods, in one currency: training steps, and wall seconds.
 
-result = search("asha", Training(problem, rule, hypers, sizes, init, steps=4000), space, budget_steps=120_000)
-result.best, result.best_loss, result.to_frame()
+For example::
+
+    result = search("asha", Training(problem, rule, hypers, sizes, init, steps=4000), space, budget_steps=120_000)
+    result.best, result.best_loss, result.to_frame()
 """
 
 from gradtune.search.full_length import Bayes, Grid, Random, RandomXLR, ThreeBatched

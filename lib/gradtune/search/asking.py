@@ -1,4 +1,7 @@
-"""Configurations from optuna. It is imported when a search starts, never before: the library works without it."""
+"""Configurations drawn by optuna.
+
+The package optuna is imported when a search starts, never before: the library works without it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def import_optuna() -> ModuleType:
-    """optuna, or the sentence that says how to get it."""
+    """Return the module optuna.
+
+    Raises:
+        GradtuneError: optuna is not installed; says how to get it.
+    """
     try:
         with warnings.catch_warnings():  # it imports a progress bar that warns where a notebook lacks widgets
             warnings.filterwarnings("ignore", message="IProgress not found")
@@ -30,23 +37,29 @@ def import_optuna() -> ModuleType:
 
 
 class Asker:
-    """An optuna study in raw coordinates that is asked for configurations in natural units."""
+    """An optuna study in raw coordinates that is asked for configurations in natural units.
+
+    Args:
+        study: the study.
+        space: the search space.
+        distribution: optuna's distribution of a dimension, made from the ends of its raw range.
+    """
 
     def __init__(self, study: optuna.Study, space: Space, distribution: Callable[[float, float], Any]) -> None:
         self.study, self.space = study, space
         self._distributions = {n: distribution(*d.raw_range) for n, d in space.items()}
 
     def ask(self) -> tuple[optuna.Trial, Configuration]:
-        """The next trial and its configuration."""
+        """Return the next trial and its configuration."""
         trial = self.study.ask(self._distributions)
         return trial, self.space.natural(trial.params)
 
     def complete(self, trial: optuna.Trial, loss: float) -> None:
-        """Tells the sampler the loss of a trial of full length."""
+        """Tell the sampler the loss of a trial of full length."""
         self.study.tell(trial, loss)
 
     def pruned(self, trial: optuna.Trial) -> None:
-        """Tells the sampler that a trial was stopped at the last age it reported."""
+        """Tell the sampler that a trial was stopped at the last age that it reported."""
         from optuna.trial import TrialState
 
         self.study.tell(trial, state=TrialState.PRUNED)
@@ -58,7 +71,21 @@ Builder = Callable[[ModuleType], Any]
 
 @contextmanager
 def asking(space: Space, seed: int, sampler: Builder, pruner: Builder | None = None) -> Iterator[Asker]:
-    """A study that asks `sampler`; meanwhile optuna's message about every trial is off."""
+    """Open a study that asks a sampler; meanwhile optuna's message about every trial is off.
+
+    Args:
+        space: the search space.
+        seed: seed of the search, from which the study has its name.
+        sampler: makes the sampler from the module optuna.
+        pruner: makes the pruner from the module optuna; None for optuna's default, which is asked only where a trial
+            reports losses.
+
+    Yields:
+        The study, to be asked for configurations.
+
+    Raises:
+        GradtuneError: optuna is not installed.
+    """
     optuna = import_optuna()
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -17,8 +17,11 @@ from gradtune.search.trainable import MULTIPLIER
 class Random:
     """Random search (Bergstra & Bengio 2012; Random in OnePass, Section 4), uniform in raw coordinates.
 
-    batch: trials trained side by side as runs `[R, D]`: the same trials, faster. Cost: plain training, and no
-    overhead to speak of.
+    Cost: plain training, and no overhead to speak of.
+
+    Attributes:
+        batch: trials trained side by side as runs `[R, D]`: the same trials, faster.
+        group: number of full-length trials of which one is kept, 1.
     """
 
     batch: int = 1
@@ -34,8 +37,16 @@ class Random:
 
 @dataclass(frozen=True)
 class RandomXLR(Random):
-    """Random xLR (OnePass, Section 4): `Random` with one more dimension, `lr_multiplier`, drawn from `low` to `high`;
-    the trainable multiplies the learning rate by it after every 10 steps (`Training.every`)."""
+    """Random xLR (OnePass, Section 4): `Random` with one more dimension, `lr_multiplier`.
+
+    The trainable multiplies the learning rate by it after every 10 steps (`Training.every`).
+
+    Attributes:
+        batch: as in `Random`.
+        group: as in `Random`.
+        low: lowest value of `lr_multiplier`.
+        high: highest value of `lr_multiplier`.
+    """
 
     low: float = 0.95
     high: float = 1.01
@@ -46,16 +57,28 @@ class RandomXLR(Random):
 
 @dataclass(frozen=True)
 class ThreeBatched(Random):
-    """Random (3-batched) (OnePass, Section 4): the trials of `Random`, of which only the one of lowest validation
-    loss of every three is kept (`Result.to_frame()`, column `kept`); three diverged trials keep none."""
+    """Random (3-batched) (OnePass, Section 4): the trials of `Random`, of which one of every three is kept.
+
+    It is the one of lowest validation loss (`Result.to_frame`, column `kept`). Three diverged trials keep none.
+
+    Attributes:
+        batch: as in `Random`.
+        group: number of full-length trials of which one is kept, 3.
+    """
 
     group: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)
 class Grid(Random):
-    """Grid search in an order shuffled by the seed. points: values per dimension, evenly spaced in raw coordinates,
-    ends included, so points^P trials; the search ends when all are trained."""
+    """Grid search in an order shuffled by the seed; it ends when all points are trained.
+
+    Attributes:
+        batch: as in `Random`.
+        group: as in `Random`.
+        points: values per dimension, evenly spaced in raw coordinates, ends included. A space of P dimensions has
+            `points^P` trials.
+    """
 
     points: int = 5
 
@@ -72,14 +95,20 @@ class Grid(Random):
 
 @dataclass(frozen=True)
 class Bayes:
-    """Bayesian optimisation by optuna's GPSampler: a Gaussian process (Matern 5/2, a length scale a dimension) and
-    log expected improvement (Snoek et al. 2012; OnePass, Appendix B.5, uses another program).
+    """Bayesian optimisation by optuna's GPSampler (Snoek et al. 2012; OnePass, Appendix B.5, uses another program).
 
-    startup: random trials before the first model (5 in OnePass). worst: losses above it, and diverged trials, count as
-    this number for the model (OnePass, Appendix B.1, takes 150); None: the first trial's validation loss before
-    training. The model sees asinh(1000 loss / worst): a logarithmic scale over the three decades below `worst`, and
-    a linear one around 0, for losses of any sign; a Gaussian process of the plain loss sees little but where training
-    diverges. Overhead: the fit to n trials costs n^3.
+    The model is a Gaussian process (Matern 5/2, one length scale per dimension), the acquisition log expected
+    improvement. The model sees `asinh(1000 loss / worst)`: a logarithmic scale over the three decades below `worst` and
+    a linear one around 0, for losses of any sign. A Gaussian process of the plain loss sees little but where training
+    diverges.
+
+    Cost: plain training, and the fits of the model; the fit to n trials costs `n^3`.
+
+    Attributes:
+        startup: random trials before the first model (5 in OnePass).
+        worst: losses above it, and diverged trials, count as this number for the model (OnePass, Appendix B.1, takes
+            150). None stands for the first trial's validation loss before training.
+        group: number of full-length trials of which one is kept, 1.
     """
 
     startup: int = 5
@@ -101,21 +130,33 @@ class Bayes:
         return ending(cohort, full)
 
     def sampler(self, seed: int) -> Builder:
-        """What asks for the configurations: makes the sampler of one seed."""
+        """Return the function that makes the sampler of one seed, which asks for the configurations."""
         return lambda optuna: optuna.samplers.GPSampler(
             seed=seed, n_startup_trials=self.startup, warn_independent_sampling=False
         )
 
 
 def height(loss: float, worst: float) -> float:
-    """What the Gaussian process sees of a loss."""
+    """Return what the Gaussian process sees of a loss, see `Bayes`."""
     worst = worst if math.isfinite(worst) else 1.0
     loss = min(loss, worst) if math.isfinite(loss) else worst
     return math.asinh(1000 * loss / (abs(worst) or 1.0))
 
 
 def independent(ledger: Ledger, asker: Asker, batch: int, trials: float = math.inf) -> str:
-    """Up to `trials` full-length trials. The study is told no loss, as its sampler would not look at it."""
+    """Train up to `trials` full-length trials.
+
+    The study is told no loss, as its sampler would not look at it.
+
+    Args:
+        ledger: the accounts of the search.
+        asker: gives the configurations.
+        batch: trials trained side by side.
+        trials: most trials that are started.
+
+    Returns:
+        How the search ended.
+    """
     full = ledger.trainable.steps
     while ledger.left and ledger.started < trials:
         runs = int(max(1, min(batch, ledger.left // full, trials - ledger.started)))

@@ -1,4 +1,7 @@
-"""Searches that stop poor trials early: ASHA, Hyperband, BOHB. Survivors train on; no step is taken twice."""
+"""Searches that stop poor trials early: ASHA, Hyperband, BOHB.
+
+Survivors train on; no step is taken twice.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asha:
-    """Successive halving in its asynchronous form (Li et al. 2020; OnePass, Appendix B.8.2), random configurations,
-    optuna's SuccessiveHalvingPruner.
+    """Successive halving in its asynchronous form (Li et al. 2020; OnePass, Appendix B.8.2).
 
-    A trial is evaluated at the ages min_steps, min_steps reduction, ..., and stopped unless it is in the best
-    1/reduction of the trials that reached that age so far. It is decided at once (the stopping form): the first
-    trials, with nobody to compare with, may train to their end; stopped ones never resume.
-    min_steps: None for a full trial divided by reduction cubed, which makes four rungs. Cost: plain training.
+    Configurations are random. A trial is evaluated at the ages `min_steps`, `min_steps reduction`,
+    `min_steps reduction^2`, ... and at its full length. It is stopped unless it is in the best `1 / reduction` of the
+    trials that reached that age so far. This is decided at once (the stopping form): the first trials, with nobody to
+    compare with, may train to their end, and stopped ones never resume. The pruner is optuna's SuccessiveHalvingPruner.
+
+    Cost: plain training.
+
+    Attributes:
+        min_steps: age at the first rung. None takes a full trial's steps divided by `reduction^3`, rounded down and at
+            least 1. That makes four rungs where the division leaves no remainder, else at most five.
+        reduction: factor between the ages of two rungs.
+        group: number of full-length trials of which one is kept, 1.
     """
 
     min_steps: int | None = None
@@ -38,7 +48,14 @@ class Asha:
         at_least(1, min_steps=1 if self.min_steps is None else self.min_steps)
 
     def first(self, full: int) -> int:
-        """Steps of a trial at the first rung when a full one takes `full`."""
+        """Return the age in steps at the first rung.
+
+        Args:
+            full: steps of a full trial.
+
+        Raises:
+            GradtuneError: `min_steps` is more than `full`.
+        """
         first = max(1, full // self.reduction**3) if self.min_steps is None else self.min_steps
         if first > full:
             raise GradtuneError(
@@ -47,7 +64,7 @@ class Asha:
         return first
 
     def rungs(self, full: int) -> list[int]:
-        """Ages in steps at which a trial is evaluated: the first rung times powers of the reduction, then `full`."""
+        """Return the ages at which a trial is evaluated: the first rung times powers of the reduction, then `full`."""
         powers: Iterator[int] = (self.first(full) * self.reduction**k for k in count())
         return [*takewhile(lambda age: age < full, powers), full]
 
@@ -68,9 +85,16 @@ class Asha:
 
 @dataclass(frozen=True)
 class Hyperband(Asha):
-    """Hyperband (Li et al. 2018) by optuna's HyperbandPruner: `Asha` in several brackets, which differ in the age of
-    their first rung, so that a slow starter is not lost. A trial's bracket is drawn in Hyperband's proportions; within
-    a bracket trials are compared asynchronously, as in `Asha`."""
+    """Hyperband (Li et al. 2018) by optuna's HyperbandPruner: `Asha` in several brackets.
+
+    Brackets differ in the age of their first rung, so that a slow starter is not lost. A trial's bracket is drawn in
+    Hyperband's proportions. Within a bracket trials are compared asynchronously, as in `Asha`.
+
+    Attributes:
+        min_steps: as in `Asha`, for the bracket that stops earliest.
+        reduction: as in `Asha`.
+        group: as in `Asha`.
+    """
 
     def pruner(self, optuna: ModuleType, full: int) -> Any:
         return optuna.pruners.HyperbandPruner(self.first(full), full, self.reduction)
@@ -78,10 +102,18 @@ class Hyperband(Asha):
 
 @dataclass(frozen=True)
 class Bohb(Hyperband):
-    """BOHB-style (Falkner et al. 2018): `Hyperband` whose configurations come from a tree-structured Parzen estimator
-    over all dimensions jointly (optuna's TPESampler, multivariate), a model for each bracket. startup: random trials
-    before a model is used. BOHB proper models the highest rung with enough trials; here trials stopped earlier rank
-    behind those stopped later."""
+    """BOHB-style search (Falkner et al. 2018): `Hyperband` whose configurations come from a Parzen estimator.
+
+    The tree-structured estimator models all dimensions jointly (optuna's TPESampler, multivariate), with a model for
+    each bracket. BOHB proper models the highest rung with enough trials; here trials stopped earlier rank behind those
+    stopped later.
+
+    Attributes:
+        min_steps: as in `Hyperband`.
+        reduction: as in `Hyperband`.
+        startup: random trials of a bracket before its model is used.
+        group: as in `Hyperband`.
+    """
 
     startup: int = 10
 
@@ -94,8 +126,16 @@ class Bohb(Hyperband):
 
 
 def climb(ledger: Ledger, asker: Asker, rungs: list[int]) -> tuple[Cohort, int]:
-    """One trial from rung to rung until it is stopped, finished, or the budget is spent; with the age it was to
-    reach."""
+    """Train one trial from rung to rung until it is stopped, finished, or the budget is spent.
+
+    Args:
+        ledger: the accounts of the search.
+        asker: gives the configuration, and says whether the trial goes on.
+        rungs: ages in steps at which the trial is evaluated.
+
+    Returns:
+        The trial, and the age that it was to reach.
+    """
     trial, config = asker.ask()
     cohort = ledger.start([config])
     for goal in rungs:
@@ -108,8 +148,10 @@ def climb(ledger: Ledger, asker: Asker, rungs: list[int]) -> tuple[Cohort, int]:
 
 
 def _stops(asker: Asker, trial: optuna.Trial, loss: float, age: int, last: bool) -> bool:
-    """Tells the study the loss at a rung, and says whether the trial ends there. A diverged trial does, and counts
-    as the worst of its rung."""
+    """Tell the study the loss at a rung, and return whether the trial ends there.
+
+    A diverged trial ends, and counts as the worst of its rung.
+    """
     diverged = not math.isfinite(loss)
     trial.report(math.inf if diverged else loss, age)
     poor = trial.should_prune()

@@ -34,8 +34,20 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a search did. `best` and `best_loss` belong to the evaluation of lowest validation loss (None and NaN when
-    every trial diverged); `stopped` says why the search ended; `group` is 3 for Random (3-batched), else 1."""
+    """What a search did.
+
+    Attributes:
+        method: name of the method.
+        seed: seed of the search.
+        rows: every evaluation, a dict each, with the columns of `to_frame` but for `kept`.
+        trial_steps: training steps of a full-length trial.
+        budget_steps: training steps that the search was given.
+        spent_steps: training steps that it spent.
+        best: configuration of the evaluation of lowest validation loss, natural units; None when every trial diverged.
+        best_loss: the loss of that evaluation; NaN when every trial diverged.
+        stopped: why the search ended.
+        group: number of full-length trials of which one is kept: 3 for Random (3-batched), else 1.
+    """
 
     method: str
     seed: int
@@ -49,15 +61,26 @@ class Result:
     group: int = 1
 
     def to_frame(self) -> pd.DataFrame:
-        """Every evaluation, a row each: `trial`, its configuration (natural units), `steps` of the trial so far,
-        `total_steps` of the whole search, `training_seconds` (training and validation, the recording of traced steps
-        included) and `sampler_seconds` (everything else) so far, `val_loss`, `copied_from` (trial whose weights
-        replaced this one's before the last steps; PBT only), `incumbent` (trial of the lowest loss so far) and
-        `incumbent_loss`, and `kept`.
+        """Return every evaluation as a table, a row each.
 
-        Trials trained side by side share one `total_steps`: all their steps are spent when the first is evaluated.
-        `kept` marks what the method hands on: the last evaluation of a full-length trial that did not diverge; with
-        groups of three, only the lowest loss of every three full-length trials.
+        The columns are:
+
+        * `trial`: number of the trial;
+        * a column per dimension: the trial's configuration, natural units;
+        * `steps`: steps of the trial so far;
+        * `total_steps`: steps of the whole search so far; trials trained side by side share one number, as all their
+          steps are spent when the first is evaluated;
+        * `training_seconds`: wall seconds of training and validation so far, the recording of traced steps included;
+        * `sampler_seconds`: wall seconds of everything else so far;
+        * `val_loss`: validation loss;
+        * `copied_from`: trial whose weights replaced this one's before the last steps (PBT only);
+        * `incumbent`: trial of the lowest loss so far;
+        * `incumbent_loss`: the lowest loss so far;
+        * `kept`: whether the method hands the evaluation on. It does so with the last evaluation of a full-length trial
+          that did not diverge; with groups of three, only with the lowest loss of every three full-length trials.
+
+        Raises:
+            GradtuneError: pandas is not installed.
         """
         pandas = extras.needed("pandas", "search", "the table of a search")
         frame: pd.DataFrame = pandas.DataFrame(self.rows)
@@ -78,8 +101,15 @@ def _kept(frame: pd.DataFrame, trial_steps: int, group: int) -> pd.Series:
 
 @dataclass
 class Cohort:
-    """Trials in training side by side: their numbers, configurations, common age in steps, and the trainable's own
-    state."""
+    """Trials in training side by side.
+
+    Attributes:
+        trials: their numbers.
+        configs: their configurations, natural units.
+        state: the trainable's own state of them.
+        steps: their common age in steps.
+        copied_from: for each trial the one that it was copied from since its last evaluation, or None.
+    """
 
     trials: list[int]
     configs: list[Configuration]
@@ -92,7 +122,24 @@ class Cohort:
 
 
 class Ledger:
-    """Trains cohorts and charges every training step of every run to one budget, which it never exceeds."""
+    """Accounts that train cohorts and charge every training step of every run to one budget, which is never exceeded.
+
+    Args:
+        trainable: what is trained.
+        budget_steps: training steps that may be spent.
+        seed: seed of the search.
+
+    Attributes:
+        trainable: what is trained.
+        budget: training steps that may be spent.
+        seed: seed of the search.
+        rows: every evaluation, a dict each.
+        spent: training steps that are spent.
+        started: trials that are started.
+        best: configuration of the lowest validation loss so far, natural units; None before the first finite loss.
+        best_trial: number of its trial, or None.
+        best_loss: its loss, or infinity.
+    """
 
     def __init__(self, trainable: Trainable, budget_steps: int, seed: int) -> None:
         self.trainable, self.budget, self.seed = trainable, budget_steps, seed
@@ -110,7 +157,7 @@ class Ledger:
         return self.budget - self.spent
 
     def start(self, configs: Sequence[Configuration]) -> Cohort:
-        """New trials, numbered on; costs no training step."""
+        """Start new trials, numbered on; costs no training step."""
         trials = list(range(self.started, self.started + len(configs)))
         self.started += len(configs)
         begin = time.perf_counter()
@@ -119,14 +166,28 @@ class Ledger:
         return Cohort(trials, list(configs), state)
 
     def untrained_loss(self, cohort: Cohort) -> float:
-        """Validation loss of the first trial as it is; an evaluation that costs no step and is not listed."""
+        """Return the validation loss of the first trial of a cohort as it is.
+
+        This evaluation costs no step and is not listed.
+        """
         begin = time.perf_counter()
         (loss, *_) = self.trainable.val_loss(cohort.state)
         self._training += time.perf_counter() - begin
         return loss
 
     def train(self, cohort: Cohort, steps: int) -> list[float]:
-        """Advances a cohort by `steps`, lists an evaluation for each of its trials, and returns their losses."""
+        """Advance a cohort, and list an evaluation for each of its trials.
+
+        Args:
+            cohort: the trials, which are changed in place.
+            steps: training steps of each trial, at least 1; those of all trials together may be at most `left`.
+
+        Returns:
+            The validation loss of each trial.
+
+        Raises:
+            GradtuneError: the trainable does not give one validation loss per run.
+        """
         cost = steps * len(cohort.trials)
         assert 0 < cost <= self.left, "a search may not spend more than its budget"
         begin = time.perf_counter()
@@ -161,8 +222,13 @@ class Ledger:
         self._bar.close()
 
     def result(self, method: str, ending: str, group: int) -> Result:
-        """The result; `ending` says what the last trial was doing when the budget was spent, or what ended the search
-        before."""
+        """Return the result of the search.
+
+        Args:
+            method: name of the method.
+            ending: what the last trial was doing when the budget was spent, or what ended the search before.
+            group: number of full-length trials of which one is kept.
+        """
         stopped = f"{self.spent} of {self.budget} training steps are spent; {ending}"
         loss = self.best_loss if self.best else math.nan
         return Result(
@@ -180,12 +246,17 @@ class Ledger:
 
 
 def ending(cohort: Cohort, planned: int) -> str:
-    """How the budget left the last cohort, which was to be evaluated next after `planned` steps of its trials."""
+    """Say how the budget left the last cohort.
+
+    Args:
+        cohort: the last cohort.
+        planned: the age in steps at which its trials were to be evaluated next.
+    """
     if cohort.steps == planned:
         return "no trial was cut"
     return f"the last trial was cut after {cohort.steps} of {planned} steps"
 
 
 def trial_seed(seed: int, trial: int) -> int:
-    """Seed of a trial's weights and batches: differs between trials, and is the same for every method."""
+    """Return the seed of a trial's weights and batches: it differs between trials and is the same for every method."""
     return int(np.random.SeedSequence([seed, trial]).generate_state(1)[0])

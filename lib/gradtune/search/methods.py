@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Strategy(Protocol):
-    """A search method with its options: spends a ledger's budget and says how it ended."""
+    """A search method with its options: spends a ledger's budget and says how it ended.
+
+    Attributes:
+        group: number of full-length trials of which one is kept.
+    """
 
     group: ClassVar[int]
 
@@ -29,7 +33,16 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class SearchMethod:
-    """A line of the table of searches. currency: what the training steps are spent on; `make` takes the options."""
+    """A line of the table of searches.
+
+    Attributes:
+        name: what `get` and `search` call the method.
+        title: its name in the table.
+        source: the papers that it is from, with section.
+        draws: how it draws configurations.
+        currency: what the training steps are spent on.
+        make: class of the method, which takes the options.
+    """
 
     name: str
     title: str
@@ -67,7 +80,11 @@ METHODS = (
 
 
 def get(name: str) -> SearchMethod:
-    """A search by name; GradtuneError with the nearest name otherwise."""
+    """Return a search by name.
+
+    Raises:
+        GradtuneError: there is no such name; says the nearest one.
+    """
     for method in METHODS:
         if method.name == name:
             return method
@@ -75,13 +92,21 @@ def get(name: str) -> SearchMethod:
 
 
 def table() -> pd.DataFrame:
-    """Return `rows` as a table; needs pandas."""
+    """Return `rows` as a table.
+
+    Raises:
+        GradtuneError: pandas is not installed.
+    """
     frame: pd.DataFrame = extras.needed("pandas", "search", "the table of searches").DataFrame(rows())
     return frame
 
 
 def rows() -> list[dict[str, str]]:
-    """Return the searches as rows of text, options and their defaults included: column -> text."""
+    """Return the searches as rows of text, options and their defaults included.
+
+    Returns:
+        For each search its text by column.
+    """
     lines = []
     for m in METHODS:
         options = ", ".join(f"{f.name}={f.default}" for f in fields(m.make))
@@ -91,16 +116,32 @@ def rows() -> list[dict[str, str]]:
 
 
 def search(method: str, trainable: Trainable, space: Space, budget_steps: int, seed: int = 0, **options: Any) -> Result:
-    """Searches `space` for the configuration of lowest validation loss until `budget_steps` training steps are spent,
-    summed over all trials, to the step: the last trial is cut where the budget ends.
+    """Search `space` for the configuration of lowest validation loss on a budget of training steps.
 
-    method: a name of `METHODS`, whose class (`Random`, `Bayes`, `Asha`, ...) documents its `options`. The same seed
-    draws the same configurations, weights and decisions; every trial's own seed depends only on `seed` and its number.
-    A trial of NaN or infinite loss is charged and listed, and never chosen. Nothing else is counted: validation
-    losses and the sampler's own work appear as wall seconds (`Result.to_frame`).
+    The steps are summed over all trials. The search goes on until they are spent, to the step: the last trial is cut
+    where the budget ends. Only a grid may end before. The same seed draws the same configurations, weights and
+    decisions; every trial's own seed depends only on `seed` and its number. A trial of NaN or infinite loss is charged
+    and listed, and never chosen.
 
-    Raises GradtuneError for an unknown method, option or dimension, a value outside a hyperparameter's bounds (the two
-    corners of the space are started, untrained, beforehand) and, but for `pbt`, when optuna is missing.
+    Nothing but training steps is counted: validation losses and the sampler's own work appear as wall seconds
+    (`Result.to_frame`).
+
+    Args:
+        method: a name of `METHODS`.
+        trainable: what is trained, such as a `Training`.
+        space: the search space.
+        budget_steps: training steps of all trials together.
+        seed: seed of the search, at least 0.
+        **options: options of the method, which its class (`Random`, `Bayes`, `Asha`, ...) documents.
+
+    Returns:
+        What the search did, with its best configuration.
+
+    Raises:
+        GradtuneError: a method, option or dimension is unknown; a dimension has the name of a column of the result; an
+            option, the budget or the seed is out of range; a value is outside a hyperparameter's bounds (the two
+            corners of the space are started, untrained, beforehand); optuna is missing (needed by all methods but
+            "pbt").
     """
     make = get(method).make
     wrong = [n for n in options if n not in {f.name for f in fields(make)}]

@@ -1,4 +1,7 @@
-"""Population based training: no library, as copying a member is indexing rows of the state `[R, D]`."""
+"""Population based training.
+
+It needs no further package, as copying a member is indexing rows of the state `[R, D]`.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,27 @@ from gradtune.search.trainable import Copyable
 
 @dataclass(frozen=True)
 class Population:
-    """Population based training (Jaderberg et al. 2017, Algorithm 1) with truncation selection and perturbation
-    (their Section 4.1; OnePass, Appendix B.8.2).
+    """Population based training (Jaderberg et al. 2017, Algorithm 1; OnePass, Appendix B.8.2).
 
-    `size` members train side by side as runs `[R, D]`. After every `interval` steps each of the worst `fraction`
-    takes over weights, buffers and configuration of a random one of the best `fraction`, and each of its
-    hyperparameters is multiplied by a random one of `factors` and kept inside the space. A diverged member is always
-    replaced, and never copied. After full-length training, or when all members diverged, a new population starts.
-    interval: None for a tenth of a full trial (OnePass: 100 of 4000 steps).
+    Selection is by truncation, exploration by perturbation (Jaderberg et al. 2017, Section 4.1). `size` members train
+    side by side as runs `[R, D]`. After every `interval` steps each of the worst `fraction` takes over weights, buffers
+    and configuration of a random one of the best `fraction`. Each of its hyperparameters is then multiplied by a random
+    one of `factors` and kept inside the space. A diverged member is always replaced, and never copied. After
+    full-length training, or when all members diverged, a new population starts.
 
-    Differs from every other method here in that a trial's configuration changes while it trains: the result is a
-    schedule, listed row by row, and the incumbent's configuration alone does not reproduce it. Cost: plain training;
-    memory R times a run's, and once more while rows are copied.
+    It differs from every other method here in that a trial's configuration changes while it trains. The result is a
+    schedule, listed row by row, and the incumbent's configuration alone does not reproduce it.
+
+    Cost: plain training.
+
+    Memory: R times that of a run, and once more while rows are copied.
+
+    Attributes:
+        size: members of a population, at least 2.
+        interval: steps between two selections; None for a tenth of a full trial (OnePass: 100 of 4000 steps).
+        fraction: share of the population that is replaced, and share that is copied from, in (0, 0.5].
+        factors: factors of a perturbation.
+        group: number of full-length trials of which one is kept, 1.
     """
 
     size: int = 10
@@ -55,7 +67,7 @@ class Population:
         return how
 
     def _generation(self, ledger: Ledger, trainable: Copyable, space: Space, rng: np.random.Generator) -> str:
-        """One population up to its full length, the end of the budget, or the divergence of all; says how it ended."""
+        """Train one population to full length, the end of the budget or the divergence of all; say how it ended."""
         full, goal = trainable.steps, 0
         interval = self.interval or max(1, full // 10)
         cohort = ledger.start([space.draw(rng) for _ in range(min(self.size, ledger.left))])
@@ -74,7 +86,7 @@ class Population:
     def _replace(
         self, trainable: Copyable, cohort: Cohort, losses: list[float], space: Space, rng: np.random.Generator
     ) -> bool:
-        """Exploit and explore; False when no member is left to copy."""
+        """Exploit and explore; return False when no member is left to copy."""
         order = sorted(range(len(losses)), key=lambda m: losses[m] if math.isfinite(losses[m]) else math.inf)
         cut = max(1, int(self.fraction * len(order)))
         best = [m for m in order[:cut] if math.isfinite(losses[m])]
@@ -95,8 +107,11 @@ class Population:
 
 
 def _train(ledger: Ledger, trainable: Copyable, cohort: Cohort, steps: int) -> list[float]:
-    """`steps` more steps of all members; where the budget does not reach so far, as many as it does, the last
-    few steps on the first members alone."""
+    """Train all members for `steps` more steps, and return their losses.
+
+    Where the budget does not reach so far, they train for as many steps as it does, and then the first members alone
+    for one step more.
+    """
     each = min(steps, ledger.left // len(cohort.trials))
     losses = ledger.train(cohort, each) if each else []
     if each < steps and ledger.left:
@@ -106,7 +121,7 @@ def _train(ledger: Ledger, trainable: Copyable, cohort: Cohort, steps: int) -> l
 
 
 def _keep(trainable: Copyable, cohort: Cohort, rows: Sequence[int]) -> None:
-    """Only these members of a cohort; the others end as they are."""
+    """Keep only these members of a cohort; the others end as they are."""
     cohort.trials, cohort.configs, cohort.copied_from = (
         [cohort.trials[m] for m in rows],
         [cohort.configs[m] for m in rows],

@@ -18,10 +18,18 @@ Configuration = dict[str, float]
 
 @dataclass(frozen=True)
 class Dimension:
-    """Natural values from `low` to `high`, drawn uniformly in the raw coordinate of `transform`.
+    """A range of natural values, drawn uniformly in the raw coordinate of a transform.
 
-    OnePass (Table 5) draws learning rates as `Dimension(1e-6, 0.1, "log10")` and momenta, though optimised in sigmoid
-    coordinates, as `Dimension(0, 1)`. Raises GradtuneError for an empty range or one whose raw ends are not finite.
+    OnePass (Table 5) draws learning rates as `Dimension(1e-6, 0.1, "log10")`. It draws momenta, though optimised in
+    sigmoid coordinates, as `Dimension(0, 1)`.
+
+    Attributes:
+        low: lowest natural value.
+        high: highest natural value.
+        transform: name of the transform, a key of `transforms.TRANSFORMS`.
+
+    Raises:
+        GradtuneError: the transform is unknown, or the range is empty or has raw ends that are not finite.
     """
 
     low: float
@@ -49,21 +57,29 @@ class Dimension:
         return low, high
 
     def natural(self, raw: float) -> float:
-        """Natural value of a raw coordinate, inside the range whatever the rounding."""
+        """Return the natural value of a raw coordinate, inside the range whatever the rounding."""
         return self.clip(float(self._transform.forward(torch.tensor(raw, dtype=torch.float64))))
 
     def clip(self, value: float) -> float:
-        """The nearest natural value inside the range."""
+        """Return the nearest natural value inside the range."""
         return min(max(value, self.low), self.high)
 
     def grid(self, points: int) -> list[float]:
-        """`points` raw coordinates, evenly spaced, ends included."""
+        """Return `points` raw coordinates, evenly spaced, ends included."""
         return np.linspace(*self.raw_range, points).tolist()
 
 
 class Space(Mapping[str, Dimension]):
-    """Named dimensions, in order: `Space({"lr": Dimension(1e-6, 0.1, "log10"), ...})`. Raises GradtuneError when
-    empty."""
+    """Named dimensions, in order.
+
+    For example: `Space({"lr": Dimension(1e-6, 0.1, "log10"), "momentum": Dimension(0, 1)})`.
+
+    Args:
+        dimensions: the dimensions by name.
+
+    Raises:
+        GradtuneError: there is no dimension.
+    """
 
     def __init__(self, dimensions: Mapping[str, Dimension]) -> None:
         if not dimensions:
@@ -80,13 +96,13 @@ class Space(Mapping[str, Dimension]):
         return len(self._dimensions)
 
     def natural(self, raw: Mapping[str, float]) -> Configuration:
-        """Natural values of one raw coordinate per dimension."""
+        """Return the natural values of one raw coordinate per dimension."""
         return {n: d.natural(raw[n]) for n, d in self.items()}
 
     def draw(self, rng: np.random.Generator) -> Configuration:
-        """One configuration, uniform in raw coordinates."""
+        """Return one configuration, uniform in raw coordinates."""
         return self.natural({n: rng.uniform(*d.raw_range) for n, d in self.items()})
 
     def corners(self) -> list[Configuration]:
-        """The configurations of all lowest and of all highest values."""
+        """Return the configurations of all lowest and of all highest values."""
         return [{n: d.low for n, d in self.items()}, {n: d.high for n, d in self.items()}]

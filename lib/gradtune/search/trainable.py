@@ -20,8 +20,10 @@ Configs = Sequence[Mapping[str, float]]
 
 
 class Trainable(Protocol):
-    """Training that starts from configurations, advances and reports. What `start` and `advance` return is opaque to
-    a search; `advance` must leave its argument as it is."""
+    """Training that starts from configurations, advances and reports.
+
+    What `start` and `advance` return is opaque to a search. `advance` must leave its argument as it is.
+    """
 
     @property
     def steps(self) -> int:
@@ -29,15 +31,15 @@ class Trainable(Protocol):
         ...
 
     def start(self, configs: Configs, seeds: Sequence[int]) -> Any:
-        """R untrained runs, one a configuration; run r depends on chance only through `seeds[r]`."""
+        """Return R untrained runs, one per configuration; run r depends on chance only through `seeds[r]`."""
         ...
 
     def advance(self, members: Any, steps: int) -> Any:
-        """Every run trained for `steps` more steps."""
+        """Return the runs after `steps` more training steps of each."""
         ...
 
     def val_loss(self, members: Any) -> Sequence[float]:
-        """Validation loss of every run; NaN or infinity for a diverged one."""
+        """Return the validation loss of every run; NaN or infinity for a diverged one."""
         ...
 
 
@@ -46,12 +48,17 @@ class Copyable(Trainable, Protocol):
     """A trainable whose runs can be copied over one another: what population based training needs."""
 
     def select(self, members: Any, rows: Sequence[int], configs: Configs) -> Any:
-        """Runs with the weights and buffers of `rows` and the hyperparameters of `configs`."""
+        """Return runs with the weights and buffers of `rows` and the hyperparameters of `configs`."""
         ...
 
 
 class Members(NamedTuple):
-    """R runs of one `Training`: the loop's run, and the learning rate's factors `[R, 1, 1]` of random xLR (or None)."""
+    """R runs of one `Training`.
+
+    Attributes:
+        run: the loop's run.
+        factor: the factors `[R, 1, 1]` of the learning rate in random xLR, or None.
+    """
 
     run: Run
     factor: Tensor | None
@@ -59,17 +66,31 @@ class Members(NamedTuple):
 
 @dataclass
 class Training:
-    """Trains a `Problem` at hyperparameters that stay fixed: the trainable of an ordinary black-box search.
+    """Training of a `step.Problem` at hyperparameters that stay fixed: the trainable of an ordinary black-box search.
 
-    hypers: every hyperparameter of rule and losses; a configuration replaces the values it names, the others keep
-    theirs. init: weights `[R, D]` from R seeds, such as `TableRegression.init`. steps: length of a full trial.
-    trace: replay recorded steps (`train.Loop`). The configuration may also hold `lr_multiplier`: the learning rate is
-    multiplied by it after every `every` steps and kept in the bounds of its declaration (Random xLR; OnePass, Section
-    4, with every = 10).
+    A configuration may also hold `lr_multiplier`: the learning rate is multiplied by it after every `every` steps and
+    kept in the bounds of its declaration (Random xLR; OnePass, Section 4, with `every=10`).
 
-    Cost: a gradient a step; memory (1 + buffers) D a run. Unlike `train.Loop` alone, one object trains many
-    configurations, and recorded steps are shared by all of them. Raises GradtuneError for a name that is no
-    hyperparameter and a value outside its bounds.
+    Unlike `loop.Loop` alone, one object trains many configurations, and recorded steps are shared by all of them.
+
+    Cost: a gradient per step.
+
+    Memory: (1 + buffers) D per run.
+
+    Attributes:
+        problem: losses of R runs.
+        rule: the update rule.
+        hypers: every hyperparameter of rule and losses. A configuration replaces the values that it names, the others
+            keep theirs.
+        sizes: entries of each parameter tensor.
+        init: weights `[R, D]` from R seeds, such as `uci.TableRegression.init`.
+        steps: training steps of a full-length trial.
+        trace: whether recorded steps are replayed (`loop.Loop`).
+        every: steps between two multiplications of the learning rate by `lr_multiplier`.
+
+    Raises:
+        GradtuneError: `steps` or `every` is less than 1. When runs start: a name is no hyperparameter, a value is
+            outside its bounds, or the weights are not `[R, D]`. When runs are copied: they have an `lr_multiplier`.
     """
 
     problem: Problem
@@ -123,7 +144,7 @@ class Training:
         return Members(run._replace(state=state, raw=run.raw[at], fixed=self._natural(configs, state.w)), None)
 
     def _natural(self, configs: Configs, w: Tensor) -> dict[str, Tensor]:
-        """Checked natural values `[R, groups, windows]` of every hyperparameter."""
+        """Return the checked natural values `[R, groups, windows]` of every hyperparameter."""
         declared = {h.name for h in self.hypers}
         wrong = [n for n in configs[0] if n not in declared | {MULTIPLIER}]
         if wrong:
@@ -141,7 +162,7 @@ class Training:
         return lr.clamp(low, high)
 
     def _loop(self, runs: int) -> Loop:
-        """The loop for this number of runs: recorded steps hold for one shape."""
+        """Return the loop for this number of runs: recorded steps hold for one shape."""
         if runs not in self._loops:
             hypers = Hypers(self.hypers, self.sizes, self._horizon)
             self._loops[runs] = Loop(self.problem, self.rule, hypers, Method(every=self.every), self.trace)

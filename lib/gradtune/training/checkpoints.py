@@ -13,8 +13,15 @@ from gradtune.errors import GradtuneError
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Writes `state` (dicts, lists, tensors, numbers, text); whoever reads `path` sees the file before or after, never
-    half of it. Raises GradtuneError when it cannot be written."""
+    """Write `state` to `path`, whole or not at all: a reader of `path` sees the file before or after, never half of it.
+
+    Args:
+        state: dicts, lists, tensors, numbers and text.
+        path: the file; its folder is made where it is missing.
+
+    Raises:
+        GradtuneError: the file cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +40,20 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path, device: torch.device, key: str = "tuner", writer: str = "gradtune.tune") -> dict[str, Any]:
-    """What `save` wrote, with its tensors on `device`; raises GradtuneError when the file is no such state: it has to
-    hold `key`, which tells who wrote it."""
+    """Read what `save` wrote.
+
+    Args:
+        path: the file.
+        device: where the tensors shall be.
+        key: a key that the state has to hold, which tells who wrote it.
+        writer: who writes states with this key, as it reads in the message of the error.
+
+    Returns:
+        The state, with its tensors on `device`.
+
+    Raises:
+        GradtuneError: the file cannot be read, is no whole state, or lacks `key`.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError) as error:

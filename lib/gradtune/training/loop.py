@@ -1,8 +1,9 @@
-"""The one-pass loop: weights and hyperparameters learn together, the hyperparameters after every `every` steps.
+"""The one-pass loop: weights and hyperparameters learn together.
 
-`Loop` runs the same few lines in two ways. Eagerly; or, with `trace=True`, as a straight list of tensor operations
-recorded once and replayed (`tracing`), without the autograd engine's overhead. For that the losses must not depend on
-the step number, or only through tensors that the problem hands over (`core.WithBatches`).
+The hyperparameters move after every `every` training steps. `Loop` runs the same few lines in two ways: eagerly or,
+with `trace=True`, as a straight list of tensor operations recorded once and replayed (`tracing`), without the autograd
+engine's overhead. For the second way the losses must not depend on the step number, or only through tensors that the
+problem hands over (`step.WithBatches`).
 """
 
 from __future__ import annotations
@@ -29,15 +30,23 @@ _TRACED_STEPS, _WHOLE = 4, 20
 
 @dataclass(frozen=True)
 class Method:
-    """A hypergradient method: an estimator, an outer rule and a cadence. `estimator=None` keeps the hyperparameters
-    as they are.
+    """A hypergradient method: an estimator, an outer rule and a cadence.
 
-    every: training steps between two outer updates. warm_up: steps before the first one (the estimator already
-    observes them).
-    outer_loss: "validation", at the weights after a step; or "training", the loss of a step's own batch at the weights
-        before it, for methods without a validation set (HD, MetaOptimize). Its gradient is there already: no cost.
-    immediate: with the training loss, update the hyperparameters before the step whose gradient was used is taken
-        (HD, IDBD) instead of after it (MetaOptimize, Algorithm 1).
+    Attributes:
+        estimator: computes the hypergradient. None keeps the hyperparameters as they are.
+        outer: moves the hyperparameters; None exactly where `estimator` is None.
+        every: training steps between two outer updates.
+        warm_up: training steps before outer updates begin; the estimator observes them already.
+        outer_loss: "validation", the validation loss at the weights after a step; or "training", the loss of a step's
+            own batch at the weights before it, for methods without a validation set (HD, MetaOptimize). The gradient of
+            the latter is there already and costs nothing.
+        immediate: with the training loss, update the hyperparameters before the step whose gradient was used is taken
+            (HD, IDBD) instead of after it (MetaOptimize, Algorithm 1).
+
+    Raises:
+        GradtuneError: `outer_loss` is unknown; it is "training" and the estimator looks back on stored steps;
+            `immediate` is set with the validation loss; `every` or `warm_up` is out of range; or one of `estimator` and
+            `outer` is given without the other.
     """
 
     estimator: Estimator | None = None
@@ -64,16 +73,22 @@ class Method:
 
     @property
     def keep(self) -> int:
-        """Steps since the last outer update that the estimator wants to see."""
+        """Number of steps since the last outer update that the estimator wants to see."""
         return self.estimator.keep if self.estimator else 0
 
 
 class Run(NamedTuple):
-    """Everything that continues, as tensors.
+    """Everything that continues from one training step to the next, as tensors.
 
-    t: steps taken; state: weights and buffers; raw `[R, P]`: tuned hyperparameters; fixed: natural values of the
-    others; memory: the estimator's; outer: the outer rule's; past: states before the last steps since the latest outer
-    update, as many as the estimator looks back on.
+    Attributes:
+        t: number of training steps taken.
+        state: weights and buffers.
+        raw: tuned hyperparameters in raw coordinates, `[R, P]`.
+        fixed: natural values of the other hyperparameters, `[R, groups, windows]` by name.
+        memory: the estimator's memory.
+        outer: the outer rule's state.
+        past: the states before the last training steps, as many as the estimator looks back on, none from before the
+            latest outer update.
     """
 
     t: int
@@ -91,8 +106,22 @@ Batches = Mapping[int, tuple[Tensor, ...]]
 
 @dataclass
 class Loop:
-    """Trains R runs on `problem` by `rule` while `method` moves `hypers`. Use `start`, then `advance` as often as
-    wanted."""
+    """Training of R runs on `problem` by `rule` while `method` moves `hypers`.
+
+    Use `start`, then `advance` as often as wanted.
+
+    Attributes:
+        problem: the training loss and the validation loss.
+        rule: the update rule of the weights.
+        hypers: the hyperparameters, tuned and fixed; among them all that the rule reads.
+        method: how the tuned hyperparameters move.
+        trace: record blocks of steps once and replay them (`tracing.record`), instead of running them eagerly.
+
+    Raises:
+        GradtuneError: the rule reads a hyperparameter that is not given; `trace` is set and hyperparameters have time
+            windows, or losses depend on the step number otherwise than through `step.WithBatches`; or the method's
+            outer loss is "training" and a tuned hyperparameter belongs to the loss.
+    """
 
     problem: Problem
     rule: Rule
@@ -126,7 +155,7 @@ class Loop:
         return not self.problem.stationary and isinstance(self.problem, WithBatches)
 
     def start(self, w: Tensor) -> Run:
-        """A run from weights `w [R, D]` and the hyperparameters' initial values."""
+        """Return a run at weights `w [R, D]` and the hyperparameters' initial values."""
         state = initial_state(w, self.rule)
         raw, fixed = self.hypers.init(state.w)
         m = self.method
@@ -134,7 +163,17 @@ class Loop:
         return Run(0, state, raw, fixed, memory, m.outer.init(raw) if m.outer else ())
 
     def advance(self, run: Run, steps: int, watch: Watch | None = None, watch_every: int = 0) -> Run:
-        """`steps` more training steps; `watch(run)` is called after every `watch_every` of them."""
+        """Take `steps` more training steps.
+
+        Args:
+            run: where to go on.
+            steps: number of training steps.
+            watch: called with the run after every `watch_every` steps and after the last one.
+            watch_every: training steps between two calls of `watch`; 0 calls it after the last step alone.
+
+        Returns:
+            The run after these steps.
+        """
         end, stride = run.t + steps, watch_every or steps
         while run.t < end:
             goal = min(end, run.t + stride)
@@ -145,21 +184,32 @@ class Loop:
         return run
 
     def step(self, run: Run, recent: deque[Step]) -> Run:
-        """One training step, for a loop of one's own. `recent` (empty at first, of `method.keep` steps at most) holds
-        the steps since the last outer update with their graphs; without it they are taken again from their states."""
+        """Take one training step, for a loop of one's own.
+
+        Args:
+            run: where to go on.
+            recent: the steps since the last outer update with their graphs, a deque with `maxlen=method.keep`, empty at
+                first. It is changed in place. Steps that it lacks are taken again from their stored states.
+
+        Returns:
+            The run after the step.
+        """
         last = self._values
         if last is None or last[0] is not run.raw or last[1] is not run.fixed or self.hypers.windowed:
             self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)
         return self._steps(run, 1, recent=recent, values=last[2])
 
     def due(self, t: int) -> bool:
-        """Whether an outer update belongs to step number `t`."""
+        """Return whether an outer update belongs to step number `t`."""
         m = self.method
         return m.estimator is not None and (t + 1) % m.every == 0 and t + 1 > m.warm_up
 
     def _block_length(self, t: int, left: int) -> int:
-        """Steps to take at once from step `t`: all that is left eagerly; traced, a few, cut so that few
-        different blocks occur."""
+        """Return how many of the `left` steps to take at once from step `t`.
+
+        Eagerly, these are all, or all to the end of the warm-up. Traced, they are few, cut so that few different blocks
+        occur.
+        """
         every = self.method.every
         to_update = every - t % every
         left = min(left, self.method.warm_up - t) if t < self.method.warm_up else left
@@ -200,7 +250,7 @@ class Loop:
         recent: deque[Step] | None = None,
         values: Values | None = None,
     ) -> Run:
-        """The loop itself; `batches` of a traced block by step."""
+        """Take `n` steps: the loop itself. A traced block gives its batches by step number."""
         m, end = self.method, run.t + n
         batches = batches or {}
         values = values or self.hypers.at(run.raw, run.fixed, run.t)
@@ -235,7 +285,10 @@ class Loop:
         return run._replace(past=states[-m.keep :] if m.keep else ())
 
     def _kept(self, run: Run, past: Sequence[State], recent: Sequence[Step], batches: Batches) -> list[Step]:
-        """The steps the estimator looks back on; those of an earlier call are taken again from their stored states."""
+        """Return the steps that the estimator looks back on.
+
+        Those of an earlier call are taken again from their stored states.
+        """
         missing = min(self.method.keep - len(recent), len(past))
         first = run.t - len(recent) - missing
         before = []
@@ -253,8 +306,10 @@ class Loop:
         recent: Sequence[Step],
         outer_gradient: Tensor | None = None,
     ) -> Run:
-        """One outer update; `problem` and `values` are those of the last step. Without an outer gradient it is that of
-        the validation loss at the run's weights."""
+        """Make one outer update, with the problem and the hyperparameters of the last step.
+
+        Without an outer gradient it takes that of the validation loss at the run's weights, and the direct term.
+        """
         assert self.method.estimator is not None and self.method.outer is not None
         direct: Tensor | float = 0.0
         if outer_gradient is None:

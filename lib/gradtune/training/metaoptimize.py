@@ -1,24 +1,25 @@
-"""MetaOptimize (Algorithm 1): meta-parameters that minimise a discounted sum of future losses, by forward mode through
-the coupled system of base and meta updates. For small problems.
+"""MetaOptimize (Algorithm 1): meta-parameters that minimise a discounted sum of future losses, for small problems.
+
+The method is forward mode through the coupled system of base and meta updates::
 
     x_{t+1} = base(x_t, beta_t),   y_{t+1} = meta(y_t, H_t' g_t),   H_{t+1} = d base (X_t, Y_t)
 
-`x` holds weights and buffers, `y` the meta-parameters `beta` and the buffers of the outer rule. Y, X and Q are the
-discounted sums of dy_t, dx_t and dh_t / dbeta_tau over past tau (h: the columns of H, which are the weights' rows of
-X), and one step is
+`x` holds weights and buffers, `y` the meta-parameters `beta` and the buffers of the outer rule. `Y`, `X` and `Q` are
+the discounted sums of `dy_t/dbeta_tau`, `dx_t/dbeta_tau` and `dh_t/dbeta_tau` over past `tau`. Here `h` stands for the
+columns of `H`, which are the weights' rows of `X`. One step is, by eq. 14::
 
-    (Y, X, Q) <- G_t (gamma (Y, X, Q) + (1 - gamma) ((I, 0), 0, 0))                   (eq. 14)
+    (Y, X, Q) <- G_t (gamma (Y, X, Q) + (1 - gamma) ((I, 0), 0, 0))
 
-with G_t the Jacobian of (y, x, h) -> (y, x, h), never formed: it is applied to one column at a time. As in the paper
-(eq. 47 and 63), inside the Jacobian of H_{t+1} the other rows of X and Y are constants.
+with `G_t` the Jacobian of `(y, x, h) -> (y, x, h)`. It is never formed, but applied to one column at a time. As in the
+paper (eq. 47 and 63), inside the Jacobian of `H_{t+1}` the other rows of `X` and `Y` are constants.
 
-Start: Y_0 = (I, 0), X_0 = Q_0 = 0. With the definitions' sums over tau >= 0 it would be Y_0 = 0; (I, 0) says that
-beta had rested at beta_0 for ever before: a change at any tau < 0 is a change of beta_0, and these weigh gamma^t
-together. So
+The start is `Y_0 = (I, 0)`, `X_0 = Q_0 = 0`. With the definitions' sums over `tau >= 0` it would be `Y_0 = 0`. The
+choice `(I, 0)` says that `beta` had rested at `beta_0` for ever before: a change at any `tau < 0` is a change of
+`beta_0`, and these weigh `gamma^t` together. So::
 
     Y_t = (1 - gamma) sum_{0 <= tau < t} gamma^(t - tau - 1) dy_t/dbeta_tau + gamma^t dy_t/dbeta_0
 
-and gamma = 1 is defined: the derivative by the initial beta, forward mode over all of training.
+and `gamma = 1` is defined: the derivative by the initial `beta`, forward mode over all of training.
 """
 
 from __future__ import annotations
@@ -41,18 +42,31 @@ LEVELS = ("full", "2x2", "L")
 
 
 class Meta(NamedTuple):
-    """y: meta-parameters, the raw coordinates `raw [R, P]` of the tuned hyperparameters, and the outer rule's state."""
+    """The meta state y of R runs.
+
+    Attributes:
+        raw: the meta-parameters, `[R, P]`: raw coordinates of the tuned hyperparameters.
+        outer: the outer rule's state.
+    """
 
     raw: Tensor
     outer: Any
 
 
 class MetaRun(NamedTuple):
-    """Everything that continues. t: steps taken; meta, base: y and x; fixed: natural values of the hyperparameters that
-    are not tuned.
+    """Everything that continues from one step to the next.
 
-    Y, X, Q have a leading dimension P, one row for each column beta_tau is differentiated by: Y has the fields of
-    `meta`, X those of `base` (X.w `[P, R, D]` are the columns of H), Q is `[P, P, R, D]` (None but at level "full").
+    `Y`, `X` and `Q` have a leading dimension P: one row for each coordinate of `beta_tau` that the derivative is taken
+    by.
+
+    Attributes:
+        t: number of training steps taken.
+        meta: the meta state y.
+        base: the training state x, weights and buffers.
+        fixed: natural values of the hyperparameters that are not tuned, `[R, groups, windows]` by name.
+        Y: discounted sum of the derivatives of `meta` by past `beta_tau`, with its fields.
+        X: the same of `base`, with its fields; `X.w [P, R, D]` are the columns of H.
+        Q: the same of H, `[P, P, R, D]`; None but at level "full".
     """
 
     t: int
@@ -66,17 +80,32 @@ class MetaRun(NamedTuple):
 
 @dataclass(frozen=True)
 class MetaOptimize:
-    """Algorithm 1 for any update rule and any outer rule. Use `start`, then `advance` as often as wanted.
+    """MetaOptimize (Algorithm 1) for any update rule and any outer rule.
 
-    hypers: the tuned ones are the meta-parameters: learning rates, scalar, blockwise or per weight, or any other
-        hyperparameter of the rule, each in its coordinate ("log" is the paper's exponential map).
-    gamma: discount, in (0, 1]. level: "full"; "2x2" leaves Q out (eq. 15); "L" also leaves out how the weights move
-        the meta-parameters (eq. 16), which for a meta SGD keeps Y at its start.
-    It differs from the Hessian-free `estimators.trace.Trace` by exact derivatives, Hessians included, and from
-    `Forward()` with SGD by the discount and, but for "L", by the meta-parameters' own dynamics; at gamma = 1, level "L"
-    and a meta step size near 0 its H is that of `Forward()`.
-    Cost a step: "L", "2x2": P Hessian products; "full": P^2 products with third derivatives. Memory: (1 + buffers) P D
-    ("full": P^2 D more) and the graph of a step.
+    Use `start`, then `advance` as often as wanted.
+
+    It differs from the Hessian-free `trace.Trace` by exact derivatives, Hessians included. It differs from
+    `forward.Forward` with an SGD outer rule by the discount and, but for level "L", by the meta-parameters' own
+    dynamics. At `gamma = 1`, level "L" and a meta step size near 0 its H is that of `Forward()`.
+
+    Cost per step: P Hessian products at levels "L" and "2x2"; `P^2` products with third derivatives at level "full".
+
+    Memory: (1 + buffers) P D, at level "full" `P^2 D` more, and the graph of a step.
+
+    Attributes:
+        problem: the task, of which the training loss is used.
+        rule: the update rule of the weights, the base.
+        hypers: the hyperparameters. The tuned ones are the meta-parameters: learning rates, scalar, blockwise or per
+            weight, or any other hyperparameter of the rule, each in its coordinate ("log" is the paper's exponential
+            map).
+        outer: the outer rule that moves the meta-parameters.
+        gamma: discount, in (0, 1].
+        level: "full"; "2x2", which leaves Q out (eq. 15); or "L", which also leaves out how the weights move the
+            meta-parameters (eq. 16) and, for a meta SGD, keeps Y at its start.
+
+    Raises:
+        GradtuneError: `gamma` is outside (0, 1]; `level` is unknown; the rule reads a hyperparameter that is not given;
+            or the tuned hyperparameters are none, belong to the loss or have time windows.
     """
 
     problem: Problem
@@ -105,7 +134,7 @@ class MetaOptimize:
             )
 
     def start(self, w: Tensor) -> MetaRun:
-        """A run from weights `w [R, D]` and the hyperparameters' initial values."""
+        """Return a run at weights `w [R, D]` and the hyperparameters' initial values."""
         base = initial_state(w, self.rule)
         raw, fixed = self.hypers.init(base.w)
         meta, columns = Meta(raw, self.outer.init(raw)), raw.shape[1]
@@ -117,7 +146,16 @@ class MetaOptimize:
         return MetaRun(0, meta, base, fixed, self._rest(meta, 1.0), tree_map(zeros, base), q)
 
     def advance(self, run: MetaRun, steps: int, watch: Callable[[MetaRun], None] | None = None) -> MetaRun:
-        """`steps` more training steps, each followed by a meta update; `watch(run)` is called after each."""
+        """Take `steps` more training steps, each followed by a meta update.
+
+        Args:
+            run: where to go on.
+            steps: number of training steps.
+            watch: called with the run after each step.
+
+        Returns:
+            The run after these steps.
+        """
         for _ in range(steps):
             run = self._step(run)
             if watch is not None:
@@ -125,7 +163,10 @@ class MetaOptimize:
         return run
 
     def hypergradient(self, run: MetaRun) -> Tensor:
-        """H_t' g_t `[R, P]` at a run's weights and coming batch: what the next step hands to the outer rule (eq. 6)."""
+        """Return `H_t' g_t`, `[R, P]`, which the next step hands to the outer rule (eq. 6).
+
+        The gradient `g_t` is taken at the run's weights, on the coming batch.
+        """
         return _dot(run.X.w, self._gradient(run.base.w, self._lam(run, run.meta.raw), run.t).detach())
 
     def _lam(self, run: MetaRun, raw: Tensor) -> dict[str, Tensor]:
@@ -137,13 +178,16 @@ class MetaOptimize:
         return torch.autograd.grad(self.problem.train_loss(w, of_loss, t).sum(), w, create_graph=True)[0]
 
     def _rest(self, meta: Meta, weight: float) -> Meta:
-        """`weight` times the derivative of y_t by beta_t itself: (I, 0), one row for each column of it."""
+        """Return `weight` times the derivative of `y_t` by `beta_t` itself: (I, 0), one row for each coordinate."""
         n = meta.raw.shape[1]
         eye = torch.eye(n, dtype=meta.raw.dtype, device=meta.raw.device)[:, None].expand(n, *meta.raw.shape)
         return Meta(weight * eye, tree_map(lambda x: x.new_zeros(n, *x.shape), meta.outer))
 
     def _step(self, run: MetaRun) -> MetaRun:
-        """One pass of Algorithm 1. y_dot, x_dot: gamma (Y, X) + (1 - gamma) ((I, 0), 0), which G_t is applied to."""
+        """Take one pass of Algorithm 1.
+
+        `y_dot` and `x_dot` are gamma (Y, X) + (1 - gamma) ((I, 0), 0), to which the Jacobian `G_t` is applied.
+        """
         gamma = self.gamma
         y_dot = tree_map(lambda a, b: gamma * a + b, run.Y, self._rest(run.meta, 1 - gamma))
         x_dot = tree_map(lambda a: gamma * a, run.X)
@@ -176,16 +220,16 @@ class MetaOptimize:
 
 
 def _dot(h: Tensor, g: Tensor) -> Tensor:
-    """H' g of every run, `[R, P]`, from the columns `h [P, R, D]`."""
+    """Return `H' g` of every run, `[R, P]`, from the columns `h [P, R, D]`."""
     return torch.einsum("prd,rd->rp", h, g)
 
 
 def _columns(f: Callable[..., Any], at: tuple[Any, ...], dots: tuple[Any, ...]) -> tuple[Any, Any]:
-    """`f(*at)` and its Jacobian times each of the directions `dots` (a leading dimension in every tensor).
+    """Return `f(*at)` and its Jacobian times each of the directions `dots`, a leading dimension in every tensor.
 
-    Reverse mode twice: u'J is linear in u, and its derivative by u along a direction is J times it. Unlike torch's
-    forward mode, this needs no other formulas than the backward pass of the loss, and may be nested: the result has a
-    graph back to `at`.
+    The method is reverse mode twice: `u'J` is linear in `u`, and its derivative by `u` along a direction is `J` times
+    it. Unlike torch's forward mode, this needs no other formulas than the backward pass of the loss, and may be nested:
+    the result has a graph back to `at`.
     """
     with torch.enable_grad():
         leaves, spec = tree_flatten(at)

@@ -1,5 +1,7 @@
 """Training from scratch again and again while the hyperparameters go on: the outer loop of FDS (Algorithm 1).
 
+Example::
+
     search = Restarts(make, sgd(), hypers, lambda steps: methods.fds(steps, SignHalving(0.1)), horizons=[50] * 10)
     progress = search.advance(search.start())
 
@@ -28,16 +30,28 @@ from gradtune.training.loop import Loop, Method, Run
 
 
 class Progress(NamedTuple):
-    """Where a search is: the number of the outer step under way, counted from 0, and its training. An outer step is
-    complete when `run.t` is its horizon: then `run.raw` are the updated hyperparameters, and `run.state.w` the weights
-    that the old ones gave."""
+    """Where a search is: the outer step under way and its training.
+
+    An outer step is complete when `run.t` is its horizon. Then `run.raw` are the updated hyperparameters, and
+    `run.state.w` the weights that the old ones gave.
+
+    Attributes:
+        number: number of the outer step under way, counted from 0.
+        run: its training.
+    """
 
     number: int
     run: Run
 
 
 class Task(NamedTuple):
-    """What an outer step trains: losses, initial weights `[R, D]`, and the sizes of the parameter tensors."""
+    """What an outer step trains.
+
+    Attributes:
+        problem: the losses.
+        w: initial weights, `[R, D]`.
+        sizes: number of entries of each parameter tensor.
+    """
 
     problem: Problem
     w: Tensor
@@ -49,15 +63,25 @@ Watch = Callable[[Progress], None]
 
 @dataclass
 class Restarts:
-    """A training for each of `horizons` (its number of steps), the hyperparameters carried from one to the next.
+    """A training for each of `horizons`, the hyperparameters carried from one to the next.
 
-    make: outer step number -> `Task`, a function of this number alone (new weights, new validation rows: FDS, Algorithm
-    1). method: horizon -> `train.Method`, with every = horizon for one outer update at the end of a training, or less
-    for an online method that is started again and again. Time windows are cut from each training's own horizon, so that
-    a short training tells of a long one (FDS, Figure 1).
+    Time windows are cut from each training's own horizon, so that a short training tells of a long one (FDS, Figure 1).
 
-    Raises GradtuneError for an empty list of horizons. Cost and memory: those of the method. It differs from
-    `tune(restarts=...)`, which restarts from the same weights on the same data.
+    It differs from the argument `restarts` of `gradtune.tune`, which restarts from the same weights on the same data.
+
+    Cost and memory: those of the method.
+
+    Attributes:
+        make: returns the `Task` of an outer step from its number, and depends on this number alone (new weights, new
+            validation rows: FDS, Algorithm 1).
+        rule: the update rule of the weights.
+        hypers: declarations of the hyperparameters.
+        method: returns the `loop.Method` of a training from its horizon; with `every` equal to the horizon for one
+            outer update at the end of a training, or less for an online method that is started again and again.
+        horizons: number of training steps of each outer step.
+
+    Raises:
+        GradtuneError: `horizons` is empty, or one of them is below 1.
     """
 
     make: Callable[[int], Task]
@@ -73,28 +97,36 @@ class Restarts:
         at_least(1, **{f"horizons[{k}]": steps for k, steps in enumerate(self.horizons)})
 
     def start(self) -> Progress:
-        """The search before its first training step."""
+        """Return the search before its first training step."""
         return Progress(0, self._begun(0)[1])
 
     def loop(self, number: int) -> Loop:
-        """The loop of an outer step: its problem, its hyperparameters with their windows, its method."""
+        """Return the loop of an outer step: its problem, its hyperparameters with their windows, its method."""
         return self._begun(number)[0]
 
     def done(self, progress: Progress) -> bool:
-        """Whether the last training is complete."""
+        """Return whether the last training is complete."""
         return progress.number == len(self.horizons) - 1 and self.complete(progress)
 
     def complete(self, progress: Progress) -> bool:
-        """Whether the outer step under way is complete."""
+        """Return whether the outer step under way is complete."""
         return progress.run.t == self.horizons[progress.number]
 
     def left(self, progress: Progress) -> int:
-        """Training steps to the end of the search."""
+        """Return the number of training steps to the end of the search."""
         return sum(self.horizons[progress.number :]) - progress.run.t
 
     def advance(self, progress: Progress, steps: int | None = None, watch: Watch | None = None) -> Progress:
-        """`steps` more training steps (None: to the end); `watch(progress)` is called when an outer step is
-        complete."""
+        """Take `steps` more training steps, across outer steps where need be.
+
+        Args:
+            progress: where to go on.
+            steps: number of training steps; None goes to the end of the search. It never goes beyond.
+            watch: called with the progress whenever an outer step is complete.
+
+        Returns:
+            The progress after these steps.
+        """
         left = self.left(progress) if steps is None else min(steps, self.left(progress))
         with tqdm(total=left, unit="step", disable=None, leave=False) as bar:
             while left:
@@ -115,7 +147,10 @@ class Restarts:
         return Progress(number, start._replace(raw=old.raw, outer=old.outer))
 
     def _begun(self, number: int) -> tuple[Loop, Run]:
-        """The loop of an outer step and its start from the hyperparameters' initial values; the last one is kept."""
+        """Return the loop of an outer step and its start from the hyperparameters' initial values.
+
+        Those of the last number that was asked for are kept.
+        """
         if self._current is None or self._current[0] != number:
             task, horizon = self.make(number), self.horizons[number]
             hypers = Hypers(self.hypers, task.sizes, horizon)
@@ -126,7 +161,11 @@ class Restarts:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def save(self, progress: Progress, path: Path) -> None:
-        """Writes a search's progress, whole or not at all. Raises GradtuneError when it cannot be written."""
+        """Write a search's progress to `path`, whole or not at all.
+
+        Raises:
+            GradtuneError: the file cannot be written.
+        """
         run = progress.run
         state = {
             "horizons": list(self.horizons),
@@ -138,7 +177,11 @@ class Restarts:
         checkpoints.save(state, path)
 
     def load(self, path: Path) -> Progress:
-        """The progress that `save` wrote. Raises GradtuneError for a file that is none, or of another search."""
+        """Return the progress that `save` wrote to `path`.
+
+        Raises:
+            GradtuneError: the file holds no progress, or that of another search.
+        """
         device = self._begun(0)[1].state.w.device
         state = checkpoints.load(path, device, "horizons", "gradtune.training.restarts")
         if state["horizons"] != list(self.horizons):
@@ -153,7 +196,11 @@ class Restarts:
 
 
 def _filled(like: Run | State, leaves: list[Any], path: Path) -> Any:
-    """The leaves in the structure of `like`."""
+    """Return the leaves in the structure of `like`.
+
+    Raises:
+        GradtuneError: the leaves have other shapes.
+    """
     own, structure = tree_flatten(like)
     if [getattr(x, "shape", None) for x in own] != [getattr(x, "shape", None) for x in leaves]:
         raise GradtuneError(f"{path} holds a search of another net, method or number of runs; remove it to start anew")

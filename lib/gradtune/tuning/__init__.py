@@ -1,4 +1,4 @@
 """What a user calls: `tune`, `Tuner` and the history of a training, on any module and data.
 
-May import every other room of the library. Does not belong here: anything that a study of the book needs alone.
+This package may import every other package of the library. What only a study of the book needs does not belong here.
 """

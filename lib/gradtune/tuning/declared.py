@@ -1,6 +1,6 @@
 """What a user's words stand for: the name of a rule or a method, and a hyperparameter given as a number.
 
-A number becomes a `Hyper` in the coordinate in which it is usually tuned (`coordinate`); a `Hyper` is taken as it is.
+A number becomes a `Hyper` in the coordinate in which it is usually tuned (`coordinate`). A `Hyper` is taken as it is.
 """
 
 from __future__ import annotations
@@ -71,14 +71,29 @@ _KEEP_DIFFERENCE = 0.05
 
 
 def coordinate(name: str, value: float, method: str = "", tuned: bool = True) -> Hyper:
-    """The declaration that a bare number stands for.
+    """Return the declaration that a bare number stands for.
 
-    lr (bounds 1e-10 and 1) and weight_decay: log10; momentum, beta1, beta2, smoothing, keep: sigmoid (OnePass,
-    Section 4.1). keep is differentiated by coupled differences of half-width 0.05, as the Clip paper does. Where the
-    default rate of a method is meant for another coordinate it is taken: natural units for "oho" and for a
-    multiplicative outer rule (lr and weight_decay in [0, 1], the others in [0.001, 0.999]), the natural logarithm for
-    "metaoptimize_hf"; "onepass_hdlr" has a learning rate per weight. A number that is not tuned has only the range
-    that its name means. Raises GradtuneError for another name.
+    The rates `lr` (bounds 1e-10 and 1) and `weight_decay` are tuned in log10; `momentum`, `beta1`, `beta2`, `smoothing`
+    and `keep` in sigmoid coordinates (OnePass, Section 4.1). `keep` is differentiated by coupled differences of
+    half-width 0.05, as the Clip paper does.
+
+    Where the default rate of a method is meant for another coordinate, that coordinate is taken:
+
+    * natural units for "oho" and for a multiplicative outer rule, with `lr` and `weight_decay` in [0, 1] and the others
+      in [0.001, 0.999]; `keep` stays in sigmoid coordinates;
+    * the natural logarithm of the rates for "metaoptimize_hf".
+
+    With "onepass_hdlr" there is a learning rate per weight. A number that is not tuned has only the range that its name
+    means.
+
+    Args:
+        name: name of the hyperparameter.
+        value: its initial value, natural units.
+        method: name of the method, or "multiplicative" for a method with a multiplicative outer rule.
+        tuned: whether the hyperparameter is tuned.
+
+    Raises:
+        GradtuneError: the name is none of those above.
     """
     if name not in _COORDINATES:
         raise GradtuneError(
@@ -99,10 +114,16 @@ def coordinate(name: str, value: float, method: str = "", tuned: bool = True) ->
 
 
 def method(given: str | Method, options: Mapping[str, Any] | None, steps: int | None = None) -> Method:
-    """A `train.Method` from its name in `methods.METHODS` and the options of the function that makes it.
+    """Return a `loop.Method` from its name in `methods.METHODS` and the options of the function that makes it.
 
-    steps: fills an option `horizon` that has to be given and is not (FDS). Raises GradtuneError for an unknown name or
-    option, one that is missing, and for what is no method of this kind: a search, the framework MetaOptimize, IDBD.
+    Args:
+        given: the name, or a method, which is returned as it is.
+        options: arguments of the function that makes the method.
+        steps: value of an option `horizon` that has to be given and is not (FDS, the per-step method).
+
+    Raises:
+        GradtuneError: a name or an option is unknown, an option is missing, a method is given with options, or the name
+            is that of no method of this kind: a search, the framework MetaOptimize, IDBD.
     """
     if isinstance(given, Method):
         if options:
@@ -147,10 +168,22 @@ def rule_and_hypers(
     how: Method,
     name: str,
 ) -> tuple[Rule, list[Hyper]]:
-    """The rule, and every hyperparameter that it, the model or the loss reads, declared.
+    """Return the rule, and the declarations of all hyperparameters that it, the model or the loss reads.
 
-    of_function: names that the model's forward pass and the loss take; how, name: the method and what it is called.
-    Raises GradtuneError for unknown, repeated or wrongly placed names, and when nothing is left to tune.
+    Args:
+        rule: name in `RULES`, or a rule.
+        hypers: what the user tunes.
+        fixed: what the user gives and does not tune.
+        of_function: names that the model's forward pass and the loss take.
+        how: the method.
+        name: what the method is called.
+
+    Returns:
+        The rule and the declarations. What the rule reads and nobody gives has torch's default.
+
+    Raises:
+        GradtuneError: a name is unknown, repeated or wrongly placed, a number has no usual coordinate, or nothing is
+            left to tune.
     """
     given = _as_mapping(hypers)
     twice = [n for n in given if n in fixed]
@@ -194,9 +227,16 @@ def _rule(given: str | Rule) -> tuple[Callable[[set[str]], Rule], tuple[str, ...
 
 
 def keywords(function: Callable[..., Any], positional: int) -> dict[str, bool]:
-    """Arguments of a model's forward pass or of a loss after the first `positional`: name -> whether it must be given.
+    """Return the arguments of a model's forward pass or of a loss after the first `positional`.
 
     torch's own functions and modules have none: what they take beyond tensors are settings, not hyperparameters.
+
+    Args:
+        function: the model, or the loss.
+        positional: number of leading arguments that are left out.
+
+    Returns:
+        For each name whether the argument must be given.
     """
     if isinstance(function, nn.Module):
         function = function.forward

@@ -19,8 +19,16 @@ _MOST_GROUPS = 64
 
 
 class Row(NamedTuple):
-    """step: steps taken; train, val: losses without dimensions (NaN where there is none); raw `[P]`: hyperparameters.
-    Tensors stay on their device, so that keeping a row never waits for it."""
+    """A row of a history.
+
+    Tensors stay on their device, so that keeping a row never waits for it.
+
+    Attributes:
+        step: steps taken.
+        train: training loss, a scalar tensor.
+        val: validation loss, a scalar tensor; NaN where there is none.
+        raw: raw coordinates `[P]` of the tuned hyperparameters.
+    """
 
     step: int
     train: Tensor
@@ -29,11 +37,20 @@ class Row(NamedTuple):
 
 
 def read_out(hypers: Hypers, names: Sequence[str], raw: Tensor) -> dict[str, Tensor]:
-    """Natural values of the tuned hyperparameters of rows `raw [n, P]`, one `[n]` a column.
+    """Return the natural values of the tuned hyperparameters by column.
 
-    A global hyperparameter has its name as its column; else there is one for each group, `lr[0.weight]` (by the `names`
-    of the parameter tensors) or `lr[0]`, and for each time window, `lr[window 0]`. Values per weight, or of more than
-    64 groups, are summed up: `lr[min]`, `lr[median]`, `lr[max]`.
+    A global hyperparameter without windows has its name as its column. Otherwise there is a column for each group, such
+    as `lr[0.weight]` or `lr[0]`, for each time window, such as `lr[window 0]`, or for each pair of them, such as
+    `lr[0, window 0]`. Values per weight, or of more than 64 groups, are summarised in the columns `lr[min]`,
+    `lr[median]` and `lr[max]`.
+
+    Args:
+        hypers: the hyperparameters.
+        names: names of the parameter tensors, for groups of the granularity "tensor".
+        raw: raw coordinates `[n, P]`.
+
+    Returns:
+        Natural values `[n]` by column name.
     """
     columns: dict[str, Tensor] = {}
     for name, values in hypers.natural(raw).items():
@@ -56,7 +73,12 @@ def _labels(name: str, granularity: Any, groups: int, windows: int, names: Seque
 
 
 class History:
-    """Rows of a training in the order they were taken. Made by `tuning.tune`; `names` are the parameter tensors'."""
+    """Rows of a training in the order in which they were taken, as `gradtune.tune` makes them.
+
+    Args:
+        hypers: the hyperparameters.
+        names: names of the parameter tensors.
+    """
 
     def __init__(self, hypers: Hypers, names: Sequence[str]) -> None:
         self._hypers, self._names = hypers, names
@@ -66,12 +88,15 @@ class History:
         return len(self._rows)
 
     def add(self, row: Row) -> None:
-        """Appends a row."""
+        """Append a row."""
         self._rows.append(row)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each that was taken: step, train_loss, val_loss (NaN where no validation data was given) and a
-        column for each tuned hyperparameter in natural units; for groups and windows, see `read_out`."""
+        """Return the rows as a table; needs pandas.
+
+        The columns are `step`, `train_loss`, `val_loss` (NaN where no validation data were given) and one for each
+        tuned hyperparameter in natural units. For groups and windows see `read_out`.
+        """
         import pandas as pd
 
         stacked = self.state()
@@ -81,7 +106,7 @@ class History:
         return pd.DataFrame({n: v.cpu().numpy() for n, v in wide.items()})
 
     def state(self) -> dict[str, Tensor]:
-        """All rows as four tensors; `load` takes them back."""
+        """Return all rows as four tensors, which `load` takes back."""
         rows = self._rows
         if not rows:
             raw = torch.empty(0, self._hypers.columns)
@@ -95,7 +120,7 @@ class History:
         return {"step": steps} | {n: torch.stack([getattr(r, n) for r in rows]) for n in ("train", "val", "raw")}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Replaces the rows by those that `state` gave."""
+        """Replace the rows by those that `state` gave."""
         parts = (state["train"], state["val"], state["raw"])
         self._rows = [Row(int(s), *each) for s, *each in zip(state["step"], *parts, strict=True)]
 

@@ -1,11 +1,11 @@
-"""Batches by number: `stream.at(k)` is batch k of training, or the batch of outer update k.
+"""Batches by number: `at(k)` is batch k of training, or the batch of outer update k.
 
-    Resident   tensors that lie on the device as a whole; batch k is a function of (seed, k)
-    Loaded     a DataLoader, or anything that can be iterated over again; epochs follow one another
+* `Resident`: tensors that lie on the device as a whole. Batch k is a function of (seed, k).
+* `Loaded`: a DataLoader, or anything that can be iterated over again. Epochs follow one another.
 
-A loader's random numbers (order, augmentation) come from a state of their own that starts from the seed: neither what
+A loader's random numbers (order, augmentation) come from a state of their own that starts from the seed. Neither what
 else draws random numbers nor when a batch is asked for changes them, and after a restart the loader is brought to where
-it was. numpy's and Python's own generators are not touched.
+it was. The generators of numpy and of Python itself are not touched.
 """
 
 from __future__ import annotations
@@ -25,8 +25,20 @@ Source = "tuple[Tensor, Tensor] | Iterable[Any]"
 
 
 def fits(batch: Any, like: Tensor, what: str) -> Batch:
-    """`batch` as a pair (x, y); GradtuneError unless it is one, on the device of the weights `like` and, where it has
-    floating-point numbers, of their type."""
+    """Return `batch` as a pair (x, y) after checking that it fits the weights.
+
+    Args:
+        batch: what a loop hands over. Parts that are no tensors are not checked.
+        like: the weights, whose device and floating-point type count.
+        what: what the batch is, as it reads in an error.
+
+    Returns:
+        The pair.
+
+    Raises:
+        GradtuneError: the batch is no pair, a tensor of it lies on another device than the weights, or a floating-point
+            tensor has another type.
+    """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise GradtuneError(f"{what} is a {type(batch).__name__}; expected a pair (x, y) of tensors")
     for name, part in zip("xy", batch, strict=True):
@@ -45,10 +57,22 @@ def fits(batch: Any, like: Tensor, what: str) -> Batch:
 
 
 class Resident:
-    """Rows of x and y on the device. With a batch size, each epoch goes through a new random order of the rows and
-    leaves out what does not fill a batch; without, every batch is the whole set.
+    """Rows of x and y on the device.
 
-    order: the order of the rows in an epoch, in place of one drawn from (seed, epoch).
+    With a batch size, each epoch goes through a new random order of the rows and leaves out what does not fill a batch.
+    Without, every batch is the whole set.
+
+    Args:
+        x: inputs `[n, ...]`.
+        y: targets `[n, ...]`.
+        batch_size: rows in a batch, or None for all.
+        seed: seed of the orders.
+        what: what the data are, as it reads in an error.
+        order: the order of the rows in an epoch, a function of the epoch's number, in place of one drawn from (seed,
+            epoch).
+
+    Raises:
+        GradtuneError: x and y differ in length or are empty, or the batch size is not between 1 and their length.
     """
 
     def __init__(
@@ -94,7 +118,17 @@ class Resident:
 
 
 class Loaded:
-    """Batches of `loader`, moved to a device, one epoch after another."""
+    """Batches of a loader, moved to a device, one epoch after another.
+
+    Batches are asked for in rising order; the last one can be asked for again. Asking raises GradtuneError when the
+    loader yields no batch, or is an iterator that has ended.
+
+    Args:
+        loader: DataLoader, or another iterable of batches.
+        device: where the tensors of a batch are moved.
+        seed: seed of the loader's random numbers.
+        what: what the data are, as it reads in an error.
+    """
 
     def __init__(self, loader: Iterable[Any], device: torch.device, seed: int, what: str) -> None:
         self.loader, self.device, self.what = loader, device, what
@@ -128,7 +162,7 @@ class Loaded:
         self._batches, self._taken = iter(self.loader), 0
 
     def _generators(self) -> list[torch.Generator]:
-        """The loader's own generators: torch's state does not cover them."""
+        """Return the loader's own generators, which torch's global random state does not cover."""
         places = [self.loader, getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None)]
         places.append(getattr(places[2], "sampler", None))
         found = [getattr(place, "generator", None) for place in places]
@@ -146,7 +180,7 @@ class Loaded:
         return {"k": self._k, "taken": self._taken, "epoch": self._epoch}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes to where `state()` was taken: starts that epoch again and skips the batches it had given."""
+        """Go to where `state()` was taken: start that epoch again and skip the batches that it had given."""
         if state["k"] < 0:
             return
         self._rng = state["epoch"]["rng"].cpu()
@@ -162,7 +196,23 @@ class Loaded:
 
 
 def stream(source: Any, like: Tensor, batch_size: int | None, seed: int, what: str) -> Resident | Loaded:
-    """Batches from tensors (x, y) on the device of the weights `like`, or from a loader."""
+    """Return the batches of tensors or of a loader.
+
+    Args:
+        source: tensors `(x, y)`, or a DataLoader or another iterable of batches.
+        like: the weights: tensors have to lie on their device and have their floating-point type, a loader's batches
+            are moved to the device.
+        batch_size: rows in a batch of tensors, or None for all; None for a loader.
+        seed: seed of the order of the rows, or of the loader's random numbers.
+        what: what the data are, as it reads in an error.
+
+    Returns:
+        `Resident` for tensors, `Loaded` otherwise.
+
+    Raises:
+        GradtuneError: the source is a Dataset or cannot be iterated over, a loader is given with a batch size, or
+            `Resident` or `fits` raises it.
+    """
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
         return Resident(*fits(source, like, what), batch_size, seed, what)
     if isinstance(source, torch.utils.data.Dataset):

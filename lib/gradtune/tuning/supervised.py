@@ -1,5 +1,7 @@
-"""A user's module and loss as a `core.Problem`: batches are handed over step by step, and those that an estimator may
-look back to are kept."""
+"""A user's module and loss as a `step.Problem`.
+
+Batches are handed over step by step, and those that an estimator may look back to are kept.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,40 @@ Loss = Callable[..., Tensor]
 
 
 class Held(NamedTuple):
-    """What a step saw: its batch, and the module's buffers `[1, *shape]` before it."""
+    """What a step saw.
+
+    Attributes:
+        batch: the batch of the step.
+        buffers: the module's buffers `[1, *shape]` before the step, by name.
+    """
 
     batch: Batch
     buffers: dict[str, Tensor]
 
 
 class Supervised:
-    """Losses of one run of `module` on batches given by `give`.
+    """Losses of one run of a module on batches that `give` hands over.
 
-    of_model, of_loss: names of hyperparameters that the forward pass and the training loss take by name. The validation
-    loss is `val_loss(output, y)` in evaluation mode: the training loss's own hyperparameters are not part of it.
-    keep: how many steps an estimator looks back. Buffers are those that the last training step left; a step that is
-    computed again sees its own. Dropout and other random numbers are functions of (seed, t).
+    Buffers are those that the last training step left; a step that is computed again sees its own. Dropout and other
+    random numbers are functions of (seed, t).
+
+    Args:
+        module: the model.
+        loss: training loss, `loss(output, y)` and its hyperparameters by name.
+        val_loss: validation loss, `val_loss(output, y)` in evaluation mode. The training loss's own hyperparameters are
+            not part of it.
+        of_model: names of hyperparameters that the forward pass takes.
+        of_loss: names of hyperparameters that the training loss takes.
+        keep: how many steps an estimator looks back.
+        seed: seed of the random numbers in the forward pass.
+
+    Attributes:
+        stationary: False, as the losses depend on the step's batch.
+        layout: where each parameter tensor lies in the flat weights.
+        buffers: the module's buffers `[1, *shape]`, by name.
+        held: what the steps that can be computed again saw, by step.
+        seen: training losses `[1]` of the last step; None before the first.
+        seen_val: validation losses `[1]` of the last outer update; None before the first.
     """
 
     stationary = False
@@ -57,22 +80,29 @@ class Supervised:
         self.seen_val: Tensor | None = None
 
     def read(self, w: Tensor) -> None:
-        """Takes the module's buffers as the ones training starts from."""
+        """Take the module's buffers as the ones that training starts from."""
         self.buffers = self._train.buffers(w)
 
     def give(self, t: int, batch: Batch, val_batch: Batch | None) -> None:
-        """The batches of step `t`, before it is taken."""
+        """Hand over the batches of step `t`, before it is taken."""
         self.held = {k: v for k, v in self.held.items() if k > t - self.keep} | {t: Held(batch, self.buffers)}
         self._pending, self._val_batch = t, val_batch
 
     def load(self, t: int, buffers: dict[str, Tensor], held: list[dict[str, Any]], device: torch.device) -> None:
-        """Takes over the buffers, and what the last steps before step `t` saw."""
+        """Take over the buffers, and what the last steps before step `t` saw.
+
+        Args:
+            t: the step that is next.
+            buffers: buffers `[1, *shape]`, by name.
+            held: a dict with `batch` and `buffers` for each of the last steps, the oldest first.
+            device: where the tensors are moved.
+        """
         self.buffers = {n: b.to(device) for n, b in buffers.items()}
         seen = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, held)
         self.held = {t - len(held) + k: Held((h["batch"][0], h["batch"][1]), h["buffers"]) for k, h in enumerate(seen)}
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
-        """The loss `[1]` on the batch of step `t`; the first time, the step's buffers are taken over."""
+        """Return the loss `[1]` on the batch of step `t`; the first time, take over the buffers that it leaves."""
         (x, y), before = self.held[t]
         options: dict[str, Any] = {"net_lam": self._part(lam, self.of_model), "loss_lam": self._part(lam, self.of_loss)}
         if self._random is None:
@@ -86,7 +116,7 @@ class Supervised:
         return losses
 
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
-        """The validation loss `[1]` on the validation batch of the step."""
+        """Return the validation loss `[1]` on the validation batch of the step."""
         if self._val_batch is None:
             raise GradtuneError("this step needs a validation batch and has none; hand one over when needs_val is true")
         losses = _with_gradient(self.evaluate(w, lam, self._val_batch))
@@ -94,7 +124,7 @@ class Supervised:
         return losses
 
     def evaluate(self, w: Tensor, lam: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The validation loss `[1]` on any batch."""
+        """Return the validation loss `[1]` on any batch."""
         net_lam = self._part(lam, self.of_model)
         return self._val(w, *batch, mode="eval", buffers=self.buffers, net_lam=net_lam)
 
@@ -103,7 +133,7 @@ class Supervised:
         return {n: lam[n] for n in names if n in lam}
 
     def _draws(self, w: Tensor, x: Any, y: Any, options: dict[str, Any]) -> bool:
-        """Whether the module or the loss draws random numbers: by its layers, else by trying."""
+        """Return whether the module or the loss draws random numbers: by its layers, else by trying."""
         if any(draws_numbers(m, True) for m in self.module.modules()):
             return True
         cuda = [w.device] if w.device.type == "cuda" else []

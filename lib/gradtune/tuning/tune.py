@@ -1,9 +1,11 @@
 """Train a model of one's own and tune its hyperparameters in the same pass: `tune`.
 
+For example::
+
     result = gradtune.tune(model, loss, (x, y), (x_val, y_val), hypers={"lr": 1e-3, "weight_decay": 1e-4}, steps=2000)
     result.model, result.history.to_frame(), result.history.plot()
 
-`gradtune.Tuner` is the same for a loop of one's own.
+`gradtune.Tuner` does the same in a training loop of one's own.
 """
 
 from __future__ import annotations
@@ -35,7 +37,12 @@ _ROWS = 200
 
 
 class Result(NamedTuple):
-    """model: the trained model; history: losses and hyperparameters over the steps."""
+    """The trained model and the history of its training.
+
+    Attributes:
+        model: the trained model.
+        history: losses and hyperparameters over the steps.
+    """
 
     model: nn.Module
     history: History
@@ -64,27 +71,57 @@ def tune(
     checkpoint_seconds: float = 60.0,
     in_place: bool = True,
 ) -> Result:
-    """Trains `model` for `steps` steps by `rule` while `method` tunes `hypers`; returns the model and a history.
+    """Train `model` for `steps` steps by `rule` while `method` tunes `hypers`.
 
-    model, loss, rule, hypers, fixed, method, options, val_loss, seed: see `Tuner`. The model itself is trained, and
-        ends with the trained weights and buffers in tensors of its own; with in_place=False it is copied first.
-    train, val: tensors (x, y) on the model's device, or a DataLoader (any iterable of pairs (x, y) that can be iterated
-        over again), whose batches are moved there. Tensors are cut into batches of batch_size rows, in an order drawn
-        from `seed` for each epoch, what does not fill a batch left out; None: all rows at each step. Epochs follow one
-        another until `steps` is reached. val is needed where the method uses validation data, each outer update taking
-        its next batch; other methods' val_loss is read on its first one.
-    restarts: further trainings of `steps` steps from the initial weights, with the hyperparameters that the one before
-        ended with (FDS and other methods whose outer update comes at the end of a training).
-    every: steps between two rows of the history; by default as often as the hyperparameters are updated, or as makes
-        200 rows. A row's val_loss is that of the outer update, else the loss on the validation batch that is next.
-    callbacks: functions of an `Info`, called after each row; the training ends early when one returns True.
-    checkpoint: a file to which the state is saved (at the first row that is checkpoint_seconds after the last save, and
-        at the end). Where it exists already the training goes on from it, to the same bits on the same device and
-        software; one that has ended is not trained further, unless `steps` has grown.
+    Tensors are cut into batches. With a batch size, each epoch goes through the rows in an order drawn from `seed`, and
+    rows that do not fill a batch are left out. In place of a DataLoader any iterable of pairs `(x, y)` will do that can
+    be iterated over again. Its batches are moved to the model's device. Epochs follow one another until `steps` is
+    reached.
 
-    Raises GradtuneError as `Tuner` does, and for data that is empty, has no batch left, or is missing.
-    It differs from `search.search`, which trains many times with fixed hyperparameters. Cost and memory: those of
-    the method; a row whose step has no outer update costs a forward pass where `val` is given.
+    `search.search` differs in that it trains many times, with hyperparameters that no gradient moves.
+
+    Cost and memory: those of the method. Where `val` is given, a row of the history whose step has no outer update on
+    validation data costs a forward pass more.
+
+    Args:
+        model: module in training mode, see `Tuner`. Trained in place, it ends with the trained weights and buffers in
+            tensors of its own.
+        loss: `loss(output, y)`, one number with its gradient, see `Tuner`.
+        train: tensors `(x, y)` on the model's device, or a DataLoader.
+        val: the same for validation data. It is needed where the method uses validation data; each outer update takes
+            its next batch. With other methods the history's validation loss is that of its first batch.
+        steps: training steps of a training.
+        rule: name in `declared.RULES`, or a `Rule`.
+        hypers: what is tuned, as numbers by name or as `Hyper` declarations, see `Tuner`.
+        fixed: numbers by name for hyperparameters that stay as they are.
+        method: name in `methods.METHODS`, or a `loop.Method`.
+        options: arguments of the function that makes the method of that name.
+        val_loss: `val_loss(output, y)` of validation batches, by default `loss`, see `Tuner`.
+        batch_size: rows in a batch where `train` is tensors; None for all rows at each step. A loader has a batch size
+            of its own.
+        val_batch_size: the same for `val`.
+        restarts: number of further trainings of `steps` steps from the initial weights and buffers. Each starts with
+            the hyperparameters that the one before ended with. They are meant for FDS and other methods whose outer
+            update comes at the end of a training.
+        seed: seed of the order of the rows, of a loader's random numbers and of those in the forward pass.
+        every: steps between two rows of the history. By default it is the number of steps between two outer updates, or
+            a multiple of it that makes at most 200 rows a training (fewer than 400 where a training is too short for an
+            outer update). A row's validation loss is that of the outer update, else the loss on the validation batch
+            that is next.
+        callbacks: function of an `Info`, or several, called after each row. Training ends early when one returns True.
+        checkpoint: file to which the state is saved: at the first row that is `checkpoint_seconds` after the last save,
+            and at the end. Where it exists already, training goes on from it, to the same bits on the same device and
+            software. A training that has ended is trained further only where `steps` has grown and no callback ended
+            it.
+        checkpoint_seconds: least time in seconds between two saves before the end.
+        in_place: whether the model itself is trained; False trains a copy of it.
+
+    Returns:
+        The trained model and the history.
+
+    Raises:
+        GradtuneError: `Tuner` raises it; data are empty, have no batch left or are missing; a checkpoint cannot be read
+            or written, or was saved with other data or another configuration.
     """
     at_least(1, steps=steps, every=1 if every is None else every)
     at_least(0, restarts=restarts)
@@ -122,13 +159,20 @@ def tune(
 
 
 def _stride(cadence: int, steps: int) -> int:
-    """Steps between rows: a multiple of the outer updates' cadence that makes 200 rows at most."""
+    """Return the steps between two rows: a multiple of the outer updates' cadence that makes at most 200 rows.
+
+    Where the cadence is longer than the training, the result makes fewer than 400 rows.
+    """
     return cadence * max(1, -(-steps // (cadence * _ROWS))) if cadence <= steps else max(1, steps // _ROWS)
 
 
 @dataclass
 class _Training:
-    """The loop of `tune` and all that it keeps: `done` counts steps over all trainings, `updates` the outer updates."""
+    """The loop of `tune` and all that it keeps.
+
+    `done` counts steps over all trainings, `updates` the outer updates on validation data, and `stopped` says whether a
+    callback ended the training.
+    """
 
     tuner: Tuner
     train: Resident | Loaded
@@ -165,7 +209,7 @@ class _Training:
         self._save(force=True)
 
     def _step(self) -> Info:
-        """One step of the tuner, with its batches."""
+        """Take one step of the tuner, with its batches."""
         if self.tuner.steps == self.steps:
             with torch.no_grad():
                 for tensor, value in zip(self._model(), self.initial, strict=True):
@@ -205,7 +249,7 @@ class _Training:
         self._saved = time.monotonic()
 
     def resume(self) -> None:
-        """Goes on from the file, if there is one."""
+        """Go on from the file, if there is one."""
         if self.file is None or not self.file.exists():
             return
         state = checkpoints.load(self.file, self.tuner.raw.device)

@@ -1,10 +1,12 @@
-"""Hypergradients in a training loop of one's own: `Tuner` takes the place of the optimiser and of `loss.backward()`.
+"""Hypergradients in a training loop of one's own: `Tuner` replaces the optimiser and `loss.backward()`.
+
+For example::
 
     tuner = gradtune.Tuner(model, loss, hypers={"lr": 1e-3, "weight_decay": 1e-4}, method="onepass")
     for batch in loader:
         tuner.step(batch, next(val_batches) if tuner.needs_val else None)
 
-`tuning.tune` is this loop with data, history, callbacks and checkpoints around it, and gives the same bits.
+`gradtune.tune` is this loop with data, history, callbacks and checkpoints around it, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -32,9 +34,15 @@ from gradtune.tuning.supervised import Supervised
 class Info:
     """What a step has done, for callbacks and print-outs.
 
-    step: steps taken so far. updated: whether the hyperparameters moved. train, val: losses without dimensions on the
-    model's device, of the step's batch before it and of the validation batch after it (None where none was used);
-    `train_loss` and `val_loss` are the same as numbers, and reading them waits for the device.
+    `train_loss` and `val_loss` are the losses as numbers; reading them waits for the device.
+
+    Attributes:
+        step: steps taken so far; in `gradtune.tune`, over all its trainings.
+        updated: whether the hyperparameters moved.
+        train: loss of the step's batch before the step, a scalar tensor on the model's device.
+        val: loss of the validation batch after the step, a scalar tensor on the model's device; None where none was
+            used.
+        tuner: the tuner that took the step.
     """
 
     step: int
@@ -65,31 +73,46 @@ class Info:
 
 
 class Tuner:
-    """Trains `model` step by step and tunes hyperparameters on the way.
+    """Training of a model step by step, with hyperparameters tuned on the way.
 
-    model: any module in training mode, with one type and device for all weights. It is trained in place: after every
-        step its parameters and buffers are the trained ones, so it can be evaluated, saved or read at any time between
-        two steps, and writing to its parameters changes the weights that training goes on with. (They are views of one
-        flat tensor, replaced at each step: `model.state_dict()` is a snapshot that later steps leave alone.) Frozen
-        parameters, `requires_grad=False` when the tuner is made, stay as they are. Buffers follow where the forward
-        pass writes to them in place, as torch's layers do.
-    loss: `loss(output, y)` gives one number with its gradient, e.g. a mean over the batch. Arguments of it beyond these
-        two, and of `model.forward` beyond the first, can be hyperparameters by name (`losses.cross_entropy`'s
-        smoothing, the `keep` of `nets.Dropout`).
-    rule: a name in `declared.RULES` or a `Rule`. hypers: what is tuned, numbers in the usual coordinates
-        (`declared.coordinate`) or `Hyper`s. fixed: numbers that stay. What the rule reads and nobody names has torch's
-        default and stays.
-    method: a name in `methods.METHODS`, with `options` of the function that makes it, or a `train.Method`.
-    val_loss: `val_loss(output, y)` of validation batches, in evaluation mode; by default the loss with its own
-        hyperparameters left at their defaults (smoothed targets are for training).
-    seed: of dropout and all other random numbers in the forward pass, which are functions of (seed, step).
-    horizon: steps that the time windows of hyperparameters share.
+    The model is trained in place. After every step its parameters and buffers are the trained ones, so it can be
+    evaluated, saved or read at any time between two steps, and writing to its parameters changes the weights that
+    training goes on with. The parameters are views of one flat tensor, which each step replaces: `model.state_dict()`
+    is a snapshot that later steps leave alone. Parameters that are frozen (`requires_grad=False`) when the tuner is
+    made stay as they are. Buffers follow where the forward pass writes to them in place, as torch's layers do.
 
-    Raises GradtuneError, in one sentence, for what cannot be trained so: a model without trainable parameters or in
-    evaluation mode, unknown names, values outside their bounds, batches of another type or device, a loss that is not
-    one number or has no gradient, a validation batch that is missing.
-    Cost: that of the method, and nothing but one gradient at steps without an outer update or curvature. Memory: that
-    of the method, and the batches of the steps it looks back on.
+    Arguments of the loss beyond the first two, and of `model.forward` beyond the first, can be hyperparameters by name,
+    such as the `smoothing` of `losses.cross_entropy` and the `keep` of `plain.Dropout`.
+
+    Cost: that of the method, and nothing but one gradient at steps without an outer update or curvature.
+
+    Memory: that of the method, and the batches of the steps that it looks back on.
+
+    Args:
+        model: any module in training mode, with one type and device for all weights.
+        loss: `loss(output, y)`, one number with its gradient, such as a mean over the batch.
+        rule: name in `declared.RULES`, or a `Rule`. What the rule reads and nobody names has torch's default and stays.
+        hypers: what is tuned: numbers by name, in the usual coordinates (`declared.coordinate`), or `Hyper`
+            declarations.
+        fixed: numbers by name for hyperparameters that stay as they are.
+        method: name in `methods.METHODS`, or a `loop.Method`.
+        options: arguments of the function that makes the method of that name.
+        val_loss: `val_loss(output, y)` of validation batches, in evaluation mode. By default it is the loss with its
+            own hyperparameters left at their defaults (smoothed targets are for training).
+        seed: seed of dropout and all other random numbers in the forward pass, which are functions of (seed, step).
+        horizon: steps that the time windows of hyperparameters share. A method whose option `horizon` is needed and not
+            given takes it too (FDS).
+
+    Attributes:
+        model: the model.
+        method: the method, a `loop.Method`.
+        hypers: the declared hyperparameters, a `hypers.Hypers`.
+        configuration: text by topic that tells tuners apart; `load_state_dict` compares it.
+
+    Raises:
+        GradtuneError: the model has no trainable parameters or is in evaluation mode, a name is unknown, a value is
+            outside its bounds, a batch has another type or device, the loss is not one number or has no gradient, or a
+            validation batch is missing. One sentence says which.
     """
 
     def __init__(
@@ -162,8 +185,20 @@ class Tuner:
         return self.method.outer_loss == "validation" and self._loop.due(self._run.t)
 
     def step(self, batch: Batch, val_batch: Batch | None = None) -> Info:
-        """One training step on `batch`, a pair (x, y), and the outer update that belongs to it. `val_batch` is used
-        when `needs_val` was true, and may be left out else."""
+        """Take one training step, and the outer update that belongs to it.
+
+        Args:
+            batch: training batch, a pair `(x, y)`.
+            val_batch: validation batch, a pair `(x, y)`. It is used when `needs_val` was true, and may be left out
+                otherwise.
+
+        Returns:
+            What the step has done.
+
+        Raises:
+            GradtuneError: the model is in evaluation mode, the validation batch is missing, a batch is no pair or of
+                another type or device than the model, or the loss is not one number or has no gradient.
+        """
         w, t, needs_val = self._run.state.w, self._run.t, self.needs_val
         if not self.model.training:
             raise GradtuneError(
@@ -185,8 +220,12 @@ class Tuner:
         return Info(t + 1, updated, self._problem.seen[0], seen_val, self)
 
     def sync(self) -> None:
-        """Writes weights and buffers into the model. Every step does; needed by hand only after the model's tensors
-        were replaced by others. Cost: no copy, the parameters become views."""
+        """Write weights and buffers into the model.
+
+        Every step does so. A call by hand is needed only after the model's tensors were replaced by others.
+
+        Cost: no copy, the parameters become views.
+        """
         for tensor, value in zip(self._places, self._tensors(), strict=True):
             tensor.data = value
 
@@ -196,8 +235,19 @@ class Tuner:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """The validation loss of the model as it is, without dimensions, on any batch: in evaluation mode, without a
-        gradient. Cost: a forward pass."""
+        """Return the validation loss of the model as it is on any batch, in evaluation mode and without a gradient.
+
+        Cost: a forward pass.
+
+        Args:
+            batch: a pair `(x, y)`.
+
+        Returns:
+            The loss, a scalar tensor.
+
+        Raises:
+            GradtuneError: the batch is no pair, or of another type or device than the model.
+        """
         batch = fits(batch, self._run.state.w, "the batch")
         return self._problem.evaluate(self._run.state.w, self._lam(), batch)[0]
 
@@ -221,8 +271,11 @@ class Tuner:
         return self._layout.names
 
     def restart(self) -> None:
-        """Begins a new training from the weights and buffers that the model now has. The hyperparameters and the outer
-        rule's state go on; the optimiser's buffers, the sensitivity and the step count start anew (FDS)."""
+        """Begin a new training from the weights and buffers that the model now has (FDS).
+
+        The hyperparameters and the outer rule's state go on. The optimiser's buffers, the sensitivity and the step
+        count start anew.
+        """
         named = dict(self.model.named_parameters())
         start = self._loop.start(self._layout.flatten(named)[None])
         self._problem.read(start.state.w)
@@ -234,8 +287,12 @@ class Tuner:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that continues, as nested dicts and lists of tensors, numbers and text (`torch.load(weights_only=True)`
-        reads it). Memory: tensors are shared with the tuner, which never writes to them."""
+        """Return all that continues, as nested dicts and lists of tensors, numbers and text.
+
+        `torch.load(weights_only=True)` reads it from a file.
+
+        Memory: tensors are shared with the tuner, which never writes to them.
+        """
         t, run = self._run.t, self._run
         looked_back = [self._problem.held[k] for k in range(t - len(run.past), t)]
         return {
@@ -248,9 +305,13 @@ class Tuner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict()` was taken, to the same bits on the same device; the model gets the weights.
+        """Go on where `state_dict()` was taken, to the same bits on the same device; the model gets the weights.
 
-        Raises GradtuneError when it was taken from a tuner of another configuration.
+        Args:
+            state: what `state_dict()` returned.
+
+        Raises:
+            GradtuneError: the state was taken from a tuner of another configuration.
         """
         for what, own in self.configuration.items():
             saved = state["configuration"].get(what)
@@ -275,7 +336,7 @@ class Tuner:
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters that are trained, checked."""
+    """Return the model's parameters that are trained, checked."""
     if not model.training:
         raise GradtuneError(
             f"{type(model).__name__} is in evaluation mode, in which dropout and batch norm do not train; call "
@@ -294,6 +355,6 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _places(model: nn.Module, names: tuple[str, ...]) -> list[Tensor]:
-    """The tensors that `sync` writes: parameters by name, then all buffers."""
+    """Return the tensors that `sync` writes: parameters by name, then all buffers."""
     parameters = dict(model.named_parameters())
     return [*(parameters[n] for n in names), *(b for _, b in model.named_buffers())]

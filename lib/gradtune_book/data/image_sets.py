@@ -1,8 +1,8 @@
 """Sets of small images as they are distributed: where each lies, whether it is intact, its pixels and its classes.
 
-The one place that reads images; how they are split and standardised is for `tasks.images` and `tasks.fashion`. MNIST,
-Fashion-MNIST, CIFAR-10 and SVHN lie below the data root as torchvision puts them and are read by torchvision; nothing
-is downloaded here.
+This is the one place that reads images. How they are split and standardised is for `tasks.images` and `tasks.fashion`.
+MNIST, Fashion-MNIST and CIFAR-10 lie below the data root as torchvision puts them, SVHN in the folder `SVHN` there.
+They are read by torchvision. CIFAR-10 may also be a folder of image files by class. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -38,9 +38,17 @@ Rows = tuple[Tensor, Tensor]
 
 
 class ImageSet(NamedTuple):
-    """Pixels `[N, channels, size, size]` from 0 to `top` and classes `[N]`, of training and test images; the set's
-    caption, and the SHA-256 of what was read ("" for CIFAR-10 and SVHN, whose files torchvision verifies, and for
-    svhn_like, whose photographs another decoder may give in another last bit)."""
+    """Pixels and classes of a set's training and test images.
+
+    Attributes:
+        train: Training images, pixels `[N, channels, size, size]` from 0 to `top` and classes `[N]`.
+        test: Test images, in the same form.
+        top: Largest value that a pixel can have.
+        caption: Name and size of the set, for captions.
+        sha256: SHA-256 of what was read. It is "" for CIFAR-10 and SVHN, whose files torchvision verifies, for CIFAR-10
+            as image files, which have no known checksum, and for `svhn_like`, whose photographs may differ in the last
+            bit from one decoder to another.
+    """
 
     train: Rows
     test: Rows
@@ -50,7 +58,13 @@ class ImageSet(NamedTuple):
 
 
 def present(name: str) -> bool:
-    """Whether the files of a set are there; the embedded ones need none."""
+    """Return whether the files of a set are there; the embedded ones need none.
+
+    Only one file of the set (of CIFAR-10: its folder) is looked for, and nothing is read.
+
+    Raises:
+        GradtuneError: There is no such set.
+    """
     if name not in TITLES:
         raise unknown("set of images", name, TITLES)
     if name in _IDX:
@@ -61,7 +75,11 @@ def present(name: str) -> bool:
 
 
 def need(name: str) -> str:
-    """The name itself, or GradtuneError that says how to get the set where its files are absent."""
+    """Return the name itself if the set is there.
+
+    Raises:
+        GradtuneError: There is no such set, or its files are absent. The error says how to get them.
+    """
     if not present(name):
         places = "point GRADTUNE_DATA at a folder that has it, or ask for data='embedded'"
         raise GradtuneError(f"{TITLES[name]} is not in {paths.data_root()}; {_how(name)} once with a network, {places}")
@@ -69,9 +87,18 @@ def need(name: str) -> str:
 
 
 def chosen(data: str, *real: str, sets: tuple[str, ...] = tuple(TITLES), embedded: str = "digits") -> str:
-    """The set that a study uses: "auto" is the first of `real` that is present, else `embedded`, "embedded" is that
-    one, and anything else the set of that name, one of `sets`. Raises GradtuneError for an unknown name, and for a set
-    asked for by name and absent."""
+    """Return the name of the set that a study uses.
+
+    Args:
+        data: "auto" is the first of `real` that is present, else `embedded`. "embedded" is the set `embedded`. Anything
+            else is the set of that name.
+        *real: Sets that "auto" looks for, the first choice first.
+        sets: Names that `data` may be.
+        embedded: Stand-in that needs no file.
+
+    Raises:
+        GradtuneError: `data` is an unknown name, or names a set that is absent.
+    """
     if data == "auto":
         return next((name for name in real if present(name)), embedded)
     if data not in (*sets, "embedded"):
@@ -80,10 +107,19 @@ def chosen(data: str, *real: str, sets: tuple[str, ...] = tuple(TITLES), embedde
 
 
 def read(name: str, test_digits: int = 397, rows: int | None = None, test_rows: int | None = None) -> ImageSet:
-    """A set. test_digits: how many of the digits, the last ones, are for the test; they have no test part of their own.
-    rows, test_rows: only so many training and test images, equally many of each class, the first ones of the set.
-    Raises GradtuneError for files that are absent, truncated, altered or in another format, and for numbers of images
-    that the set cannot give."""
+    """Read a set, whole or in part.
+
+    Args:
+        name: Name of the set, a key of `TITLES`.
+        test_digits: Number of digits, the last ones, that are for the test. The digits have no test part of their own.
+            The argument has no effect on other sets.
+        rows: Number of training images, equally many of each class, the first ones of the set. None gives all.
+        test_rows: The same for the test images.
+
+    Raises:
+        GradtuneError: The set is unknown. Files are absent, truncated, altered or in another format. `rows` or
+            `test_rows` is a number of images that the set cannot give.
+    """
     need(name)
     if name == "svhn_like":
         return _svhn_like(rows, test_rows)
@@ -99,8 +135,19 @@ def read(name: str, test_digits: int = 397, rows: int | None = None, test_rows: 
 
 
 def first(labels: Tensor, count: int | None, what: str) -> Tensor:
-    """Numbers of the first images of each class, `count` in all, in the order of the set; all for None. Raises
-    GradtuneError for a number that equally many of each class cannot make."""
+    """Return numbers of the first images of each class, `count` in all, in the order of the set.
+
+    Args:
+        labels: Classes `[N]` of the set.
+        count: Number of images, equally many of each class. None gives all.
+        what: Name of the set in the error.
+
+    Returns:
+        Image numbers `[count]`, ascending.
+
+    Raises:
+        GradtuneError: `count` cannot be made of equally many images of each class.
+    """
     if count is None:
         return torch.arange(len(labels))
     classes, least = labels.unique(), int(torch.bincount(labels)[labels.unique()].min())
@@ -155,7 +202,7 @@ def _digits(test: int) -> ImageSet:
 
 
 def _svhn_like(rows: int | None, test_rows: int | None) -> ImageSet:
-    """Only the images that are wanted are made: each takes half a millisecond."""
+    """Make only the images that are wanted: each takes half a millisecond."""
     from gradtune_book.data import svhn_like
 
     parts = []
@@ -187,8 +234,10 @@ def _idx_file(name: str, stem: str) -> Path | None:
 
 
 def _idx_read(name: str, stem: str) -> tuple[Tensor, str]:
-    """Numbers of one file, and the digest of its plain content. The file is unpacked elsewhere: the data root may be
-    read-only."""
+    """Numbers of one file, and the digest of its plain content.
+
+    The file is unpacked elsewhere: the data root may be read-only.
+    """
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     path = _idx_file(name, stem)
@@ -223,7 +272,7 @@ def _cifar(name: str) -> ImageSet:
 
 
 def _cifar_files(place: Path, rows: int | None, test_rows: int | None) -> ImageSet:
-    """Only the files that are wanted are read."""
+    """Read only the files that are wanted."""
     (all_train, train), (all_test, test) = _folder(place, rows), _folder(place.with_name("test"), test_rows)
     return ImageSet(train, test, 255, _caption("CIFAR-10 from image files", all_train + all_test, train, test), "")
 

@@ -1,8 +1,10 @@
-"""`svhn_like`: a stand-in for SVHN (Netzer et al. 2011) from what scikit-learn carries, the same on every machine.
+"""`svhn_like`: a stand-in for SVHN (Netzer et al. 2011) from what scikit-learn carries.
+
+It is the same on every machine, but for the last bit of the photographs' decoding.
 
 House numbers are digits in some colour on some wall, cropped so that neighbouring digits stick in at the sides. Here a
 digit of `load_digits`, enlarged by bilinear interpolation, is painted in a random colour over a random patch of the two
-photographs of `load_sample_images`, often with pieces of other digits beside it. It is no model of SVHN: it shares that
+photographs of `load_sample_images`, often with pieces of other digits beside it. It is no model of SVHN. It shares that
 colour and background say nothing about the class, which makes it slower to learn than plain digits.
 """
 
@@ -21,7 +23,7 @@ COUNTS = {"train": 12_000, "test": 2_000}
 _PARTS = tuple(COUNTS)
 _DIGITS = {"train": slice(0, 1400), "test": slice(1400, None)}  # no digit is in both parts
 _HEIGHTS = (20, 22, 24, 26)
-_CONTRAST = 0.25  # least distance of the digit's colour from the patch's mean, in each image's grey value
+_CONTRAST = 0.25  # least distance between the grey value of a digit and the mean grey value of its patch
 _NEIGHBOURS = 0.6  # share of images with a piece of another digit at the left, and at the right
 
 Array = NDArray[np.float64]
@@ -33,8 +35,20 @@ def labels(part: str) -> Tensor:
 
 
 def images(part: str, wanted: Tensor) -> Tensor:
-    """Images `[n, 3, 32, 32]`, uint8, of these numbers; each is made on its own, from its number. Cost: about half a
-    millisecond each."""
+    """Make the images of some numbers, each on its own, from its number.
+
+    Cost: about half a millisecond an image.
+
+    Args:
+        part: "train" or "test".
+        wanted: Numbers of the images `[n]`, as they stand in `labels`.
+
+    Returns:
+        Images `[n, 3, 32, 32]`, uint8.
+
+    Raises:
+        GradtuneError: There is no such part.
+    """
     from sklearn.datasets import load_sample_images
 
     shapes, chosen = _digits(part)[0], _chosen(part)
@@ -48,7 +62,7 @@ def images(part: str, wanted: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _digits(part: str) -> tuple[Array, NDArray[np.int64]]:
-    """Shapes `[n, 8, 8]` in [0, 1] and classes of the digits of a part."""
+    """Shapes `[n, 8, 8]` in `[0, 1]` and classes of the digits of a part."""
     if part not in COUNTS:
         raise unknown("part of svhn_like", part, COUNTS)
     from sklearn.datasets import load_digits
@@ -58,13 +72,13 @@ def _digits(part: str) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _chosen(part: str) -> NDArray[np.int64]:
-    """The digit in the middle of each image, `[N]`."""
+    """Number, among the part's digits, of the digit in the middle of each image, `[N]`."""
     rng = np.random.RandomState(_PARTS.index(part))
     return rng.randint(len(_digits(part)[0]), size=COUNTS[part])
 
 
 def _image(rng: np.random.RandomState, shapes: Array, digit: int, photographs: list[Array]) -> Array:
-    """One image `[32, 32, 3]` in [0, 1]."""
+    """One image `[32, 32, 3]` in `[0, 1]`."""
     patch = _patch(rng, photographs)
     mask = np.zeros((SIZE, SIZE))
     for side in (-1, 1):
@@ -75,7 +89,7 @@ def _image(rng: np.random.RandomState, shapes: Array, digit: int, photographs: l
 
 
 def _patch(rng: np.random.RandomState, photographs: list[Array]) -> Array:
-    """A random square of a photograph, 32 or 64 pixels wide, the larger one averaged down."""
+    """A random square of a photograph, 32 or 64 pixels wide, the larger one averaged down to 32."""
     photo, factor = photographs[rng.randint(len(photographs))], rng.randint(1, 3)
     top, left = (rng.randint(n - factor * SIZE) for n in photo.shape[:2])
     square = photo[top : top + factor * SIZE, left : left + factor * SIZE]
@@ -92,7 +106,7 @@ def _colour(rng: np.random.RandomState, patch: Array) -> Array:
 
 
 def _paint(rng: np.random.RandomState, mask: Array, shape: Array, shift: int) -> None:
-    """Adds an enlarged digit to the mask, `shift` pixels right of the middle, what lies outside cut off."""
+    """Add an enlarged digit to the mask, `shift` pixels right of the middle; what lies outside is cut off."""
     height = _HEIGHTS[rng.randint(len(_HEIGHTS))]
     large = _enlarging(height) @ shape @ _enlarging(height).T
     top = (SIZE - height) // 2 + rng.randint(-2, 3)

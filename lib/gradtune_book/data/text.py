@@ -1,8 +1,8 @@
 """Text as word numbers: Penn Treebank, or a generated Markov language whose entropy is known and which needs no file.
 
-A language model's loss is the mean cross entropy of the next word, in nats; its perplexity is exp(loss), its bits per
-word loss / log 2. `unigram` and a uniform model are the marks that a working model must pass, the entropy of the
-generated language the one that none can pass.
+A language model's loss is the mean cross entropy of the next word, in nats. Its perplexity is exp(loss), its bits per
+word are loss / log 2. The losses `unigram` and `uniform` are marks that a working model must pass. The entropy of the
+generated language is the one that no model can pass.
 """
 
 from __future__ import annotations
@@ -28,10 +28,19 @@ UNKNOWN, END = "<unk>", "<eos>"
 
 @dataclass(frozen=True)
 class Text:
-    """Word numbers `train`, `val`, `test`, each `[N]`, below `vocabulary`; `caption` names the set.
+    """A text as word numbers, in three parts.
 
-    entropy: of the next word given all before, in nats, for a generated language: no model has a lower expected loss.
-    words: the words by number.
+    Attributes:
+        train: Word numbers `[N]` of the training part, below `vocabulary`.
+        val: Word numbers of the validation part.
+        test: Word numbers of the test part.
+        vocabulary: Size of the vocabulary.
+        caption: Name and size of the set, for captions.
+        name: Name of the set, one of `SETS`.
+        words: The words by number.
+        entropy: Entropy of the next word given all before, in nats, for a generated language. No model has a lower
+            expected loss. None for other texts.
+        sha256: Digest of the set's files, "" for the generated language.
     """
 
     train: Tensor
@@ -46,8 +55,15 @@ class Text:
 
 
 def resolve(data: str) -> str:
-    """The set that a notebook uses: "embedded" is the generated language, "auto" Penn Treebank where its files are.
-    Raises GradtuneError for an unknown name, and for Penn Treebank asked for by name and absent."""
+    """Return the name of the set that a notebook uses.
+
+    Args:
+        data: "embedded" is the generated language. "auto" is Penn Treebank where any of its files is present, else the
+            generated language. Otherwise a name in `SETS`.
+
+    Raises:
+        GradtuneError: `data` is an unknown name, or Penn Treebank is asked for by name and absent.
+    """
     if data not in (*SETS, "auto", "embedded"):
         raise unknown("text", data, [*SETS, "auto", "embedded"])
     if data == "auto":
@@ -62,13 +78,21 @@ def load(
     val_tokens: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Text:
-    """A text by `resolve`, cut to its first `tokens` training and `val_tokens` validation and test words (None: all).
+    """Load a text, cut to its first words.
 
-    vocabulary: how many words there are. Of Penn Treebank the commonest of all training words are kept (so that words
-    of a cut training part are no better known than those of the others), the rest becomes `<unk>`; None: all 10,000.
-    The generated language has 200 unless asked otherwise.
-    Raises GradtuneError for absent, damaged or wrongly encoded files, and for a vocabulary or a length that the text
-    does not have.
+    Args:
+        data: Name of the set, as `resolve` takes it.
+        vocabulary: Number of words that are known. Of Penn Treebank the commonest of all training words are kept, so
+            that words of a cut training part are no better known than those of the others; the rest becomes `<unk>`.
+            None stands for all 10,000, or for 200 of the generated language, which has at least 10.
+        tokens: Number of training words. None stands for all, or for 20,000 of the generated language.
+        val_tokens: Number of validation words, and of test words. None stands for all, or for 4,000 of the generated
+            language.
+        device: Device of the word numbers.
+
+    Raises:
+        GradtuneError: The name is unknown, files are absent, damaged or wrongly encoded, or a vocabulary or a length is
+            asked for that the text does not have.
     """
     if resolve(data) == "markov":
         return _moved(_markov(vocabulary or 200, tokens or 20_000, val_tokens or 4_000), device)
@@ -110,8 +134,16 @@ def _cut(words: list[str], count: int | None) -> list[str]:
 
 
 def commonest(words: Sequence[str], vocabulary: int | None) -> tuple[str, ...]:
-    """The `vocabulary` words that a model knows, `<unk>` among them, the commonest first and equally common ones in
-    alphabetical order. Raises GradtuneError when the text does not have as many."""
+    """Return the words that a model knows, the commonest first and equally common ones in alphabetical order.
+
+    Args:
+        words: Words of a text.
+        vocabulary: How many words are known. None stands for all that occur. If words have to be left out, `<unk>` is
+            one of the `vocabulary` words, and the first.
+
+    Raises:
+        GradtuneError: The text does not have as many different words, or `vocabulary` is below 2.
+    """
     counts = Counter(words)
     if vocabulary is not None and not 2 <= vocabulary <= len(counts):
         raise GradtuneError(
@@ -126,7 +158,15 @@ def commonest(words: Sequence[str], vocabulary: int | None) -> tuple[str, ...]:
 
 
 def numbers(words: Sequence[str], number: dict[str, int]) -> Tensor:
-    """Word numbers `[N]`; words without one get that of `<unk>`. Raises GradtuneError where there is none."""
+    """Return word numbers `[N]`; words without one get that of `<unk>`.
+
+    Args:
+        words: Words of a text.
+        number: Number of each word of the vocabulary.
+
+    Raises:
+        GradtuneError: A word has no number, and `<unk>` has none either.
+    """
     rest = number.get(UNKNOWN)
     found = [number.get(w, rest) for w in words]
     if None in found:
@@ -140,8 +180,11 @@ def numbers(words: Sequence[str], number: dict[str, int]) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _markov(vocabulary: int, tokens: int, val_tokens: int) -> Text:
-    """A first-order Markov chain: with probability 0.3 the next word is drawn from Zipf's law, p(k) ~ 1 / (k + 1), else
-    uniformly from 8 successors of the word, which were themselves drawn from Zipf's law."""
+    """Generate a text from a first-order Markov chain.
+
+    With probability 0.3 the next word is drawn from Zipf's law, p(k) ~ 1 / (k + 1), else uniformly from 8 successors of
+    the word, which were themselves drawn from Zipf's law.
+    """
     if vocabulary < 10 or min(tokens, val_tokens) < 1:
         raise GradtuneError(
             f"vocabulary = {vocabulary}, tokens = {tokens}, val_tokens = {val_tokens}; expected at least 10, 1 and 1"
@@ -173,19 +216,36 @@ def _entropy(table: np.ndarray) -> float:
 
 
 def unigram(text: Text, part: str = "val") -> float:
-    """Cross entropy in nats of a part under the word frequencies of the training part, each count raised by one: what
-    a model that sees no context reaches."""
+    """Return the cross entropy in nats of a part under the word frequencies of the training part.
+
+    Each count is raised by one. This is what a model that sees no context reaches.
+
+    Args:
+        text: The text.
+        part: "train", "val" or "test".
+    """
     counts = torch.bincount(text.train, minlength=text.vocabulary).double() + 1
     return float(-(counts / counts.sum()).log()[getattr(text, part)].mean())
 
 
 def uniform(text: Text) -> float:
-    """Cross entropy in nats of a model that knows nothing: log of the vocabulary."""
+    """Return the cross entropy in nats of a model that knows nothing: log of the vocabulary."""
     return math.log(text.vocabulary)
 
 
 def streams(tokens: Tensor, count: int) -> Tensor:
-    """`[count, N // count]`: the text in pieces of equal length, to be read side by side; the rest is left out."""
+    """Cut a text into pieces of equal length, to be read side by side; the rest is left out.
+
+    Args:
+        tokens: Word numbers `[N]`.
+        count: Number of pieces.
+
+    Returns:
+        The pieces, `[count, N // count]`.
+
+    Raises:
+        GradtuneError: A piece would have fewer than 2 words.
+    """
     length = len(tokens) // count
     if length < 2:
         raise GradtuneError(

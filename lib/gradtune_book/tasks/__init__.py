@@ -1,1 +1,1 @@
-"""Problems to train on: each offers batched training and validation losses (`core.Problem`) and its own test metric."""
+"""Problems to train on: each offers batched training and validation losses (`step.Problem`) and its own test metric."""

@@ -17,7 +17,11 @@ from gradtune_book.tasks.images import Images
 
 
 class Nets(Protocol):
-    """R nets with one layout of their weights `w [R, D]`."""
+    """R nets with one layout of their weights `w [R, D]`.
+
+    Attributes:
+        layout: Where each parameter lies in the weights of a net.
+    """
 
     layout: Layout
 
@@ -35,8 +39,19 @@ class Nets(Protocol):
 
 
 class Modules:
-    """`Nets` of any module, under `vmap`. make() gives one with newly drawn weights; like: a tensor with the type and
-    the device of the inputs; shared_batch=False: x and y have a leading dimension R (not in `measured`)."""
+    """`Nets` of any module, under `vmap`.
+
+    Args:
+        make: Gives one net with newly drawn weights.
+        like: Tensor with the type and the device of the inputs.
+        shared_batch: Whether all runs see the same x and y. With False x and y have a leading dimension R, but not in
+            `measured`.
+
+    Attributes:
+        fresh: The argument `make`.
+        module: The net that all runs share.
+        layout: Where each parameter lies in the weights of a net.
+    """
 
     def __init__(self, make: Callable[[], nn.Module], like: Tensor, shared_batch: bool = True) -> None:
         self.fresh = make
@@ -59,16 +74,27 @@ def _error(output: Tensor, y: Tensor) -> Tensor:
 
 
 class Batches(Protocol):
-    """Batches by number, as `streams` gives them."""
+    """Batches by number, as `tuning.streams` gives them."""
 
     def at(self, k: int) -> Batch: ...
 
 
 class Classification:
-    """Cross entropies `[R]` (nats) of R nets on batch t of `train` and of `val`; torch's default initialisation.
+    """Cross entropies `[R]` (nats) of R nets on batch t of `train` and of `val`.
 
     The losses have no penalty: weight decay belongs to the update rule, which for plain gradient descent is the same.
-    rows: images that are evaluated at once.
+    The initialisation is torch's default.
+
+    Args:
+        images: The set, whole; `evaluate` goes through it.
+        nets: The R nets.
+        train: Batches of the training loss.
+        val: Batches of the validation loss.
+        rows: Number of images that are evaluated at once.
+
+    Attributes:
+        layout: The layout of `nets`.
+        stationary: False, as the losses depend on t.
     """
 
     stationary = False
@@ -110,7 +136,15 @@ def fully_connected(
     """ReLU nets pixels - hidden - classes on minibatches that all runs share (Clip paper, Section 4.2).
 
     Batch t of the training images, and of the validation images, is a function of (seed, t): each epoch goes through a
-    new order. stacked: by `StackedMLP`, in place of the module under `vmap`; they differ by rounding.
+    new order.
+
+    Args:
+        images: The set.
+        hidden: Widths of the hidden layers.
+        batch_size: Number of images of a training batch.
+        val_batch_size: Number of images of a validation batch.
+        seed: Seed of the order.
+        stacked: Use `StackedMLP` in place of the module under `vmap`. They differ by rounding.
     """
     images = images.flat()
     net = StackedMLP([images.x_train.shape[1], *hidden, int(images.y_train.max()) + 1])

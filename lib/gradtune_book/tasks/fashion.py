@@ -1,5 +1,7 @@
-"""Small grey images as OnePass splits them (Section 4.2), and its one-hidden-layer net on them: Fashion-MNIST, MNIST in
-its place, or scikit-learn's digits, which need no file."""
+"""Small grey images as OnePass splits them (Section 4.2), and its net with one hidden layer on them.
+
+The images are Fashion-MNIST, MNIST in its place, or scikit-learn's digits, which need no file.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,32 @@ _TEST_DIGITS = 300
 
 
 def resolve(data: str) -> str:
-    """The set that is used: "auto" is Fashion-MNIST where it is, else MNIST, else the digits; "embedded" the digits.
-    Raises GradtuneError for an unknown name, and for a set asked for by name that is absent."""
+    """Return the name of the set that is used.
+
+    Args:
+        data: "auto" is Fashion-MNIST where it is, else MNIST, else the digits. "embedded" is the digits. Anything else
+            is the name of one of the three.
+
+    Raises:
+        GradtuneError: `data` is an unknown name, or names a set that is absent.
+    """
     return image_sets.chosen(data, "fashion", "mnist", sets=tuple(CAPTIONS))
 
 
 def load(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Images:
-    """A set by name, as `[N, 1, size, size]`. Its test images are the set's own (the digits: the last 300); the last
-    10,000 (digits: 300) of the others validate. Pixels are standardised by mean and standard deviation of all training
-    and validation pixels."""
+    """Load a set, split and standardised, as images `[N, 1, size, size]`.
+
+    The test images are the set's own (of the digits: the last 300). The last 10,000 (of the digits: 300) of the others
+    validate. Pixels are standardised by mean and standard deviation of all training and validation pixels.
+
+    Args:
+        name: Name of the set, as `resolve` takes it.
+        dtype: Type of the images.
+        device: Device of images and classes.
+
+    Raises:
+        GradtuneError: The set is unknown or absent, or its files are damaged.
+    """
     name = resolve(name)
     found = image_sets.read(name, _TEST_DIGITS)
     (x, y), (x_test, y_test) = ((_numbers(pixels), classes.to(device)) for pixels, classes in (found.train, found.test))
@@ -50,10 +69,17 @@ def _numbers(pixels: Tensor) -> np.ndarray:
 
 
 def problem(images: Images, hidden: int = 50, batch: int = 50, order_seed: int = 0) -> Classification:
-    """Cross-entropy of R nets pixels - hidden - 10 on mini-batches, the same for all runs.
+    """Cross entropy of R nets pixels - hidden - 10 on minibatches, the same for all runs.
 
-    Batches of training go through an order drawn anew for every epoch from `order_seed`; those of validation through
-    its images in order, so that an update sees as many of either kind.
+    Training batches go through an order that is drawn anew for every epoch from `order_seed`. Validation batches go
+    through the validation images in order. Both have the same size, so that an update sees as many images of either
+    kind.
+
+    Args:
+        images: The set.
+        hidden: Width of the hidden layer.
+        batch: Number of images of a batch, of training and of validation.
+        order_seed: Seed of the order of the training images.
     """
     images = images.flat()
     sizes = [images.x_train.shape[1], hidden, 10]

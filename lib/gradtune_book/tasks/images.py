@@ -1,5 +1,8 @@
-"""Small images in classes, split and standardised: MNIST, CIFAR-10, Fashion-MNIST, SVHN, or two sets that need no file:
-scikit-learn's digits, and the same digits on photographs (`svhn_like`). `tasks.image_sets` reads them."""
+"""Small images in classes, split and standardised.
+
+The sets are MNIST, CIFAR-10, Fashion-MNIST, SVHN, and two that need no file: scikit-learn's digits, and the same digits
+on photographs (`svhn_like`). `data.image_sets` reads them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,19 @@ from gradtune_book.data import image_sets
 
 @dataclass(frozen=True)
 class Images:
-    """Standardised images `x_* [N, channels, size, size]` and class numbers `y_* [N]`; `caption` names the set,
-    `sha256` is the digest of its files ("" where `image_sets.ImageSet` has none)."""
+    """Standardised images and their class numbers.
+
+    Attributes:
+        x_train: Training images `[N, channels, size, size]`, or `[N, F]` after `flat`.
+        y_train: Their classes `[N]`.
+        x_val: Validation images.
+        y_val: Their classes.
+        x_test: Test images.
+        y_test: Their classes.
+        caption: Name and size of the set, for captions.
+        name: Name of the set.
+        sha256: Digest of the set's files, "" where `image_sets.ImageSet` has none.
+    """
 
     x_train: Tensor
     y_train: Tensor
@@ -52,8 +66,17 @@ class Images:
 
 
 def resolve(data: str, real: str = "cifar10", embedded: str = "digits") -> str:
-    """The set that a notebook uses: "embedded" is the set `embedded`, "auto" the set `real` where its files are, else
-    `embedded`. Raises GradtuneError for an unknown name, and for a set asked for by name and absent."""
+    """Return the name of the set that a notebook uses.
+
+    Args:
+        data: "embedded" is the set `embedded`. "auto" is the set `real` where its files are, else `embedded`. Anything
+            else is the set of that name.
+        real: Set that is wanted.
+        embedded: Stand-in that needs no file.
+
+    Raises:
+        GradtuneError: `data` is an unknown name, or names a set that is absent.
+    """
     return image_sets.chosen(data, real, embedded=embedded)
 
 
@@ -65,10 +88,22 @@ def load(
     rows: int | None = None,
     test_rows: int | None = None,
 ) -> Images:
-    """A set by `resolve`: its test images are the set's own (the digits: the last 397); of the others a seeded draw of
-    `validation`, a share (a float below 1) or a number of images, validates. Pixels are standardised by mean and
-    standard deviation of each channel of the training images. rows, test_rows: as `image_sets.read`. Raises
-    GradtuneError for a draw that leaves none to train on."""
+    """Load a set, split and standardised.
+
+    The test images are the set's own (of the digits: the last 397). Of the others a seeded draw validates. Pixels are
+    standardised by mean and standard deviation of each channel of the training images.
+
+    Args:
+        data: Name of the set, as `resolve` takes it with its default sets.
+        dtype: Type of the images.
+        device: Device of images and classes.
+        validation: Images that validate, as a share (a float below 1) or a number.
+        rows: Number of images that train or validate, as in `image_sets.read`.
+        test_rows: Number of test images, as in `image_sets.read`.
+
+    Raises:
+        GradtuneError: The set cannot be read (`resolve`, `image_sets.read`), or the draw leaves no image to train on.
+    """
     name = resolve(data)
     found = image_sets.read(name, rows=rows, test_rows=test_rows)
     (x, y), (x_test, y_test) = ((pixels / found.top, classes) for pixels, classes in (found.train, found.test))

@@ -1,5 +1,7 @@
-"""Word-level language modelling by an LSTM with dropout, whose keep probability is a hyperparameter (Clip paper,
-Section 4.3)."""
+"""Word-level language modelling by an LSTM with dropout, whose keep probability is a hyperparameter.
+
+The task is that of the Clip paper, Section 4.3.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,31 @@ class LanguageModelling:
     """Cross entropy (nats) of R LSTM language models on pieces of `unrolled` words of `batch_size` streams.
 
     The training loss is summed over the words of a piece and averaged over the streams, as learning rates and gradient
-    norms of Zaremba et al. (2014) are meant; validation and evaluation are averages over words.
-    Piece t follows piece t - 1, as does the LSTM's state, which is a constant there; after the last piece the text
+    norms of Zaremba et al. (2014) are meant. Validation and evaluation are averages over words.
+
+    Piece t follows piece t - 1, and so does the LSTM's state, which is a constant there. After the last piece the text
     starts again, from the zero state (Zaremba et al. 2014). So steps must be taken in order; the last two can be taken
-    again. The training loss reads the hyperparameter "keep"; masks are a function of (seed of the run, t), hence
-    coupled between keep probabilities. The validation loss has no dropout, and each of its pieces starts from the zero
-    state.
+    again.
+
+    The training loss reads the hyperparameter "keep". Its masks are a function of (seed of the run, t), hence coupled
+    between keep probabilities. The validation loss has no dropout, and each of its pieces starts from the zero state.
+
+    Args:
+        text: The text.
+        seeds: One a run, for its initial weights and its masks.
+        hidden: Width of the embedding and of each LSTM layer.
+        layers: Number of LSTM layers.
+        unrolled: Number of words of a piece.
+        batch_size: Number of streams that a text is read as, in training and validation.
+        dtype: Type of the weights.
+
+    Attributes:
+        net: The R nets, a `StackedLanguageModel`.
+        layout: Where each parameter lies in the weights of a net.
+        stationary: False, as the losses depend on t.
+
+    Raises:
+        GradtuneError: The training or the validation part is too short for one piece.
     """
 
     stationary = False
@@ -67,7 +88,12 @@ class LanguageModelling:
         return ((2 * torch.stack(rows) - 1) * bound).to(self.text.train.device, self.dtype)
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
-        """Losses `[R]`, summed over the words, of piece t with dropout at `lam["keep"] [R, 1]` (without it: none)."""
+        """Losses `[R]`, summed over the words, of piece t with dropout at `lam["keep"] [R, 1]` (without it: none).
+
+        Raises:
+            GradtuneError: The state before piece t is not known, as steps were not taken in order. Or a keep
+                probability lies outside (0, 1], which is looked at on a CPU only.
+        """
         tokens, targets = self._train[t % len(self._train)]
         masks = self._masks(tokens, lam["keep"], t, w) if "keep" in lam else None
         losses, after = self.net(w, tokens, targets, self._state(w, tokens, t), masks)
@@ -92,7 +118,7 @@ class LanguageModelling:
         return [(u < keep).to(w.dtype) / keep for u in self._uniforms(tokens, t, w)]
 
     def _uniforms(self, tokens: Tensor, t: int, w: Tensor) -> list[Tensor]:
-        """Numbers from U[0, 1) for each place of dropout `[R, T, B, hidden]`: those of the module under `batched`."""
+        """Numbers from `U[0, 1)` for each place of dropout `[R, T, B, hidden]`: those of the module under `batched`."""
         if self._drawn is None or self._drawn[0] != t:
             generators = Draws(self.seeds, t).generators(w.device)
             shape = (*tokens.shape, self.net.hidden)
@@ -110,8 +136,18 @@ class LanguageModelling:
 
     @torch.no_grad()
     def evaluate(self, w: Tensor, part: str, most: int | None = None) -> Tensor:
-        """Mean cross entropy `[R]` on a part, "train", "val" or "test" (its first `most` words), without dropout; the
-        state goes on through the text, which is read as 20 streams."""
+        """Mean cross entropy `[R]` on a part of the text, without dropout.
+
+        The part is read as 20 streams, and the state goes on through it.
+
+        Args:
+            w: Weights `[R, D]`.
+            part: "train", "val" or "test".
+            most: Number of words, the first of the part. None stands for all.
+
+        Raises:
+            GradtuneError: There are fewer than 40 words.
+        """
         rows = streams(getattr(self.text, part)[:most], _STREAMS)
         state, total, length = self.net.zero_state(w, _STREAMS), w.new_zeros(len(w)), rows.shape[1] - 1
         for start in range(0, length, self.unrolled):
@@ -122,13 +158,13 @@ class LanguageModelling:
 
 
 def paper_size(vocabulary: int = 10_000) -> int:
-    """Number of weights of the paper's net, the medium one of Zaremba et al. (2014)."""
+    """Number of weights of the Clip paper's net, the medium one of Zaremba et al. (2014)."""
     with torch.device("meta"):
         return sum(p.numel() for p in LanguageModel(vocabulary, 650, 2).parameters())
 
 
 def perplexity(loss: float) -> float:
-    """exp of a cross entropy in nats a word."""
+    """Perplexity of a cross entropy in nats a word: its exponential."""
     return math.exp(loss)
 
 

@@ -24,17 +24,33 @@ _ORDER, _SHIFT, _WEIGHTS, _SPLIT = range(4)  # what a seed is used for, so that 
 class PerRun(Classification):
     """Cross entropies `[R]` of R copies of a net on images in classes, the set's training images shared out anew.
 
-    rows: for a seed, the numbers of its training and of its validation rows among `images.train`, as `split` gives
-    them. seeds: one a run; a run's rows, weights, batches and augmentation depend on its own seed alone. batch_size: of
-    training, each epoch in a new order, what does not fill a batch left out. val_batch: images of a validation batch;
-    the validation loss is the mean over all batches, or with one_batch=True that of batch t alone (for methods that ask
-    at every step). augment: training images are moved by up to 4 pixels and mirrored with probability 1/2, on their
-    device.
-
     Batch norm takes the batch's own statistics in both losses, so that no statistic lies outside of the derivative.
-    Cost: R forward passes; memory: one batch a run beside the images. It differs from `Classification`, whose runs
-    share their batches, and from `supervised.Supervised`, which is handed its batches, in that every batch is a
-    function of (seed of the run, t).
+    `PerRun` differs from `Classification`, whose runs share their batches, and from `supervised.Supervised`, which is
+    handed its batches, in that every batch is a function of (seed of the run, t).
+
+    Cost: R forward passes. Memory: one batch a run beside the images.
+
+    Args:
+        net: Gives one net with newly drawn weights.
+        images: The set. Its training images are shared out.
+        rows: For a seed, the numbers of its training and of its validation rows among `images.train`, as `split` gives
+            them.
+        seeds: One a run. A run's rows, weights, batches and augmentation depend on its own seed alone.
+        batch_size: Number of images of a training batch. Each epoch has a new order, and what does not fill a batch is
+            left out.
+        val_batch: Number of images of a validation batch.
+        one_batch: Take the validation loss on batch t alone (for methods that ask at every step), in place of the mean
+            over all batches.
+        augment: Move training images by up to 4 pixels and mirror them with probability 1/2, on their device.
+
+    Attributes:
+        train_rows: Numbers of each run's training rows.
+        val_rows: Numbers of each run's validation rows.
+        module: The net that all runs share.
+
+    Raises:
+        GradtuneError: A batch size is below 1, there are fewer training rows than a batch, or there is no validation
+            row.
     """
 
     def __init__(
@@ -64,8 +80,10 @@ class PerRun(Classification):
         self._accuracy = batched(self.module, accuracy)
 
     def init(self, seeds: Sequence[int] | None = None) -> Tensor:
-        """Initial weights `[R, D]`, drawn from the runs' seeds (or others) on the CPU in float32: the same on every
-        device and in every dtype."""
+        """Initial weights `[R, D]`, drawn from the runs' seeds (or others).
+
+        They are drawn on the CPU in float32, so that they are the same on every device and in every dtype.
+        """
         return super().init([number(seed, _WEIGHTS) for seed in seeds or self.seeds])
 
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
@@ -78,8 +96,17 @@ class PerRun(Classification):
 
     @torch.no_grad()
     def accuracies(self, w: Tensor, x: Tensor, y: Tensor, chunk: int = 1000) -> Tensor:
-        """Share `[R]` of the images that each run classifies right, in evaluation mode. Running statistics of batch
-        norm are estimated afresh on 20 training batches of the first run's order."""
+        """Share `[R]` of the images that each run classifies right, in evaluation mode.
+
+        Running statistics of batch norm are estimated afresh on up to 20 training batches (at most an epoch) of the
+        first run's order.
+
+        Args:
+            w: Weights `[R, D]`.
+            x: Images `[N, channels, size, size]`.
+            y: Their classes `[N]`.
+            chunk: Number of images that are classified at once.
+        """
         buffers = None
         if next(self.module.buffers(), None) is not None:
             count = min(20, self._own.per_epoch)
@@ -97,8 +124,22 @@ class PerRun(Classification):
 
 
 class Shuffled:
-    """Training batches, each run's rows in an order of its own that is a function of (seed, epoch): `at(t)` gives x
-    `[R, B, ...]` and y `[R, B]`, of a single run without the leading dimension."""
+    """Training batches, each run's rows in an order of its own that is a function of (seed, epoch).
+
+    `at(t)` gives x `[R, B, ...]` and y `[R, B]`, for a single run without the leading dimension.
+
+    Args:
+        images: Images and classes that the rows are taken from.
+        rows: Numbers of each run's rows.
+        seeds: One a run.
+        batch_size: Number of images of a batch.
+        augment: Move and mirror each image by `moved`.
+
+    Attributes:
+        train_rows: The argument `rows`.
+        size: The argument `batch_size`.
+        per_epoch: Number of batches in an epoch.
+    """
 
     def __init__(
         self, images: Batch, rows: Sequence[Tensor], seeds: Sequence[int], batch_size: int, augment: bool
@@ -126,8 +167,19 @@ class Shuffled:
 
 
 class InOrder:
-    """Validation batches, each run's rows in their order, the last batch smaller where they do not divide; after the
-    last comes the first."""
+    """Validation batches, each run's rows in their order; after the last comes the first.
+
+    The last batch is smaller where the batches do not divide the rows.
+
+    Args:
+        images: Images and classes that the rows are taken from.
+        rows: Numbers of each run's rows.
+        batch_size: Number of images of a batch.
+
+    Attributes:
+        parts: Numbers of the rows of each batch, a list for each run.
+        sizes: Number of images of each batch.
+    """
 
     def __init__(self, images: Batch, rows: Sequence[Tensor], batch_size: int) -> None:
         self.images, self.parts = images, [each.split(batch_size) for each in rows]
@@ -146,8 +198,19 @@ def _joined(batches: list[Batch]) -> Batch:
 
 
 def moved(x: Tensor, seed: int, reach: int = 4) -> Tensor:
-    """Images `[B, channels, s, s]`, each moved by up to `reach` pixels (zeros come in) and mirrored with probability
-    1/2: random crop and flip on the images' device. A function of `seed`, the same on every device."""
+    """Images, each moved by up to `reach` pixels and mirrored with probability 1/2: random crop and flip.
+
+    It works on the images' device. The moves are a function of `seed`, the same on every device. Zeros come in at the
+    sides.
+
+    Args:
+        x: Images `[B, channels, s, s]`.
+        seed: Seed of the moves.
+        reach: Largest move along either axis, in pixels.
+
+    Returns:
+        The images, in the shape of `x`.
+    """
     rng = torch.Generator().manual_seed(seed)
     n, size = len(x), x.shape[-1]
     shift = torch.randint(0, 2 * reach + 1, (2, n, 1), generator=rng)
@@ -162,8 +225,14 @@ def moved(x: Tensor, seed: int, reach: int = 4) -> Tensor:
 
 
 def split(images: int, validation: int, device: torch.device, fixed: bool = False) -> Rows:
-    """What `Classification` takes as `rows`: for a seed, a random `validation` of all `images` rows to validate on and
-    the others to train on; with fixed=True the same for every seed (FDS, Figure 2), else redrawn."""
+    """Return what `PerRun` takes as `rows`: for a seed, a random draw of rows to validate on, the others to train on.
+
+    Args:
+        images: Number of all rows.
+        validation: Number of rows to validate on.
+        device: Device of the row numbers.
+        fixed: Give the same rows for every seed (FDS, Figure 2). With False they are redrawn.
+    """
 
     def rows(seed: int) -> tuple[Tensor, Tensor]:
         rng = torch.Generator().manual_seed(0 if fixed else number(seed, _SPLIT))

@@ -1,17 +1,19 @@
 """Mean squared errors of many nets with one hidden ReLU layer on shared rows, their gradients and Hessian products.
 
 A ReLU net is linear while the signs of its units stay. With M `[R, H, N]`, 1 where a unit is active, and the rows x
-with a last entry of 1, the output is o = <second, M (first x)> + bias, and for weights c of the rows all derivatives
-of <c, o> follow from the sums G = sum c x M and S = sum c:
+with a last entry of 1, the output is o = <second, M (first x)> + bias, and for weights c of the rows all derivatives of
+<c, o> follow from the sums G = sum c x M and S = sum c::
 
     by first: second G      by second: <first, G>      by bias: S
 
 The loss has c = 2 (o - y) / N. A product with its Hessian is the same pair of sums with other c, for M is constant but
-for kinks. `relu_sums` and `relu_sums_backward` are these two, as operations that a trace keeps whole; everything
-around them is plain tensor arithmetic on weights. They go through the rows in blocks whose activations fit in a
-processor's cache: the activations are read four times a gradient, and from memory that would take most of its time.
-On a CPU with a C++ compiler (`gradtune.nets.compiled`) they are those of `relu_nets.cpp`, two to six times as fast as torch's
-products of such narrow matrices and equal to rounding; a whole training step is up to four times as fast.
+for kinks. `relu_sums` and `relu_sums_backward` are these two, as operations that a trace keeps whole. Everything around
+them is plain tensor arithmetic on weights.
+
+They go through the rows in blocks whose activations fit in a processor's cache: the activations are read four times a
+gradient, and from memory that would take most of its time. On a CPU with a C++ compiler (`gradtune.nets.compiled`) they
+are those of `relu_nets.cpp`, two to six times as fast as torch's products of such narrow matrices and equal to
+rounding. A whole training step is up to four times as fast.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def _empty(first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _compiled(name: str, rows: int, arguments: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> bool:
-    """Lets `relu_nets.cpp` compute `out` if it can: on a CPU, in float32 or float64, where there is a compiler."""
+    """Let `relu_nets.cpp` compute `out` if it can: on a CPU, in float32 or float64, where there is a compiler."""
     first = arguments[0]
     kind = {torch.float32: "float32", torch.float64: "float64"}.get(first.dtype)
     if first.device.type != "cpu" or kind is None or (loaded := compiled.load(_SOURCE)) is None:
@@ -60,11 +62,17 @@ def _compiled(name: str, rows: int, arguments: tuple[Tensor, ...], out: tuple[Te
 
 @library.custom_op("gradtune::relu_loss", mutates_args=())
 def relu_loss(first: Tensor, second: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared errors `[R]` of R nets.
+    """Mean squared errors `[R]` of R nets, differentiable twice in their weights, by reverse mode.
 
-    first `[R, H, F + 1]`: weights and biases of the hidden layer; second `[R, H]`; bias `[R, 1]`; x `[F + 1, N]`: rows
-    as columns, the last entries 1; y `[N]`. Differentiable twice in the first three, by reverse mode. A gradient costs
-    2 R N H (F + 1) multiplications and so does a Hessian product; memory of a block of activations.
+    Cost, in multiplications: R N H (F + 1) for the losses, 2 R N H (F + 1) for their gradient, 3 R N H (F + 1) for a
+    Hessian product. Memory: a block of activations; on a GPU all activations are one block.
+
+    Args:
+        first: Weights and biases of the hidden layer, `[R, H, F + 1]`.
+        second: Weights of the output, `[R, H]`.
+        bias: Bias of the output, `[R, 1]`.
+        x: Rows as columns, `[F + 1, N]`, the last entries 1.
+        y: Targets `[N]`.
     """
     total = torch.zeros_like(bias[:, 0])
     if _compiled("loss", len(y), (first, second, bias, x, y), (total,)):
@@ -77,7 +85,7 @@ def relu_loss(first: Tensor, second: Tensor, bias: Tensor, x: Tensor, y: Tensor)
 
 @library.custom_op("gradtune::relu_sums", mutates_args=())
 def relu_sums(first: Tensor, second: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """G `[R, H, F + 1]` and S `[R, 1]` of the losses' gradients. Arguments as `relu_loss`'s."""
+    """Return G `[R, H, F + 1]` and S `[R, 1]` of the losses' gradients; the arguments are those of `relu_loss`."""
     if _compiled("sums", len(y), (first, second, bias, x, y), out := _empty(first)):
         return out
     g, s = torch.zeros_like(first).mT.contiguous(), torch.zeros_like(bias)

@@ -7,8 +7,10 @@ from torchvision import models
 
 
 def resnet18(classes: int = 10) -> nn.Module:
-    """torchvision's ResNet-18 with the stem used on CIFAR: a 3 x 3 convolution of stride 1 and no pooling (He et al.
-    2016; 11,173,962 weights for 10 classes)."""
+    """Return torchvision's ResNet-18 with the stem used on CIFAR (He et al. 2016).
+
+    The stem is a 3 x 3 convolution of stride 1 and no pooling. The net has 11,173,962 weights for 10 classes.
+    """
     net = models.resnet18(num_classes=classes)
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return net

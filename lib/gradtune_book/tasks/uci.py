@@ -1,5 +1,7 @@
-"""Regression on small tables (the eight UCI sets of Gal & Ghahramani) with a one-hidden-layer ReLU net, full batch
-(OnePass, Section 4.1)."""
+"""Regression on small tables with a ReLU net of one hidden layer, full batch (OnePass, Section 4.1).
+
+The tables are the eight UCI sets of Gal & Ghahramani.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,19 @@ from gradtune_book.tasks.relu_nets import relu_loss
 
 @dataclass(frozen=True)
 class Table:
-    """Standardised rows: `x_* [N, F]`, `y_* [N, 1]`; `y_std` turns a standardised error back into the target's unit."""
+    """Standardised rows of one table.
+
+    Attributes:
+        x_train: Features of the training rows, `[N, F]`.
+        y_train: Targets of the training rows, `[N, 1]`.
+        x_val: Features of the validation rows.
+        y_val: Targets of the validation rows.
+        x_test: Features of the test rows.
+        y_test: Targets of the test rows.
+        y_std: Standard deviation of the target. It turns a standardised error back into the target's unit.
+        name: Name of the set.
+        sha256: Digest of what was read, as in `datasets.Regression`.
+    """
 
     x_train: Tensor
     y_train: Tensor
@@ -46,11 +60,23 @@ def load(
     train_share: float = 0.8,
     scaled_by: str = "train_val",
 ) -> Table:
-    """A set by name (`gradtune data` lists them), standardised by mean and unbiased standard deviation of training +
-    validation rows (scaled_by "train": of the training rows alone).
+    """Load a set by name, split and standardised by mean and unbiased standard deviation.
 
-    Test rows are those of `index_test_<split>`; of `index_train_<split>`, the first floor(train_share N) rows train
-    and the rest validate. Raises GradtuneError for a share that leaves one of the two without rows.
+    Test rows are those of the split (`index_test_<split>.txt`). Of its other rows (`index_train_<split>.txt`), in their
+    order, the first floor(train_share N) train and the rest validate; N counts all rows of the set.
+
+    Args:
+        name: Name of the set (`gradtune data` lists them).
+        split: Number of the split.
+        dtype: Type of the rows.
+        device: Device of the rows.
+        train_share: Share of all rows that trains.
+        scaled_by: Rows that mean and standard deviation are taken from: "train_val", training and validation rows, or
+            "train", the training rows alone.
+
+    Raises:
+        GradtuneError: The set cannot be read (`datasets.regression`), the share leaves training or validation without
+            rows, or `scaled_by` is unknown.
     """
     raw = datasets.regression(name, split)
     train_val, test = np.asarray(raw.train_index), np.asarray(raw.test_index)
@@ -84,11 +110,13 @@ def load(
 
 
 class StackedLoss:
-    """`f(w [R, D], x, y) -> [R]`: mean squared errors of R nets F - hidden - 1 with ReLU, weights laid out as
-    `nets.mlp`'s.
+    """`f(w [R, D], x, y) -> [R]`: mean squared errors of R nets F - hidden - 1 with ReLU.
 
-    The runs share their matrix products, and activations stay in the processor's cache (`relu_nets`). It differs from
-    `modules.batched` by rounding alone.
+    The weights are laid out as those of `plain.mlp`. The runs share their matrix products, and activations stay in the
+    processor's cache (`relu_nets`). It differs from `modules.batched` by rounding alone.
+
+    Args:
+        layout: Where each parameter lies in the weights of a net.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -107,11 +135,20 @@ class StackedLoss:
 
 
 class TableRegression:
-    """Mean squared error of R nets on one table; full batch, so the losses do not depend on `t`. Net: F - hidden -
-    1, ReLU, torch's default initialisation.
+    """Mean squared error of R nets on one table; full batch, so the losses do not depend on t.
 
-    stacked: the same losses by `StackedLoss`, up to 5 times as fast on a CPU and equal to rounding, in place of the
-    module under `vmap`.
+    The net is F - hidden - 1 with ReLU and torch's default initialisation.
+
+    Args:
+        table: The table.
+        hidden: Width of the hidden layer.
+        stacked: Compute the same losses by `StackedLoss`, up to 5 times as fast on a CPU and equal to rounding, in
+            place of the module under `vmap`.
+
+    Attributes:
+        module: The net that all runs share.
+        layout: Where each parameter lies in the weights of a net.
+        stationary: True, as the losses do not depend on t.
     """
 
     stationary = True
@@ -123,8 +160,11 @@ class TableRegression:
         self._loss = StackedLoss(self.layout) if stacked else batched(self.module, mse_loss)
 
     def init(self, seeds: Sequence[int]) -> Tensor:
-        """Initial weights `[R, D]`, one row a seed; drawn on the CPU in float32 and then cast, so that they are the
-        same on every device and in every dtype."""
+        """Initial weights `[R, D]`, one row a seed.
+
+        They are drawn on the CPU in float32 and then cast, so that they are the same on every device and in every
+        dtype.
+        """
         rows = []
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):

@@ -71,7 +71,7 @@ def test_docutils_reads_every_docstring_without_a_complaint() -> None:
     from docutils import nodes
     from docutils.core import publish_doctree
     from docutils.parsers.rst import roles
-    from sphinx.ext.napoleon import GoogleDocstring
+    from sphinx.ext.napoleon import Config, GoogleDocstring
 
     def code(role: Any, raw: Any, text: str, *rest: Any, **more: Any) -> Any:  # Sphinx's own makes links
         return [nodes.literal(raw, text)], []
@@ -84,7 +84,7 @@ def test_docutils_reads_every_docstring_without_a_complaint() -> None:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
                 try:
                     publish_doctree(
-                        str(GoogleDocstring(f".. default-role:: py:obj\n\n{text}")),
+                        f".. default-role:: py:obj\n\n{GoogleDocstring(text, Config(napoleon_use_ivar=True))}",
                         settings_overrides={"report_level": 2, "halt_level": 2, "warning_stream": io.StringIO()},
                     )
                 except SystemMessage as error:
