@@ -1,5 +1,6 @@
 """The command line: what each command prints, and that a mistake is one sentence and exit status 2."""
 
+import importlib
 import re
 import sys
 import types
@@ -48,12 +49,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Callable[..., Any]) -> None:
-    """Put a module of made-up functions in the place of one of the library's."""
-    module = types.ModuleType(f"gradtune.{name}")
+    """Put a module of made-up functions in the place of the one of this full name."""
+    module = types.ModuleType(name)
     for function, value in functions.items():
         setattr(module, function, value)
-    monkeypatch.setitem(sys.modules, f"gradtune.{name}", module)
-    monkeypatch.setattr(gradtune, name, module, raising=False)
+    package, _, last = name.rpartition(".")
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(importlib.import_module(package), last, module)
 
 
 def assert_one_sentence(status: int, err: str, *words: str) -> None:
@@ -200,7 +202,7 @@ def test_run_passes_names_and_values(run: Run, monkeypatch: pytest.MonkeyPatch, 
         got.append(arguments)
         return tmp_path / "out.ipynb"
 
-    stand_in(monkeypatch, "notebooks", run=fake_run)
+    stand_in(monkeypatch, "gradtune_book.notebooks.runner", run=fake_run)
     status, out, _ = run("run", "clip_quadratic", "-p", "seed", "3", "-p", "rate", "1e-3", "-o", "out.ipynb")
     assert (status, out) == (0, f"{tmp_path / 'out.ipynb'}\n")
     assert got == [("clip_quadratic", {"seed": "3", "rate": "1e-3"}, Path("out.ipynb"))]
@@ -208,7 +210,7 @@ def test_run_passes_names_and_values(run: Run, monkeypatch: pytest.MonkeyPatch, 
 
 def test_book_passes_its_options_and_a_failure_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[Any] = []
-    stand_in(monkeypatch, "book", build=lambda *arguments: got.append(arguments))
+    stand_in(monkeypatch, "gradtune_book.pages.build", build=lambda *arguments: got.append(arguments))
     assert run("book")[0] == 0
     assert run("book", "--scale", "laptop", "--data", "embedded", "--force")[0] == 0
     assert got == [("smoke", "auto", False), ("laptop", "embedded", True)]
@@ -219,7 +221,7 @@ def test_book_passes_its_options_and_a_failure_on(run: Run, monkeypatch: pytest.
     def fail(*arguments: object) -> None:
         raise NotebookFailed("clip_quadratic, cell table-1: NameError")
 
-    stand_in(monkeypatch, "book", build=fail)
+    stand_in(monkeypatch, "gradtune_book.pages.build", build=fail)
     assert run("book") == (1, "", "gradtune: clip_quadratic, cell table-1: NameError\n")
 
 
