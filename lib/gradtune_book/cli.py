@@ -120,8 +120,8 @@ def _listed(what: str, wide: bool = False) -> list[str]:
         return _recorded(None)
     from gradtune_book import papers
 
-    width = max((len(name) for name in papers.names()), default=0)
-    return [f"{name:{width}}  {papers.get(name).title}" for name in papers.names()]
+    width = max(map(len, papers.STUDIES))
+    return [f"{name:{width}}  {entry.title}" for name, entry in papers.STUDIES.items()]
 
 
 def _recorded(study: str | None) -> list[str]:

@@ -62,11 +62,6 @@ def replace(cfg: C, **changes: Any) -> C:
     return from_dict(type(cfg), {**to_dict(cfg), **changes})
 
 
-def sizes_with(sizes: C, **given: Any) -> C:
-    """Return a scale's sizes with those replaced that are given, that is, not None."""
-    return replace(sizes, **{name: value for name, value in given.items() if value is not None})
-
-
 def check(cfg: C) -> C:
     """Return `cfg` with every field's type checked (a dataclass checks nothing itself when it is called)."""
     return from_dict(type(cfg), to_dict(cfg))

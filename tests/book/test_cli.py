@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import fake_study
-import gradtune
 import pytest
 from gradtune import methods
 from gradtune.errors import GradtuneError

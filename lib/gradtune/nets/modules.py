@@ -10,9 +10,9 @@ recomputed:
 * Dropout: a mask is a function of (seed of the run, t); see `Draws`.
 * Hyperparameters: those that the forward pass or the loss reads are handed over by name, a value a run.
 
-Every layer must have a second derivative. cuDNN's LSTM and GRU have none: use `plain.LSTM`. On the CPU `nn.LSTM` has
-one, so a test there does not show the lack. Of `scaled_dot_product_attention` only the math backend has one,
-`torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`; flash and memory-efficient attention do not.
+Every layer must have a second derivative. cuDNN's LSTM and GRU have none: use `plain.LSTM`. On the CPU the same
+`nn.LSTM` has one, so a test there does not show it. Of `scaled_dot_product_attention` only the math backend has one,
+chosen by `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`; flash and memory-efficient attention have none.
 """
 
 from __future__ import annotations
@@ -139,8 +139,9 @@ class Batched:
             net_lam: keyword arguments of the module's forward pass, `[R]` or `[R, 1]` (each run sees a tensor without
                 dimensions) or `[R, ...]`.
             loss_lam: keyword arguments of the loss, of the same shapes.
-            seeds: whole numbers >= 0, one a run; needed in mode "train" or "own" where the module draws random numbers.
-            t: the step, a whole number >= 0, on which the random numbers depend as they do on the seeds.
+            seeds: whole numbers >= 0, one a run; needed in modes "train" and "own" where the module can draw random
+                numbers.
+            t: the number of the step, a whole number >= 0; random numbers depend on the seeds and t.
             updated: takes the buffers `[R, *shape]` as the forward pass leaves them, outside of any derivative: running
                 statistics for the next step without a second pass. With several runs no layer in training may then have
                 `momentum=None`.
@@ -150,8 +151,8 @@ class Batched:
 
         Raises:
             GradtuneError: an unknown mode or buffer, a wrong shape, a wrong number of seeds, a module that works for
-                one run but not under `vmap`, or missing seeds. With one run these are missed only by dropout layers,
-                not by random calls in the forward pass of a module.
+                one run but not under `vmap`, or missing seeds. Where R = 1, missing seeds are noticed for dropout
+                layers alone, not for other random calls of the forward pass.
         """
         if mode not in ("train", "eval", "own"):
             raise unknown("mode", mode, ["train", "eval", "own"])
@@ -196,7 +197,7 @@ class Batched:
     def evaluate(
         self, w: Tensor, x: Tensor, y: Tensor | None, own: Named, net_lam: Named, loss_lam: Named, draws: Draws | None
     ) -> Tensor:
-        """Compute the losses `[R]` with the module's flags as they are; calls of the object end here.
+        """Compute the losses `[R]` with the module's flags as they are: the call itself.
 
         Args:
             w: weights `[R, D]`.
@@ -353,7 +354,7 @@ def batch_statistics(
 
 
 def draws_numbers(m: nn.Module, keep_given: bool) -> bool:
-    """Return whether a layer is one of dropout that draws random numbers in training.
+    """Return whether a layer is a dropout layer that draws random numbers in training.
 
     Args:
         m: the layer.

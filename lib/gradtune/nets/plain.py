@@ -1,7 +1,8 @@
-"""Networks used by the tasks: ordinary modules of a single run, every layer differentiable twice on CPU and GPU.
+"""Networks of the tasks: ordinary single-run `torch.nn.Module` objects with second derivatives on CPU and GPU.
 
-A net with dropout takes its keep probability as an argument of `forward`, so that it can be a hyperparameter of each
-run; `modules.batched` hands it over and makes the masks a function of (seed, step).
+Every layer can be differentiated twice. A net with dropout takes its keep probability as an argument of `forward`, so
+that it can be a hyperparameter of each run; `modules.batched` hands it over and makes the masks a function of
+(seed, step).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def lenet(
 
     It has two 5 x 5 convolutions without padding, each pooled by 2, and three fully connected layers. FDS (Section 5.1
     and 5.2) uses "a LeNet" on MNIST (28 x 28 x 1: 44,426 weights) and SVHN (32 x 32 x 3: 62,006) without giving its
-    sizes; these, with ReLU and maximum pooling, are the ones of the authors' program. LeCun et al. (1998) had tanh,
-    mean pooling and padded digits: `activation=nn.Tanh, pool=nn.AvgPool2d, size=32`.
+    sizes; the sizes here, with ReLU and maximum pooling, are the ones of the authors' program. LeCun et al. (1998) had
+    tanh, mean pooling and padded digits: `activation=nn.Tanh, pool=nn.AvgPool2d, size=32`.
 
     Args:
         size: side of the images in pixels, at least 16.
@@ -128,7 +129,7 @@ def xavier(net: nn.Sequential) -> nn.Sequential:
 class Dropout(nn.Module):
     """Dropout whose keep probability is an argument of `forward`.
 
-    The output is `x mask / keep` with `mask = (u < keep)`, u from U[0, 1) for each entry. u is `torch.rand_like(x)`.
+    The output is `x * mask / keep` with `mask = (u < keep)`, u from U[0, 1) for each entry. u is `torch.rand_like(x)`.
     Inside `modules.batched(...)(..., seeds=seeds, t=t)` it depends on (seed of the run, t) alone, so the masks for two
     keep probabilities are coupled: the one for keep contains the one for any smaller keep (Clip paper, Section 3.5.2,
     eq. 10), and differences of losses in keep have little variance.
@@ -184,7 +185,7 @@ class LSTM(nn.Module):
     """LSTM in plain tensor operations, with dropout on the non-recurrent connections only.
 
     Dropout is that of Zaremba et al. (2014, eq. 7 to 9). It acts on the input of every layer, a fresh mask at each time
-    step, never from one step to the next; dropout of the output is the next layer's business.
+    step, never from one step to the next; dropout of the output is left to the next layer.
 
     Parameters have the names, shapes, order and initialisation U(-1/sqrt(H), 1/sqrt(H)) of
     `nn.LSTM(inputs, hidden, layers)`, so a `state_dict` fits either way, and so do the numbers. It differs in that it

@@ -61,7 +61,7 @@ class Range:
 
 
 class _Look(torch.autograd.Function):
-    """Hands the values themselves to `Range`, where `vmap` would hide them; no derivative is ever asked of it."""
+    """Hand the values themselves to `Range`, where `vmap` would hide them; no derivative is ever asked of it."""
 
     @staticmethod
     def forward(x: Tensor, allowed: Range) -> Tensor:

@@ -1,9 +1,9 @@
 """Cross entropy of R fully connected ReLU nets on one shared minibatch, its derivatives written out on flat weights.
 
-`modules.batched` differentiates any module; for a net of this size four fifths of a step on a CPU are then copies
-between flat weights and the module's tensors, and automatic differentiation's own bookkeeping. Here each product is
-written where it belongs in the flat vector. The Hessian product is the R-operator (Pearlmutter 1994): a second forward
-and a second backward pass, along the direction, that share the activations of the first.
+`modules.batched` differentiates any module; for a small net four fifths of a step on a CPU are then copies between flat
+weights and the module's tensors, and automatic differentiation's own bookkeeping. Here each product is written where it
+belongs in the flat vector. The Hessian product is the R-operator (Pearlmutter 1994): a second forward and a second
+backward pass, along the direction, that share the activations of the first.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ class StackedMLP:
         return _Passed(inputs, log_p.exp(), -log_p.gather(1, y.expand(len(w), 1, -1)).mean((1, 2)))
 
     def gradient(self, w: Tensor, p: _Passed, y: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Compute the gradient of each run's loss, times a number a run.
+        """Compute the gradient of each run's loss times a factor of the run.
 
         Args:
             w: weights `[R, D]`.
             p: what `forward` left.
             y: class numbers `[B]`.
-            c: the numbers `[R]`.
+            c: the factors `[R]`.
 
         Returns:
             `c dL/dw [R, D]`, and its parts with respect to what each layer gives before the ReLU, `[R, width, B]` each,
@@ -133,13 +133,13 @@ class StackedMLP:
         return g, deltas[::-1]
 
     def product(self, w: Tensor, p: _Passed, deltas: list[Tensor], c: Tensor, v: Tensor) -> Tensor:
-        """Compute the product of each run's Hessian with a direction, times a number a run.
+        """Compute the product of each run's Hessian with a direction, times a factor of the run.
 
         Args:
             w: weights `[R, D]`.
             p: what `forward` left.
             deltas: the second result of `gradient`, with the same `c`.
-            c: the numbers `[R]`.
+            c: the factors `[R]`.
             v: directions `[R, D]`.
 
         Returns:

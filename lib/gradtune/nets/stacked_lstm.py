@@ -41,7 +41,7 @@ class _Passed(NamedTuple):
 
 
 class _Turned(NamedTuple):
-    """What the backward pass of a layer leaves, time first: derivatives of a number.
+    """What the backward pass of a layer leaves, time first: derivatives of `<up, outputs>`.
 
     Attributes:
         inputs: with respect to the inputs of the gates, `[T, R, B, 4 H]`.
@@ -90,7 +90,7 @@ def _backward(p: _Passed, weight: Tensor, up: Tensor) -> _Turned:
     Args:
         p: what `_forward` left.
         weight: the recurrent weights, `[R, 4 H, H]`.
-        up: a weight for each output, `[T, R, B, H]`.
+        up: cotangents of the outputs, `[T, R, B, H]`.
     """
     d_inputs, d_gates = torch.empty_like(p.gates), torch.empty_like(p.gates)
     d_cells, d_outputs = torch.empty_like(up), torch.empty_like(up)

@@ -16,7 +16,7 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2
 
 
 class Block(nn.Module):
-    """Batch norm, ReLU, 3 x 3 convolution, twice, plus the input.
+    """Residual block: batch norm, ReLU, 3 x 3 convolution, twice, plus the input.
 
     Where the number of channels changes, a 1 x 1 convolution of the first activation is added in place of the input.
 

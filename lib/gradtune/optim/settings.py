@@ -95,7 +95,8 @@ def outer_rule(meta: str | Outer, step_size: float, form: str) -> Outer:
     if not isinstance(meta, str):
         if not hasattr(meta, "update"):
             raise GradtuneError(
-                f"meta is a {type(meta).__name__}; expected one of {', '.join(_META)}, or a rule of gradtune.recursion.outer"
+                f"meta is a {type(meta).__name__}; expected one of {', '.join(_META)}, "
+                "or a rule of gradtune.recursion.outer"
             )
         return meta
     if meta not in _META:

@@ -153,8 +153,8 @@ def method(given: str | Method, options: Mapping[str, Any] | None, steps: int | 
 
 
 _ELSEWHERE = {
-    "metaoptimize": "metaoptimize in full is a loop of its own, gradtune.training.metaoptimize.MetaOptimize, for small problems; "
-    "use 'metaoptimize_hf', its form without Hessians, or gradtune.optim.MetaOptimize",
+    "metaoptimize": "metaoptimize in full is a loop of its own, gradtune.training.metaoptimize.MetaOptimize, for small "
+    "problems; use 'metaoptimize_hf', its form without Hessians, or gradtune.optim.MetaOptimize",
     "idbd": "idbd is derived for a linear model, whose curvature a module does not offer; use 'metaoptimize_hf' with "
     "Hyper('lr', ..., 'log', granularity='weight')",
 }

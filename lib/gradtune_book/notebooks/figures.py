@@ -1,8 +1,8 @@
 """Show a figure in a notebook with a caption and an alternative text that are known only at run time.
 
 `show` sends two outputs. The first is the picture; its output metadata carry caption, alternative text and name, from
-which the book makes a numbered figure (`gradtune_book.pages.figures`). The second is the caption as Markdown, for Jupyter and
-other notebook viewers; the book leaves it out. Notebook tests compare the texts and never the picture, so both texts
+which the book makes a numbered figure (`gradtune_book.pages.figures`). The second is the caption as Markdown, for
+Jupyter and other notebook viewers; the book leaves it out. Notebook tests compare the texts and never the picture, so both texts
 must be the same on every machine: name the data in a caption, put measured numbers in a table.
 """
 
@@ -10,9 +10,12 @@ import base64
 import io
 import re
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sized
+from typing import TYPE_CHECKING, Any
 
 from gradtune.errors import GradtuneError
+
+from gradtune_book.records.store import NOTHING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,19 +28,25 @@ _CSS_DPI = 96  # a CSS pixel: the picture is stored at 1.5 times the size it is 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
-def show(fig: "Figure", caption: str, alt: str, name: str) -> None:
+def show(fig: "Figure | Callable[[], Figure]", caption: str, alt: str, name: str, of: Sized | None = None) -> None:
     """Display `fig` below the cell, with its caption, and close it.
 
     Args:
-        fig: the figure. It is drawn on white, which both themes of the book frame.
+        fig: the figure, or a function that draws it. It is drawn on white, which both themes of the book frame.
         caption: one paragraph of Markdown, formulas allowed; names the data the figure was made from.
         alt: what is to be seen, in plain text, for those who cannot see it.
         name: the figure's label, unique in the book, such as `fig-clip-table`; prose refers to it by
             ``{numref}`fig-clip-table` ``.
+        of: the runs that the figure shows. Where there are none, a sentence says so and nothing is drawn.
 
     Raises:
         GradtuneError: caption or alt is empty or has more than one paragraph, or name is no label.
     """
+    if of is not None and not len(of):
+        print(NOTHING)
+        return
+    if callable(fig):
+        fig = fig()
     caption, alt = _one_paragraph("caption", caption), _one_paragraph("alt", alt)
     if not _NAME.fullmatch(name):
         raise GradtuneError(
@@ -59,6 +68,16 @@ def show(fig: "Figure", caption: str, alt: str, name: str) -> None:
         raw=True,
         metadata={METADATA_KEY: {"name": name}},
     )
+
+
+def table(make: Callable[[], Any], of: Sized) -> Any:
+    """Return what `make` gives, a table mostly, or the sentence that there is nothing to show.
+
+    Args:
+        make: called only where there are runs.
+        of: the runs that the table sums up.
+    """
+    return make() if len(of) else NOTHING
 
 
 def _one_paragraph(what: str, text: str) -> str:

@@ -7,41 +7,81 @@ import one another. Does not belong here: what no number of a paper needs.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import NamedTuple
 
 from gradtune.errors import unknown
 
-from gradtune_book.config import sizes_with
 from gradtune_book.records.study import Study, run_now
 
-__all__ = ["get", "names", "run_now", "sizes_with"]
+__all__ = ["STUDIES", "get", "names", "run_now"]
 
-_STUDIES = {
-    "clip_quadratic": "clip.quadratic",
-    "clip_mnist": "clip.mnist",
-    "clip_ptb": "clip.ptb",
-    "clip_ptb_choices": "clip.ptb_choices",
-    "onepass_uci_trajectories": "onepass.uci_trajectories",
-    "uci_onepass": "onepass.uci_onepass",
-    "uci_sensitivity": "onepass.uci_sensitivity",
-    "uci_choices": "onepass.uci_choices",
-    "uci_horizon": "onepass.uci_horizon",
-    "image_horizon": "onepass.image_horizon",
-    "fds_sharing_mse": "fds.sharing_mse",
-    "fds_schedules": "fds.schedules",
-    "fds_cifar_regret": "fds.cifar_regret",
+
+class Entry(NamedTuple):
+    """A study before its module is imported: where it is (below this package) and what it recomputes."""
+
+    module: str
+    title: str
+
+
+STUDIES = {
+    "clip_quadratic": Entry("clip.quadratic", "Table 1 of the Clip paper: five online methods on a quadratic toy"),
+    "clip_mnist": Entry(
+        "clip.mnist", "Table 2 and Appendix B.1 of the Clip paper: the weight decay of a four-layer net on MNIST"
+    ),
+    "clip_ptb": Entry(
+        "clip.ptb",
+        "Table 3 and Appendix B.2 of the Clip paper: the keep probability of a language model on Penn Treebank",
+    ),
+    "clip_ptb_choices": Entry(
+        "clip.ptb_choices",
+        "What the Clip paper leaves open for its language model: the influence of each choice on Penn Treebank",
+    ),
+    "onepass_uci_trajectories": Entry(
+        "onepass.uci_trajectories", "Figure 3 of the OnePass paper: trajectories over a map of final test losses"
+    ),
+    "uci_onepass": Entry(
+        "onepass.uci_onepass",
+        "Tables 1 and 6, Figures 8 to 11 of the OnePass paper: ten methods on eight regression sets",
+    ),
+    "uci_sensitivity": Entry(
+        "onepass.uci_sensitivity",
+        "Figures 4, 6 and 7, Table 14 of the OnePass paper: update interval, look-back, validation rows",
+    ),
+    "uci_choices": Entry(
+        "onepass.uci_choices", "What the OnePass paper leaves open: the influence of each choice on UCI Energy"
+    ),
+    "uci_horizon": Entry(
+        "onepass.uci_horizon", "Figures 16 and 18, Tables 10 and 13 of the OnePass paper: short and full horizons"
+    ),
+    "image_horizon": Entry(
+        "onepass.image_horizon",
+        "Figures 16 and 17, Tables 11 and 12 of the OnePass paper: short and longer horizons on Fashion-MNIST",
+    ),
+    "fds_sharing_mse": Entry(
+        "fds.sharing_mse",
+        "Figures 2, 5 and 6 of the FDS paper: noise of per-step hypergradients, and what sharing does to it",
+    ),
+    "fds_schedules": Entry("fds.schedules", "Figure 3 of the FDS paper: learning rate schedules learned from zero"),
+    "fds_cifar_regret": Entry(
+        "fds.cifar_regret", "Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon"
+    ),
 }
-"""Name of a study, which its records keep for ever -> its module below this package, in the order of the lists."""
+"""Every study by the name that its records have, in the order of the lists."""
 
 
 def names() -> list[str]:
-    """The names of all studies."""
-    return list(_STUDIES)
+    """Return the names of all studies."""
+    return list(STUDIES)
 
 
 def get(name: str) -> Study:
-    """A study by name; GradtuneError with the nearest name when there is none."""
-    if name not in _STUDIES:
-        raise unknown("study", name, _STUDIES)
-    study = import_module(f"{__name__}.{_STUDIES[name]}").STUDY
+    """Return a study by name.
+
+    Raises:
+        GradtuneError: there is no such study; names the nearest.
+    """
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    study = import_module(f"{__name__}.{STUDIES[name].module}").STUDY
     assert isinstance(study, Study)
     return study

@@ -3,6 +3,6 @@
 May import `config` and `paths`. Does not belong here: any study, and what a number means.
 """
 
-from gradtune_book.records.store import Result, load, provenance
+from gradtune_book.records.store import Result, coverage, load, provenance, so_far
 
-__all__ = ["Result", "load", "provenance"]
+__all__ = ["Result", "coverage", "load", "provenance", "so_far"]

@@ -5,8 +5,9 @@ method whose code changes its numbers gets a higher `version` in its configurati
 `jsonl` is how lines reach the disk; this module is what they say.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,9 @@ from gradtune.errors import GradtuneError, unknown
 from gradtune_book import config, paths
 from gradtune_book.records import environment, jsonl
 from gradtune_book.records.jsonl import Line
+
+NOTHING = "not recorded yet"
+"""What a chapter says where it would show recorded runs and there is none."""
 
 POINTS = 50
 """Most points a recorded series keeps."""
@@ -53,16 +57,19 @@ class Result:
     cpu_s: float | None = None
 
 
-class Runs(Protocol):
-    """The part of a study that says which runs there are, in order."""
+class Study(Protocol):
+    """The part of a study (`study.Study`) that says which runs there are, in order."""
 
     @property
     def name(self) -> str:
         """The study's name."""
 
     @property
-    def runs(self) -> Callable[[str], list[Any]]:
-        """Scale -> configurations."""
+    def config(self) -> type:
+        """Type of a run's configuration."""
+
+    def runs(self, scale: str) -> list[Any]:
+        """Return the configurations of a scale."""
 
 
 def path(study: str, scale: str, method: str, root: Path | None = None) -> Path:
@@ -130,7 +137,9 @@ def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: i
     }
 
 
-def load(study: Runs | str, scale: str, methods: Sequence[str] | None = None, root: Path | None = None) -> pd.DataFrame:
+def load(
+    study: Study | str, scale: str, methods: Sequence[str] | None = None, root: Path | None = None
+) -> pd.DataFrame:
     """Return the recorded runs of a study as a table; empty when there is none.
 
     Order and content do not depend on when, or in which order, the runs were recorded.
@@ -157,7 +166,32 @@ def load(study: Runs | str, scale: str, methods: Sequence[str] | None = None, ro
         order = {method: i for i, method in enumerate(methods)}
         lines = [each for each in lines if each["config"]["method"] in order]
         lines.sort(key=lambda each: order[each["config"]["method"]])
-    return pd.DataFrame([_row(each) for each in lines])
+    return pd.DataFrame([_row(each) for each in lines], columns=None if lines else _columns(study))
+
+
+def coverage(study: Study, scale: str, *fields: str) -> pd.DataFrame:
+    """Return how many runs of a study are recorded of how many it has at a scale.
+
+    Args:
+        study: the study.
+        scale: one of `config.SCALES`.
+        *fields: fields of the configuration that tell rows apart, beside `method`.
+
+    Returns:
+        A row a method (and value of `fields`) in the study's order; columns recorded and of.
+    """
+    columns = ["method", *fields]
+    wanted = pd.DataFrame([{c: getattr(each, c) for c in columns} for each in study.runs(scale)])
+    have = load(study, scale).groupby(columns).size()
+    table = wanted.groupby(columns, sort=False).size().to_frame("of")
+    table.insert(0, "recorded", [int(have.get(key, 0)) for key in table.index])
+    return table
+
+
+def so_far(study: Study, scale: str) -> str:
+    """Return how much of a study is recorded at a scale, in words."""
+    recorded = len(load(study, scale))
+    return f"{recorded} of {len(study.runs(scale))} runs are recorded" if recorded else NOTHING
 
 
 def provenance(root: Path | None = None) -> pd.DataFrame:
@@ -190,7 +224,7 @@ def _refuse_clashes(cfg: Any, result: Result) -> None:
         )
 
 
-def _of_study(study: Runs, scale: str, methods: Sequence[str] | None, root: Path | None) -> list[Line]:
+def _of_study(study: Study, scale: str, methods: Sequence[str] | None, root: Path | None) -> list[Line]:
     configs = study.runs(scale)
     known = dict.fromkeys(cfg.method for cfg in configs)
     for method in methods or ():
@@ -217,6 +251,12 @@ def _sort_key(record: Line) -> tuple[Any, ...]:
     method, seed = fields.pop("method"), fields.pop("seed")
     # the type's name first, so that None and a number compare
     return method, seed, *((type(value).__name__, 0 if value is None else value) for value in fields.values())
+
+
+def _columns(study: Study | str) -> list[str]:
+    """Columns that a table of runs has even where there is none: those that do not depend on what a run measures."""
+    names = [] if isinstance(study, str) else [field.name for field in dataclasses.fields(study.config)]
+    return ["key", *names, *(name for name in _COLUMNS if name not in names)]
 
 
 def _row(record: Line) -> Line:

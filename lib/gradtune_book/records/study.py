@@ -7,7 +7,7 @@ batch of them. `recorder` computes and keeps them; `run_now` computes small ones
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from gradtune_book import config
 from gradtune_book.records import environment
 from gradtune_book.records.store import Result
 
@@ -27,23 +28,42 @@ def _equal(config: Any) -> float:
 
 @dataclass(frozen=True)
 class Study:
-    """One study. `config` is a frozen dataclass with at least the fields `method`, `seed` and `version`.
+    """One study: a configuration, its sizes, what is run at each of them, and how a batch of runs is computed.
 
-    runs: scale -> configurations in a fixed order. run: configurations that agree in all but the field `varied`,
-    computed as one batch on a device. chunk: most runs in a batch, or a function of a configuration that says so. cost:
-    how long a run takes compared with others, where they differ much. All of them are functions of a module, not
-    lambdas: a study travels to worker processes.
+    Its functions belong to a module, lambdas do not: a study travels to worker processes.
+
+    Attributes:
+        name: as the records know it; never changes.
+        config: type of a run's configuration, a frozen dataclass with at least the fields `method`, `seed` and
+            `version`.
+        sizes: scale -> what that scale sets.
+        configs: sizes -> configurations in a fixed order.
+        run: configurations that agree in all but the field `varied`, computed as one batch on a device.
+        chunk: most runs in a batch, or a function of a configuration that says so.
+        cost: how long a run takes compared with others, where they differ much.
+        varied: the field in which the runs of a batch may differ.
+        arranged: scale and configurations -> the runs of that scale, where it has others than `configs` gives.
     """
 
     name: str
-    title: str
-    paper: str
     config: type
-    runs: Callable[[str], list[Any]]
+    sizes: Mapping[str, Any]
+    configs: Callable[[Any], list[Any]]
     run: Callable[[Sequence[Any], torch.device], list[Result]]
     chunk: int | Callable[[Any], int]
     cost: Callable[[Any], float] = _equal
     varied: str = "seed"
+    arranged: Callable[[str, list[Any]], list[Any]] | None = None
+
+    def runs(self, scale: str) -> list[Any]:
+        """Return the configurations of a scale in a fixed order."""
+        chosen = self.configs(self.sizes[config.check_scale(scale)])
+        return chosen if self.arranged is None else self.arranged(scale, chosen)
+
+    def sized(self, scale: str, **given: Any) -> Any:
+        """Return a scale's sizes with those replaced that are given, that is, not None."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return config.replace(self.sizes[config.check_scale(scale)], **chosen)
 
 
 def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "cpu") -> pd.DataFrame:

@@ -66,3 +66,20 @@ def test_a_figure_needs_one_paragraph_of_each_text(fig: Figure, which: str, text
 def test_a_figure_needs_a_label(fig: Figure, name: str) -> None:
     with pytest.raises(GradtuneError, match="small letters and digits joined by hyphens"):
         figures.show(fig, caption="A caption.", alt="A line.", name=name)
+
+
+def test_without_runs_a_sentence_stands_in_the_place_of_a_figure_or_table(
+    sent: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never() -> Any:
+        raise AssertionError("drawn without runs")
+
+    figures.show(never, caption="A caption.", alt="A line.", name="fig-a", of=[])
+    assert (capsys.readouterr().out, sent) == ("not recorded yet\n", [])
+    assert figures.table(never, of=[]) == "not recorded yet"
+    assert figures.table(lambda: 3, of=["a run"]) == 3
+
+
+def test_a_function_draws_the_figure_of_runs(fig: Figure, sent: list[Any]) -> None:
+    figures.show(lambda: fig, caption="A caption.", alt="A line.", name="fig-a", of=["a run"])
+    assert len(sent) == 2 and fig.number not in plt.get_fignums()

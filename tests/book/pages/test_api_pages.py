@@ -76,6 +76,7 @@ def test_docutils_reads_every_docstring_without_a_complaint() -> None:
     def code(role: Any, raw: Any, text: str, *rest: Any, **more: Any) -> Any:  # Sphinx's own makes links
         return [nodes.literal(raw, text)], []
 
+    settings: Any = Config(napoleon_use_ivar=True)
     roles.register_local_role("py:obj", code)
     roles.register_local_role("", code)
     for name in api.modules():
@@ -84,7 +85,7 @@ def test_docutils_reads_every_docstring_without_a_complaint() -> None:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
                 try:
                     publish_doctree(
-                        f".. default-role:: py:obj\n\n{GoogleDocstring(text, Config(napoleon_use_ivar=True))}",
+                        f".. default-role:: py:obj\n\n{GoogleDocstring(text, settings)}",
                         settings_overrides={"report_level": 2, "halt_level": 2, "warning_stream": io.StringIO()},
                     )
                 except SystemMessage as error:

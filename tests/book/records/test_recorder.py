@@ -362,7 +362,7 @@ def test_verify_needs_something_recorded() -> None:
 
 def test_a_bumped_version_is_recorded_beside_the_old_lines() -> None:
     recorder.record(STUDY, SCALE)
-    newer = replace(STUDY, runs=lambda scale: [FakeConfig("slow", seed, version=2) for seed in range(4)])
+    newer = replace(STUDY, configs=lambda sizes: [FakeConfig("slow", seed, version=2) for seed in range(4)])
     assert recorder.record(newer, SCALE).recorded == 4
     assert len(jsonl.read(store.path("fake", SCALE, "slow"))) == SEEDS[SCALE] + 4
     assert list(store.load(newer, SCALE).version) == [2] * 4

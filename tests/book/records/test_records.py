@@ -222,7 +222,7 @@ def test_older_versions_are_retired(monkeypatch: pytest.MonkeyPatch) -> None:
     put(line(seed=0, loss=1.0), line(seed=1, loss=1.0), line(seed=0, version=2, loss=2.0))
     assert list(store.load("fake", "smoke").loss) == [2.0]
     assert list(store.provenance().runs) == [1]
-    newer = replace(fake_study.STUDY, runs=lambda scale: [FakeConfig("slow", seed, 2) for seed in range(2)])
+    newer = replace(fake_study.STUDY, configs=lambda sizes: [FakeConfig("slow", seed, 2) for seed in range(2)])
     assert list(store.load(newer, "smoke").loss) == [2.0]
     assert list(store.load(fake_study.STUDY, "smoke").loss) == [1.0, 1.0]
 
@@ -252,3 +252,19 @@ def test_devices_that_are_not_there() -> None:
     for name, words in {"gpu": "unknown device 'gpu'", "cuda:77": "torch sees", "meta": "not supported"}.items():
         with pytest.raises(GradtuneError, match=words):
             environment.device(name)
+
+
+def test_a_study_without_a_record_has_a_table_with_columns() -> None:
+    table = store.load(fake_study.STUDY, "smoke")
+    assert table.empty and {"key", "method", "seed", "rate", "device", "date"} <= set(table.columns)
+    assert table.groupby("method").size().empty
+    assert store.so_far(fake_study.STUDY, "smoke") == store.NOTHING
+
+
+def test_coverage_counts_recorded_runs_by_method() -> None:
+    put(line("fast", 0), line("fast", 1))
+    found = store.coverage(fake_study.STUDY, "smoke")
+    assert list(found.index) == ["slow", "fast"] and found.loc["fast"].tolist() == [2, 4]
+    assert found.loc["slow"].tolist() == [0, 4]
+    assert store.coverage(fake_study.STUDY, "smoke", "rate").loc[("fast", 0.5)].tolist() == [2, 4]
+    assert store.so_far(fake_study.STUDY, "smoke") == "2 of 8 runs are recorded"

@@ -103,9 +103,8 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return [Config(m, s, decay, **common) for s in seeds for m in METHODS for decay in starts]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale; at laptop scale some methods also with each of `VARIATIONS`."""
-    chosen = configs(SIZES[scale])
+def arranged(scale: str, chosen: list[Config]) -> list[Config]:
+    """Add, at laptop scale, some methods with each of `VARIATIONS`."""
     if scale != "laptop":
         return chosen
     some = [c for m in VARIED for c in chosen if c.method == m]
@@ -197,14 +196,4 @@ def _chunk(c: Config) -> int:
     return 3 if c.steps > 20_000 else 6
 
 
-STUDY = Study(
-    name="clip_mnist",
-    title="Table 2 and Appendix B.1 of the Clip paper: the weight decay of a four-layer net on MNIST",
-    paper="Clip",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=_chunk,
-    cost=_cost,
-    varied="decay",
-)
+STUDY = Study("clip_mnist", Config, SIZES, configs, run, chunk=_chunk, cost=_cost, varied="decay", arranged=arranged)

@@ -117,11 +117,6 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return [Config(m, s, keep, scale, **common) for s in seeds for m, keep, scale in rows]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def outer(c: Config, scaled: bool) -> Outer:
     """Gradient descent on the keep probability with rate c times the learning rate, or (for Unroll1-gTgV, whose
     hypergradient lacks the learning rate) c times the initial one, so that it starts with the steps of Unroll1."""
@@ -195,13 +190,4 @@ def _cost(c: Config) -> float:
     return _WEIGHTS.get(c.method, 4.0) * c.steps / 250_000
 
 
-STUDY = Study(
-    name="clip_ptb",
-    title="Table 3 and Appendix B.2 of the Clip paper: the keep probability of a language model on Penn Treebank",
-    paper="Clip",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=1,  # side by side they take as long on a CPU
-    cost=_cost,
-)
+STUDY = Study("clip_ptb", Config, SIZES, configs, run, chunk=1, cost=_cost)

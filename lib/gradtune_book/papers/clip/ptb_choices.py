@@ -56,20 +56,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return [Config(**asdict(usual) | {"choice": choice} | new) for choice, new in changes(usual).items()]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
-STUDY = Study(
-    name="clip_ptb_choices",
-    title="What the Clip paper leaves open for its language model: the influence of each choice on Penn Treebank",
-    paper="Clip",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=1,
-)
+STUDY = Study("clip_ptb_choices", Config, SIZES, configs, run, chunk=1)
 
 
 def effects(usual: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:

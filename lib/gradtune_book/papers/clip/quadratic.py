@@ -68,11 +68,6 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return [Config(m, seed + r, sizes.phase_steps) for m in METHODS for r in range(sizes.repeats)]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """One method on a batch of instances. Distances to the optimum after phase 1 and after phase 2 in both readings,
     and the penalty over time."""
@@ -126,16 +121,7 @@ def _cost(config: Config) -> float:
     return METHODS[config.method].every + 1.0  # the second reading of phase 2 has `every` times the steps
 
 
-STUDY = Study(
-    name="clip_quadratic",
-    title="Table 1 of the Clip paper: five online methods on a quadratic toy",
-    paper="Clip",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=250,
-    cost=_cost,
-)
+STUDY = Study("clip_quadratic", Config, SIZES, configs, run, chunk=250, cost=_cost)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------

@@ -316,8 +316,3 @@ GENERALISATION_HEADS = {
 def online(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs of the methods that tune while they train."""
     return frame[frame["method"] != FIXED] if len(frame) else frame
-
-
-def recorded_so_far(frame: pd.DataFrame, configs: list[object]) -> str:
-    """How much of a study is recorded, in words."""
-    return f"{len(frame)} of {len(configs)} runs are recorded" if len(frame) else "not recorded yet"

@@ -113,11 +113,6 @@ def _grid_configs(sizes: Sizes, base: Config, seed: int) -> list[Config]:
     return [replace(c, seed=seed + k) for c in each for k in range(sizes.grid_repeats)]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """One run after the other.
 
@@ -379,13 +374,4 @@ def _cost(c: Config) -> float:
     return c.outer_steps * (length * (1.5 + 2 * (c.lr_windows / 2 + 2.5)) + c.steps)
 
 
-STUDY = Study(
-    name="fds_cifar_regret",
-    title="Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon",
-    paper="FDS",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=1,
-    cost=_cost,
-)
+STUDY = Study("fds_cifar_regret", Config, SIZES, configs, run, chunk=1, cost=_cost)

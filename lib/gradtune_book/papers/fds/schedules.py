@@ -106,11 +106,6 @@ def outer_lr_of(data: str) -> float:
     return OUTER_LR.get(data, Config.outer_lr)
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """One schedule after the other.
 
@@ -243,13 +238,4 @@ def _cost(c: Config) -> float:
     return each * c.steps * c.outer_steps
 
 
-STUDY = Study(
-    name="fds_schedules",
-    title="Figure 3 of the FDS paper: learning rate schedules learned from zero",
-    paper="FDS",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=1,
-    cost=_cost,
-)
+STUDY = Study("fds_schedules", Config, SIZES, configs, run, chunk=1, cost=_cost)

@@ -82,11 +82,6 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return out
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """A batch of trainings of one method.
 
@@ -148,13 +143,4 @@ def _cost(c: Config) -> float:
     return 2.3 if c.method == GREEDY else 1.0  # measured, with 1000 validation images
 
 
-STUDY = Study(
-    name="fds_sharing_mse",
-    title="Figures 2, 5 and 6 of the FDS paper: noise of per-step hypergradients, and what sharing does to it",
-    paper="FDS",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=1,
-    cost=_cost,
-)
+STUDY = Study("fds_sharing_mse", Config, SIZES, configs, run, chunk=1, cost=_cost)

@@ -9,12 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gradtune_book import papers
 from gradtune_book.notebooks import plots
-from gradtune_book.papers.onepass.uci_tables import answers, where
-from gradtune_book.records import store
-
-__all__ = ["answers", "coverage", "legend", "less", "line", "mean_of", "recorded", "where", "whole"]
 
 
 def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -22,26 +17,6 @@ def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
     columns = sorted((c for c in frame if c.startswith(f"{name}_")), key=lambda c: int(c.rpartition("_")[2]))
     used = [c for c in columns if frame[c].map(np.ndim).eq(1).all()]
     return np.array([np.concatenate([row[c] for c in used]) for _, row in frame.iterrows()], dtype=float)
-
-
-def coverage(name: str, scale: str, *fields: str) -> pd.DataFrame:
-    """How many runs of a study are recorded of how many it has at a scale, a row a method (and value of further fields
-    of the configuration), in the study's order."""
-    study = papers.get(name)
-    columns = ["method", *fields]
-    wanted = pd.DataFrame([{c: getattr(each, c) for c in columns} for each in study.runs(scale)])
-    found = store.load(study, scale)
-    have = found.groupby(columns).size() if len(found) else pd.Series(dtype=int)
-    table = wanted.groupby(columns, sort=False).size().to_frame("of")
-    table.insert(0, "recorded", [int(have.get(key, 0)) for key in table.index])
-    return table
-
-
-def recorded(name: str, scale: str) -> pd.DataFrame:
-    """The recorded runs of a study at a scale: empty, but with the columns of a configuration, where there are none."""
-    study = papers.get(name)
-    found = store.load(study, scale)
-    return found if len(found) else pd.DataFrame(columns=[*vars(study.runs(scale)[0]), "device", "commit", "date"])
 
 
 def line(method: str) -> dict[str, Any]:

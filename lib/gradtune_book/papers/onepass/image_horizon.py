@@ -89,11 +89,6 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return out + [Config(MEDIUM, s, name, sizes.medium_steps, **longer) for s in medium]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale, on Fashion-MNIST where its files are, else on MNIST, else on the digits."""
-    return configs(SIZES[scale])
-
-
 def _method(c: Config) -> tuple[str, Method]:
     """The setting (what is tuned) and the method of a configuration."""
     if c.method in (LONG, MEDIUM):
@@ -176,16 +171,7 @@ def _chunk(c: Config) -> int:
     return 6 if c.method == LONG else 10
 
 
-STUDY = Study(
-    name="image_horizon",
-    title="Figures 16 and 17, Tables 11 and 12 of the OnePass paper: short and longer horizons on Fashion-MNIST",
-    paper="OnePass",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=_chunk,
-    cost=_cost,
-)
+STUDY = Study("image_horizon", Config, SIZES, configs, run, chunk=_chunk, cost=_cost)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------

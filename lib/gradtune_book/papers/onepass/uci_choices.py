@@ -100,11 +100,6 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return out + [replace(other, split=s, seed=seed + k) for s in splits for k in range(sizes.split_runs)]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """A batch of runs. Metrics: initial values, final test_mse and val_mse in the target's unit squared, best_mse (the
     lowest test MSE at some 20 readings), diverged, and log10_lr_end, log10_decay_end, momentum_end."""
@@ -121,15 +116,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     return out
 
 
-STUDY = Study(
-    name="uci_choices",
-    title="What the OnePass paper leaves open: the influence of each choice on UCI Energy",
-    paper="OnePass",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=50,
-)
+STUDY = Study("uci_choices", Config, SIZES, configs, run, chunk=50)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------

@@ -79,11 +79,6 @@ def _long(seed: int, name: str, steps: int, trainings: int) -> Config:
     return Config(LONG, seed, name, steps, every=steps, look_back=steps, trainings=trainings)
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """A batch of runs. Metrics: initial values, final test_mse and val_mse in the target's unit squared, best_mse,
     diverged. Series: test_curve, at 21 steps of one training or at the end of each of several; the paths of the
@@ -143,16 +138,7 @@ def _chunk(c: Config) -> int:
     return 18 if c.steps * c.trainings > 50_000 else 30
 
 
-STUDY = Study(
-    name="uci_horizon",
-    title="Figures 16 and 18, Tables 10 and 13 of the OnePass paper: short and full horizons",
-    paper="OnePass",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=_chunk,
-    cost=_cost,
-)
+STUDY = Study("uci_horizon", Config, SIZES, configs, run, chunk=_chunk, cost=_cost)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------

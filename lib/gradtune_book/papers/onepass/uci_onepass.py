@@ -78,9 +78,8 @@ def configs(sizes: Sizes, seed: int = 0, dtype: str = "float32") -> list[Config]
     return out
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale. At paper scale, those that most depends on come first."""
-    every = configs(SIZES[scale])
+def arranged(scale: str, every: list[Config]) -> list[Config]:
+    """Add, at paper scale, the other sets and the repetitions, and put first what most depends on."""
     if scale != "paper":
         return every
     late = [c for c in every if c.method == BAYES and c.dataset != "energy"]
@@ -223,13 +222,4 @@ def _chunk(c: Config) -> int:
     return 16 if data.info(c.dataset).rows < 5000 else 8
 
 
-STUDY = Study(
-    name="uci_onepass",
-    title="Tables 1 and 6, Figures 8 to 11 of the OnePass paper: ten methods on eight regression sets",
-    paper="OnePass",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=_chunk,
-    cost=_cost,
-)
+STUDY = Study("uci_onepass", Config, SIZES, configs, run, chunk=_chunk, cost=_cost, arranged=arranged)

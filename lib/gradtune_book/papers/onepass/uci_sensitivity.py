@@ -107,11 +107,6 @@ def shares(sizes: Sizes, seed: int = 0) -> list[Config]:
     ]
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """A batch of runs. Metrics of a training: initial values, final test_mse and val_mse in the target's unit squared,
     best_mse (the lowest test MSE at some 20 readings), diverged. "Hypergradients": see `hypergradients`."""
@@ -181,16 +176,7 @@ def _cost(c: Config) -> float:
     return c.steps * (1 + products / c.every) / 4000 if c.method != HYPERGRADIENTS else 0.01
 
 
-STUDY = Study(
-    name="uci_sensitivity",
-    title="Figures 4, 6 and 7, Table 14 of the OnePass paper: update interval, look-back, validation rows",
-    paper="OnePass",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=50,
-    cost=_cost,
-)
+STUDY = Study("uci_sensitivity", Config, SIZES, configs, run, chunk=50, cost=_cost)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------

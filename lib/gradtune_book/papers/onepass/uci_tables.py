@@ -3,7 +3,7 @@ the verdicts on the text's claims."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -190,14 +190,6 @@ def shown(value: float, error: float = np.nan) -> str:
     return stats.plus_minus(value, error, digits)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown, index included, so that its bold cells are shown bold."""
-    head = [str(table.index.name or ""), *map(str, table.columns)]
-    rows = [[str(i), *map(str, row)] for i, row in zip(table.index, table.itertuples(index=False))]
-    lines = [head, ["---", *["---:"] * len(table.columns)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
@@ -297,20 +289,6 @@ def _all(parts: object) -> bool | None:
 
 def _not(ok: bool | None) -> bool | None:
     return None if ok is None else not ok
-
-
-def answers(found: Mapping[str, Mapping[str, bool | None]]) -> pd.DataFrame:
-    """Claims in rows, sets in columns, as yes, no, and a dash for what was not run."""
-    words = {True: "yes", False: "no", None: "–"}
-    return pd.DataFrame({d: {k: words[v] for k, v in c.items()} for d, c in found.items()}).rename_axis("claim")
-
-
-def where(frame: pd.DataFrame) -> pd.DataFrame:
-    """Where, when and by which commits runs were recorded: a column for each combination."""
-    if frame.empty:
-        return pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
-    groups = frame.groupby(["device", "commit", "dirty"], dropna=False)
-    return groups.agg(runs=("seed", "size"), first=("date", "min"), last=("date", "max")).reset_index().T
 
 
 def core_minutes(frame: pd.DataFrame, runs: int = 200) -> pd.DataFrame:

@@ -85,11 +85,6 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return out
 
 
-def runs(scale: str) -> list[Config]:
-    """The runs of a scale."""
-    return configs(SIZES[scale])
-
-
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """A batch of trainings. Metrics: initial and final log10 values, final test MSE (NaN where training diverged);
     the tuned ones also as series."""
@@ -140,15 +135,7 @@ def _result(way: Tensor, loss: float, wall: float, name: str, sha256: str, tuned
     return Result(metrics | {"test_mse": loss}, series, wall, name, sha256)
 
 
-STUDY = Study(
-    name="onepass_uci_trajectories",
-    title="Figure 3 of the OnePass paper: trajectories over a map of final test losses",
-    paper="OnePass",
-    config=Config,
-    runs=runs,
-    run=run,
-    chunk=10,
-)
+STUDY = Study("onepass_uci_trajectories", Config, SIZES, configs, run, chunk=10)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------

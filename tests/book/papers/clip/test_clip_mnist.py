@@ -106,12 +106,12 @@ def frame() -> pd.DataFrame:
 
 
 def test_the_first_seed_is_recorded_first() -> None:
-    parts = batches(STUDY, mnist.runs("paper"))
+    parts = batches(STUDY, mnist.STUDY.runs("paper"))
     assert {len(p) for p in parts} == {3} and len(parts) == 3 * 16
     assert {c.seed for p in parts[:16] for c in p} == {0}
     assert [p[0].method for p in parts[:16:2]] == list(METHODS)
     assert len({c.decay for p in parts[:2] for c in p}) == 6
-    assert {len(p) for p in batches(STUDY, mnist.runs("laptop"))} == {3}
+    assert {len(p) for p in batches(STUDY, mnist.STUDY.runs("laptop"))} == {3}
 
 
 def test_the_study_gives_every_run_its_numbers(frame: pd.DataFrame) -> None:

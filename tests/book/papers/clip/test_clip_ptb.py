@@ -37,12 +37,12 @@ def frame() -> pd.DataFrame:
 
 def test_the_rows_of_table_3_are_run_with_equal_steps() -> None:
     for scale in ptb.SIZES:
-        configs = ptb.runs(scale)
+        configs = ptb.STUDY.runs(scale)
         assert {c.method for c in configs} == set(METHODS) and len({c.steps for c in configs}) == 1
         rows = {(c.method, c.keep if c.method == "Fixed" else 0, c.outer_scale) for c in configs}
         assert len(rows) == 8 + len(ptb.SIZES[scale].fixed)
         assert {c.keep for c in configs if c.method == "Fixed"} >= {0.35, 0.40, 0.45}
-    first = [c.seed for c in ptb.runs("laptop")]
+    first = [c.seed for c in ptb.STUDY.runs("laptop")]
     assert first == sorted(first) and first.count(0) == 13  # the first seed of all rows comes first
 
 
@@ -73,7 +73,7 @@ def test_a_language_model_that_does_not_learn_would_be_seen() -> None:
 def test_the_papers_configuration_takes_some_steps() -> None:
     """The medium net of Zaremba et al. (20 million weights) with Clip5 for two steps on generated words, on two of its
     20 streams: one step on all of them takes 20 seconds."""
-    c = ptb.runs("paper")[-1]
+    c = ptb.STUDY.runs("paper")[-1]
     assert (c.method, c.hidden, c.layers, c.unrolled, c.batch_size, c.init, c.max_norm) == (
         *("Clip5", 650, 2, 35, 20),
         *(0.05, 5.0),

@@ -30,6 +30,7 @@ from gradtune_book.papers.fds import (
     tables,
 )
 from gradtune_book.papers.fds import schedules as fds_schedules
+from gradtune_book.records import store
 from gradtune_book.records.store import POINTS, Result
 
 CPU = torch.device("cpu")
@@ -304,14 +305,14 @@ def test_regret_is_read_off_the_answers() -> None:
 
 def test_claims_without_a_run_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path))
-    schedules, cifar, mse = (tables.recorded(n, "laptop") for n in NAMES)
+    schedules, cifar, mse = (store.load(papers.get(n), "laptop") for n in NAMES)
     found = sharing_tables.samples(mse, "mnist")
     assert found == [] and set(sharing_tables.checks(found).values()) == {None}
     claims = schedules_tables.checks(schedules, ("mnist", "svhn_like"), "svhn_like")
     assert len(claims) == 6 and set(claims.values()) == {None}
     assert set(cifar_tables.checks(cifar, grid=False).values()) == {None}
-    table = tables.coverage("fds_schedules", "laptop", "data")
-    assert table["recorded"].sum() == 0 and table["of"].sum() == len(fds_schedules.runs("laptop")) == 33
+    table = store.coverage(papers.get("fds_schedules"), "laptop", "data")
+    assert table["recorded"].sum() == 0 and table["of"].sum() == len(fds_schedules.STUDY.runs("laptop")) == 33
 
 
 # -- every scale -------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ TINY = uci_onepass.Sizes(("diabetes",), 3, 20, 2, 3)
 
 
 def test_paper_scale_holds_what_it_promises_in_the_promised_order() -> None:
-    every = uci_onepass.runs("paper")
+    every = uci_onepass.STUDY.runs("paper")
     plain = Counter((c.dataset, c.method) for c in every if c.dtype == "float32")
     assert all(plain[name, m] == 200 for name in ("energy", "kin8nm", "power") for m in uci_onepass.ONE_PASS)
     assert all(plain[name, m] >= 50 for name in uci_onepass.OTHER_SETS for m in uci_onepass.ONE_PASS)
@@ -242,7 +242,7 @@ def test_restarts_keep_the_outer_state_and_nothing_else() -> None:
 
 
 def test_horizon_studies_have_their_papers_sizes() -> None:
-    cells = Counter((c.dataset, c.method, c.steps, c.trainings) for c in uci_horizon.runs("paper"))
+    cells = Counter((c.dataset, c.method, c.steps, c.trainings) for c in uci_horizon.STUDY.runs("paper"))
     assert cells["kin8nm", "Long-Diff-through-Opt", 200, 30] == 60
     assert cells["energy", "Long-Diff-through-Opt", 4000, 30] == 36
     sizes = dataclasses.replace(image_horizon.SIZES["paper"], dataset="digits")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from gradtune_book.notebooks import plots, stats
+from gradtune_book.notebooks import plots, stats, tables
 from gradtune_book.notebooks.stats import PLUS_MINUS
 from gradtune_book.papers.onepass import (
     image_horizon,
@@ -119,7 +119,7 @@ def test_a_table_stands_beside_the_published_one() -> None:
         table.loc["OnePass WD+LR+M", "mean, paper"] == f"0.96{PLUS_MINUS}0.08"
         and table.loc["Random", "best, paper"] == "0.124"
     )
-    text = uci_tables.markdown(table)
+    text = tables.markdown(table)
     assert text.count("\n") == 3 and text.startswith("| method | mean |")
     assert uci_tables.beside(ours, ours, "power").index[0] == "no run is recorded yet"
     assert list(uci_tables.listed(ours, ["energy"])["method"]) == list(table.index)
