@@ -10,7 +10,8 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Loop, Method, Run

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 from gradtune.errors import GradtuneError
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune.recursion.hypers import Hyper, Hypers, Values
 from gradtune.recursion.rules import Buffers, Rule
 from gradtune.recursion.step import State, Step, Tangent

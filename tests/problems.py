@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune_book.tasks.images import Images
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradtune.nets.modules import Layout
+from gradtune.nets.layout import Layout
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule

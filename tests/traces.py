@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune.recursion.hypers import Granularity, Hyper, Hypers
 from gradtune.recursion.rules import Rule, sgd
 from torch import Tensor, nn

@@ -13,7 +13,8 @@ from gradtune.estimators.forward import Forward, Split
 from gradtune.estimators.neumann import Neumann
 from gradtune.estimators.reverse import Reverse
 from gradtune.methods import clip_r, diff_through_opt, fds, lorraine, onepass, unroll_k
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD, Adam
 from gradtune.recursion.rules import sgd

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,66 +28,13 @@ from torch.func import vmap
 
 from gradtune.errors import GradtuneError, unknown
 from gradtune.nets.draws import Draws
+from gradtune.nets.layout import Layout
 from gradtune.nets.plain import Dropout
 from gradtune.nets.second_order import granted, layers_in
 from gradtune.nets.swapped import Places
 
 Named = Mapping[str, Tensor]
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each trained parameter tensor of a module lies in the flat weight vector of D entries.
-
-    The tensors follow one another. Parameters that are frozen (`requires_grad=False`) have no place in the vector: the
-    module's own values are used.
-
-    Attributes:
-        names: names of the tensors as in `named_parameters()`, in the order of the vector.
-        shapes: their shapes, in the same order.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[torch.Size, ...]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Layout:
-        """Return the layout of a module's parameters that have `requires_grad=True`.
-
-        Args:
-            module: the module; it is not kept.
-
-        Raises:
-            GradtuneError: the module has no such parameter.
-        """
-        named = [(n, p.shape) for n, p in module.named_parameters() if p.requires_grad]
-        if not named:
-            raise GradtuneError(
-                f"the module {type(module).__name__} has no parameters to train; expected at least one with "
-                "requires_grad=True"
-            )
-        return cls(tuple(n for n, _ in named), tuple(s for _, s in named))
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Numbers of entries of the tensors; their sum is D."""
-        return [s.numel() for s in self.shapes]
-
-    def split(self, w: Tensor) -> dict[str, Tensor]:
-        """Return views of `w [..., D]` as named tensors `[..., *shape]`."""
-        parts = torch.split(w, self.sizes, dim=-1)
-        return {n: _shaped(p, s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
-
-    def flatten(self, named: Named) -> Tensor:
-        """Return one vector `[D]`, without a graph, from a module's `named_parameters()` or an equal mapping."""
-        return torch.cat([named[n].detach().reshape(-1) for n in self.names])
-
-
-def _shaped(p: Tensor, shape: torch.Size) -> Tensor:
-    if len(shape) == 1:
-        return p  # one node less in the graph, at each of its derivatives
-    return p.unflatten(-1, shape) if shape else p.squeeze(-1)
 
 
 class Batched:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gradtune.nets.modules import Layout
+from gradtune.nets.layout import Layout
 from gradtune.nets.plain import mlp
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gradtune.nets.modules import Layout
+from gradtune.nets.layout import Layout
 from gradtune.nets.plain import LanguageModel
 
 State = tuple[Tensor, Tensor]

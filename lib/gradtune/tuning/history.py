@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradtune import extras
 from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Hypers
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_GROUPS = 64
+_LOOK = {"axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.4, "lines.linewidth": 1.8}
 
 
 class Row(NamedTuple):
@@ -97,13 +99,13 @@ class History:
         The columns are `step`, `train_loss`, `val_loss` (NaN where no validation data were given) and one for each
         tuned hyperparameter in natural units. For groups and windows see `read_out`.
         """
-        import pandas as pd
-
+        pandas = extras.needed("pandas", "plot", "the table of a history")
         stacked = self.state()
         columns = {"step": stacked["step"], "train_loss": stacked["train"], "val_loss": stacked["val"]}
         columns |= read_out(self._hypers, self._names, stacked["raw"])
         wide = {n: v.double() if v.is_floating_point() else v for n, v in columns.items()}
-        return pd.DataFrame({n: v.cpu().numpy() for n, v in wide.items()})
+        frame: pd.DataFrame = pandas.DataFrame({n: v.cpu().numpy() for n, v in wide.items()})
+        return frame
 
     def state(self) -> dict[str, Tensor]:
         """Return all rows as four tensors, which `load` takes back."""
@@ -125,19 +127,24 @@ class History:
         self._rows = [Row(int(s), *each) for s, *each in zip(state["step"], *parts, strict=True)]
 
     def plot(self) -> Figure:
-        """Losses, and each tuned hyperparameter in natural units, over the steps: a panel each, in the book's look.
+        """Draw losses, and each tuned hyperparameter in natural units, over the steps, a panel each.
 
-        Axes are logarithmic where the hyperparameter's coordinate is. Raises GradtuneError when there is no row.
+        Axes are logarithmic where the hyperparameter's coordinate is. Needs matplotlib and pandas.
+
+        Returns:
+            The figure, also known to pyplot.
+
+        Raises:
+            GradtuneError: there is no row yet, or a package is missing.
         """
-        import matplotlib as mpl
-        from gradtune_book.notebooks import plots
-
         if not self._rows:
             raise GradtuneError("the history has no row; train for some steps first")
+        pyplot = extras.needed("matplotlib.pyplot", "plot", "History.plot")
         frame, tuned = self.to_frame(), self._hypers.tuned
-        with mpl.rc_context():
-            plots.use_style()
-            figure, axes = plots.panels(1 + len(tuned), width=3.6, height=3.2)
+        with pyplot.rc_context(_LOOK):
+            width = 3.6 * (1 + len(tuned))
+            figure: Figure = pyplot.figure(figsize=(width, 3.2), layout="constrained")
+            axes = figure.subplots(1, 1 + len(tuned), squeeze=False)[0]
             for column, label in (("train_loss", "training batch"), ("val_loss", "validation")):
                 if frame[column].notna().any():
                     axes[0].plot(frame["step"], frame[column], label=label)

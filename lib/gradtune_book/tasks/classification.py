@@ -7,7 +7,8 @@ from typing import Protocol
 
 import torch
 from gradtune.nets.draws import number
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune.nets.stacked import StackedMLP
 from gradtune.tuning.streams import Batch, Resident
 from torch import Tensor, nn

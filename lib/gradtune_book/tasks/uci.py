@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from gradtune.errors import GradtuneError, unknown
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune.nets.plain import mlp
 from torch import Tensor
 from torch.nn.functional import mse_loss

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gradtune.nets.layout import Layout
 from gradtune.nets.losses import accuracy, cross_entropy
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.modules import batched
 from gradtune.nets.plain import mlp
 from tools import normal, relative, three_runs, whole
 from torch import nn

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from gradtune.errors import GradtuneError
-from gradtune.nets.modules import Layout, batched
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 from gradtune.nets.second_order import lean
 from gradtune.nets.swapped import Places
 from gradtune.nets.wide_resnet import wrn

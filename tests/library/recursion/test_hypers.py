@@ -11,7 +11,7 @@ from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
 from gradtune.estimators.neumann import Neumann
 from gradtune.estimators.reverse import Reverse
-from gradtune.nets.modules import Layout
+from gradtune.nets.layout import Layout
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD, Adam
 from gradtune.recursion.rules import sgd
