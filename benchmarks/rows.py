@@ -12,6 +12,7 @@ from gradtune import methods
 from gradtune.nets.plain import lenet, mlp
 from gradtune.nets.wide_resnet import wrn
 from gradtune.recursion.hypers import Hyper
+from gradtune.training.loop import Method
 from gradtune.recursion.rules import sgd
 from torch.optim import SGD, AdamW
 
@@ -95,7 +96,7 @@ def _only_lr() -> list[Hyper]:
 
 
 def _uci(
-    hypers: Callable[[], list[Hyper]], method: Callable[[], methods.Method], device: torch.device, quick: bool
+    hypers: Callable[[], list[Hyper]], method: Callable[[], Method], device: torch.device, quick: bool
 ) -> Pair:
     net, steps = _energy(device), 20 if quick else 400
     base = plain(net, steps, SGD, lr=0.01, momentum=0.5, weight_decay=1e-4)

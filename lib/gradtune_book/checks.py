@@ -1,4 +1,8 @@
-"""Is the installation as pinned, is the data intact, is every record readable? One finding a line."""
+"""Checks of the installation, the data and the run records, as `gradtune check` prints them.
+
+They answer three questions: is the installation as pinned, is the data intact, and is every record readable? Each
+answer is a `Finding`, one line of text.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,7 +15,12 @@ from gradtune_book.records import environment, jsonl, store
 
 
 class Finding(NamedTuple):
-    """One line of `gradtune check`."""
+    """One line of `gradtune check`.
+
+    Attributes:
+        good: False where something is to be mended.
+        text: What was found, and in places what to do.
+    """
 
     good: bool
     text: str

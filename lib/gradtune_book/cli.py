@@ -20,7 +20,18 @@ LISTS = ("studies", "notebooks", "methods", "scales", "records")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 (a check failed), 2 (a mistake), 130 (Ctrl-C)."""
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: What follows `gradtune`. None takes it from `sys.argv`.
+
+    Returns:
+        0; 1 where a check or a notebook failed; 2 after a mistake; 130 after Ctrl-C; or 141 where the reader of the
+        output, such as `head`, has closed it.
+
+    Raises:
+        SystemExit: From argparse: after `--help` and `--version` (status 0), or for arguments it cannot read (2).
+    """
     options = _parser().parse_args(arguments)
     try:
         status: int = options.call(options)
@@ -125,7 +136,7 @@ def _listed(what: str, wide: bool = False) -> list[str]:
 
 
 def _recorded(study: str | None) -> list[str]:
-    """Recorded runs by study, scale, data set and method; of the studies' present runs only."""
+    """Count the recorded runs by study, scale, dataset and method; of the studies' present runs only."""
     from gradtune_book import config, papers
     from gradtune_book.records import store
 
@@ -140,7 +151,7 @@ def _recorded(study: str | None) -> list[str]:
 
 
 def _methods(*columns: str) -> list[str]:
-    """Columns of the method table in the terminal's width; a cell too long for its column goes on below, indented."""
+    """Fit columns of the method table into the terminal's width; too long a cell goes on below, indented."""
     from gradtune import methods
 
     rows = [columns, *([row[column] for column in columns] for row in methods.rows())]

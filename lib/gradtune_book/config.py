@@ -1,8 +1,8 @@
 """Strict configurations: flat frozen dataclasses that reject unknown names and wrong types.
 
-A configuration says everything that decides a run's numbers, so its hash (`key`) is the run's identity in the
-records. Field types may be bool, int, float, str, `Literal[...]`, `X | None` and tuples of these. An int is welcome
-where a float is declared (and becomes one, so that 1 and 1.0 are the same run); a bool is never a number.
+A configuration says everything that decides a run's numbers, so its hash (`key`) is the run's identity in the records.
+Field types may be bool, int, float, str, `Literal[...]`, `X | None` and tuples of these. An int is welcome where a
+float is declared and becomes one, so that 1 and 1.0 are the same run. A float must be finite. A bool is never a number.
 """
 
 import dataclasses
@@ -27,18 +27,26 @@ _hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints
 
 
 def check_scale(scale: str) -> str:
-    """Return `scale`; raise GradtuneError with the nearest name when it is none of `SCALES`."""
+    """Return `scale` where it is one of `SCALES`.
+
+    Raises:
+        GradtuneError: It is none of them. The error suggests the nearest one.
+    """
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     return scale
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
-    """Build the configuration `cls` from `values`; fields that are absent take their defaults.
+    """Build a configuration from values by field name; fields that are absent take their defaults.
+
+    Args:
+        cls: Type of the configuration, a dataclass.
+        values: Value of each field, by name. A list stands for a tuple.
 
     Raises:
-        GradtuneError: a name is unknown (nearest one suggested), a value has the wrong type, or a field without
-            a default is missing.
+        GradtuneError: A name is unknown (the nearest one is suggested), a value has the wrong type or is not finite, a
+            field without a default is missing, or `cls` is no dataclass.
     """
     hints = _hints(cls)
     fields = {field.name: field for field in _fields(cls) if field.init}
@@ -58,19 +66,32 @@ def to_dict(cfg: Any) -> dict[str, Any]:
 
 
 def replace(cfg: C, **changes: Any) -> C:
-    """Return a copy of `cfg` with some fields changed, checked like `from_dict`."""
+    """Return a copy of `cfg` with some fields changed.
+
+    Raises:
+        GradtuneError: As `from_dict`.
+    """
     return from_dict(type(cfg), {**to_dict(cfg), **changes})
 
 
 def check(cfg: C) -> C:
-    """Return `cfg` with every field's type checked (a dataclass checks nothing itself when it is called)."""
+    """Return `cfg` with every field's type checked, as a dataclass checks nothing itself when it is called.
+
+    Raises:
+        GradtuneError: A value has the wrong type or is not finite.
+    """
     return from_dict(type(cfg), to_dict(cfg))
 
 
 def key(study: str, cfg: Any) -> str:
-    """Return the 12 hexadecimal digits that identify one run of `study` in the records.
+    """Return the 12 hexadecimal digits that identify one run of a study in the records.
 
-    It covers the study's name and every field, defaults included: a changed default is another run.
+    They are the start of a SHA-256 over the study's name and every field, defaults included: a changed default is
+    another run.
+
+    Args:
+        study: Name of the study.
+        cfg: The run's configuration, checked by `check`.
     """
     text = json.dumps([study, to_dict(check(cfg))], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -91,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 
 def _checked(name: str, hint: Any, value: Any) -> Any:
-    """Return `value` as the declared type `hint`, or raise GradtuneError naming the field."""
+    """Return `value` as the declared type `hint`, or raise a GradtuneError that names the field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _checked_union(name, hint, arguments, value)

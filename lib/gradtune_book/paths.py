@@ -1,7 +1,7 @@
 """Where things are: the repository, the data, the run records, the papers' numbers.
 
-The roots of data and records can be moved by an environment variable, read at each call so that tests and notebooks
-may set it at any time.
+The roots of data and records can be moved by an environment variable each. It is read at each call, so that tests and
+notebooks may set it at any time.
 """
 
 from pathlib import Path

@@ -265,8 +265,8 @@ def test_fds_small_net(case: str, estimator: Forward | Reverse) -> None:
 
 
 class OhoBatches:
-    """784-32-32-10 tanh net with an l2 penalty l2/2 |w|^2 in the training loss; batch t mod 20, validation batch t
-    mod 10."""
+    """784-32-32-10 tanh net with an l2 penalty l2/2 |w|^2 in the training loss; batch t mod 20, validation batch t mod
+    10."""
 
     stationary = False
 
@@ -290,8 +290,8 @@ class OhoBatches:
 
 @pytest.mark.parametrize("where", ["loss", "rule"])
 def test_oho_frozen_sensitivity(where: str) -> None:
-    """The exact hypergradient at every step; the penalty as a hyperparameter of the loss and as the rule's weight
-    decay give the same."""
+    """The exact hypergradient at every step; the penalty as a hyperparameter of the loss and as the rule's weight decay
+    give the same."""
     z = dict(np.load(REFERENCE / "oho_mnist_mlp.npz"))
     task, name = OhoBatches(z), "l2" if where == "loss" else "weight_decay"
     hypers = Hypers([Hyper("lr", 0.1), Hyper(name, 1e-4)], task.layout.sizes)

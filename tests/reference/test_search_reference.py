@@ -53,8 +53,8 @@ def training(z: dict[str, np.ndarray], task: TableRegression) -> Training:
 def test_whole_training(
     name: str, case: int, z: dict[str, np.ndarray], task: TableRegression, training: Training
 ) -> None:
-    """All 4000 steps: losses of the first 20 updates to 1e-9, of all others and at the end to 1e-6; every learning
-    rate to 1e-9."""
+    """All 4000 steps: losses of the first 20 updates to 1e-9, of all others and at the end to 1e-6; every learning rate
+    to 1e-9."""
     prefix = f"traj_{name}_{case}_"
     lr, decay, momentum, factor = (float(x) for x in z[prefix + "init_raw"])
     config = {"lr": 10.0**lr, "weight_decay": 10.0**decay, "momentum": 1 / (1 + math.exp(-momentum))}

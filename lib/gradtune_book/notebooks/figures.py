@@ -1,9 +1,11 @@
 """Show a figure in a notebook with a caption and an alternative text that are known only at run time.
 
-`show` sends two outputs. The first is the picture; its output metadata carry caption, alternative text and name, from
-which the book makes a numbered figure (`gradtune_book.pages.figures`). The second is the caption as Markdown, for
-Jupyter and other notebook viewers; the book leaves it out. Notebook tests compare the texts and never the picture, so both texts
-must be the same on every machine: name the data in a caption, put measured numbers in a table.
+`show` sends two outputs. The first is the picture. Its output metadata carry caption, alternative text and name, from
+which the book makes a numbered figure (`pages.figures`). The second is the caption as Markdown, for Jupyter and other
+notebook viewers; the book leaves it out.
+
+Tests of the notebooks compare the texts and never the picture, so both texts must be the same on every machine: name
+the data in a caption, and put measured numbers in a table.
 """
 
 import base64
@@ -29,18 +31,20 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def show(fig: "Figure | Callable[[], Figure]", caption: str, alt: str, name: str, of: Sized | None = None) -> None:
-    """Display `fig` below the cell, with its caption, and close it.
+    """Display a figure below the cell, with its caption, and close it.
 
     Args:
-        fig: the figure, or a function that draws it. It is drawn on white, which both themes of the book frame.
-        caption: one paragraph of Markdown, formulas allowed; names the data the figure was made from.
-        alt: what is to be seen, in plain text, for those who cannot see it.
-        name: the figure's label, unique in the book, such as `fig-clip-table`; prose refers to it by
-            ``{numref}`fig-clip-table` ``.
-        of: the runs that the figure shows. Where there are none, a sentence says so and nothing is drawn.
+        fig: The figure, or a function that draws it. It is drawn on white, which both themes of the book frame.
+        caption: One paragraph of Markdown, formulas allowed. It names the data that the figure was made from.
+        alt: What is to be seen, in plain text, for those who cannot see it.
+        name: Label of the figure, unique in the book, such as `fig-clip-table`. Prose refers to it by the role
+            `numref`.
+        of: The runs that the figure shows. Where there are none, a sentence says so and nothing is drawn. None shows
+            the figure in any case.
 
     Raises:
-        GradtuneError: caption or alt is empty or has more than one paragraph, or name is no label.
+        GradtuneError: The caption or the alternative text is empty or has more than one paragraph, or the name is no
+            label. Nothing of this is checked where there are no runs.
     """
     if of is not None and not len(of):
         print(NOTHING)
@@ -71,17 +75,17 @@ def show(fig: "Figure | Callable[[], Figure]", caption: str, alt: str, name: str
 
 
 def table(make: Callable[[], Any], of: Sized) -> Any:
-    """Return what `make` gives, a table mostly, or the sentence that there is nothing to show.
+    """Return what `make` gives, mostly a table, or a sentence that says there are no runs.
 
     Args:
-        make: called only where there are runs.
-        of: the runs that the table sums up.
+        make: Function without arguments, called only where there are runs.
+        of: The runs that the table sums up.
     """
     return make() if len(of) else NOTHING
 
 
 def _one_paragraph(what: str, text: str) -> str:
-    """Return `text` on one line; raise when there is nothing in it or a blank line."""
+    """Return `text` on one line; raise a GradtuneError when it is empty or has a blank line."""
     if not text.strip() or re.search(r"\n\s*\n", text.strip()):
         raise GradtuneError(f"a figure's {what} must be one paragraph of text, not {text!r}")
     return " ".join(text.split())

@@ -1,8 +1,8 @@
 """The parameters of a notebook: read from its `parameters` cell without running it, and checked before it runs.
 
 papermill injects a misspelt name after a mere warning and passes `1e-3` on as a string. Here a name has to be one that
-the cell assigns, and a value has to be of the type the cell declares. Understood types: str, int, float, bool, and any
-of them `| None`.
+the cell assigns, and a value has to be of the type that the cell declares. The types that can be checked are str, int,
+float, bool, and unions of these with one another or None, such as `int | None`.
 """
 
 import ast
@@ -20,19 +20,30 @@ _SCALARS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a `parameters` cell, such as ``seed: int = 0  # of the first run``."""
+    """One line of a `parameters` cell, such as `seed: int = 0  # of the first run`.
+
+    Attributes:
+        name: Name of the variable.
+        type: The annotation, such as "int" or "int | None". Empty when the line has none.
+        default: The value that the line assigns.
+        comment: What stands after "#" on the line, or else on the line just above it.
+    """
 
     name: str
-    type: str  # "int" or "int | None"; empty when the line has no annotation
+    type: str
     default: Any
-    comment: str  # what stands after "#" on the line, or on the lines just above it
+    comment: str
 
 
 def read(source: str, where: str) -> dict[str, Parameter]:
-    """Return the parameters that the cell `source` assigns, in its order; `where` names the notebook in errors.
+    """Return the parameters that a cell assigns, by name and in its order.
+
+    Args:
+        source: Text of the cell.
+        where: Name of the notebook in errors.
 
     Raises:
-        GradtuneError: the cell is no Python, or an annotation or default is not one that can be checked.
+        GradtuneError: The cell is no valid Python, or a default is not a plain value.
     """
     try:
         body = ast.parse(source).body
@@ -50,10 +61,18 @@ def read(source: str, where: str) -> dict[str, Parameter]:
 
 
 def check(known: Mapping[str, Parameter], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return `values` as the types that the notebook declares; text, as a command line gives it, is converted.
+    """Return values by name in the types that the notebook declares.
+
+    Text, as a command line gives it, is converted, and an int may stand for a float.
+
+    Args:
+        known: The notebook's parameters, from `read`.
+        values: The values to check.
+        where: Name of the notebook in errors.
 
     Raises:
-        GradtuneError: a name the notebook does not have (nearest one suggested), or a value of the wrong type.
+        GradtuneError: The notebook has no parameter of a name (the nearest one is suggested), a value has the wrong
+            type, or the declared type is none that can be checked.
     """
     for name in values:
         if name not in known:
@@ -71,7 +90,7 @@ def _literal(node: ast.expr, name: str, where: str) -> Any:
 
 
 def _comments(source: str) -> dict[int, str]:
-    """Return line number -> comment on that line."""
+    """Return the comment on each line that has one, by line number."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip("#").strip() for t in tokens if t.type == tokenize.COMMENT}
 
@@ -81,7 +100,7 @@ def _comment(line: ast.stmt, comments: Mapping[int, str]) -> str:
 
 
 def _value(parameter: Parameter, value: Any, where: str) -> Any:
-    """Return `value` as one of the parameter's types, the first that takes it."""
+    """Return `value` as the first of the parameter's types that takes it."""
     members = [member.strip() for member in parameter.type.split("|")]
     if not {*members} <= {*_SCALARS, "None"} or members == ["None"]:
         raise GradtuneError(
@@ -100,7 +119,7 @@ def _value(parameter: Parameter, value: Any, where: str) -> Any:
 
 
 def _scalar(kind: Any, value: Any) -> Any:
-    """Return `value` as `kind`, or None when it is none: a bool is no number, an int may stand for a float."""
+    """Return `value` as `kind`, None when it is of another: a bool is no number, an int may stand for a float."""
     if isinstance(value, str) and kind is not str:
         return _parsed(kind, value.strip())
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 _PALETTE = sns.color_palette("colorblind").as_hex()
 _DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1))]
 _MARKERS = "osD^vPX*<>"
-# method -> (colour, dash, marker) by position; a method keeps its place for ever
+# a method's place decides its colour, dash and marker; it keeps this place for ever
 _METHODS = (
     "Random",
     "Unroll1",
@@ -44,7 +44,7 @@ METHODS = {
     name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}
     for k, name in enumerate(_METHODS)
 }
-# methods of one paper only take the colours of another paper's: no figure has both. (colour, dash, marker)
+# (colour, dash, marker) of methods of one paper only; they may be those of another paper's, as no figure has both
 _LATER = {
     "Random-xLR": (1, 1, 6),
     "Random-3-batched": (2, 2, 7),
@@ -69,7 +69,11 @@ METHODS |= {
 
 
 def method_style(name: str) -> dict[str, Any]:
-    """Colour, dash and marker of a method, as keywords for `Axes.plot`."""
+    """Return colour, dash and marker of a method, as keywords for `Axes.plot`.
+
+    Raises:
+        GradtuneError: The method is none of `METHODS`.
+    """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]
@@ -90,14 +94,27 @@ def use_style() -> None:
 
 
 def panels(count: int, width: float = 4.2, height: float = 3.8, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """A row of `count` axes with the space between them arranged."""
+    """Make a figure with a row of axes and the space between them arranged.
+
+    Args:
+        count: Number of axes.
+        width: Width of each, in inches.
+        height: Height of the figure, in inches.
+        **kwargs: Passed on to `matplotlib.pyplot.subplots`.
+
+    Returns:
+        The figure, and its axes from left to right.
+    """
     fig, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False, **kwargs)
     return fig, list(axes[0])
 
 
 def label_logarithms(ax: Axes) -> None:
-    """Plain numbers on logarithmic axes that span less than two decades: 1, 2 and 5 of each, on a short axis 1 to 9.
-    Matplotlib's own labels, like 2 x 10^1, run into one another there."""
+    """Label logarithmic axes that span less than two decades with plain numbers.
+
+    Matplotlib's own labels, like `2 x 10^1`, run into one another there. Labelled are 1, 2 and 5 of each decade, and 1
+    to 9 where the axis spans no more than a factor of 5.
+    """
     for axis in (ax.xaxis, ax.yaxis):
         low, high = sorted(axis.get_view_interval())
         if axis.get_scale() == "log" and high < 100 * low:

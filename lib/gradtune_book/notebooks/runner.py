@@ -1,8 +1,8 @@
 """Run notebooks through papermill: strictly, only when something changed, and with failures that name the cell.
 
-    run      one notebook with some parameters, into a file of its own
-    refresh  the same for the book: skipped when nothing it depends on has changed since the last time
-    store    a source notebook in place, with its defaults: the output it is committed with
+* `run` executes one notebook with some parameters into a file of its own.
+* `refresh` does the same for the book, and skips a notebook when nothing it depends on has changed since the last time.
+* `store` executes a source notebook in place with its defaults, for the output that it is committed with.
 
 `python -m gradtune_book.notebooks.runner [NAME...]` stores the named notebooks, or all of them.
 """
@@ -35,10 +35,17 @@ _VERSIONS_OF = ("torch", "numpy", "matplotlib")
 
 
 class NotebookFailed(GradtuneError):
-    """A cell of a notebook failed; the half-run notebook lies at `out`.
+    """A cell of a notebook failed.
 
-    Attributes: `notebook` (its name), `cell` (the cell's id), `number` (counted from 1, of the source), `error` (name
-    of the exception), `message` (its text), `out`.
+    The arguments are attributes of the same names.
+
+    Args:
+        notebook: Name of the notebook.
+        cell: Id of the cell, "?" where it is not known.
+        number: Number of the cell in the source, counted from 1; 0 where it is not known.
+        error: Name of the exception.
+        message: Text of the exception.
+        out: Where the half-run notebook lies.
     """
 
     exit_status = 1  # of the command line: not the user's mistake
@@ -52,18 +59,27 @@ class NotebookFailed(GradtuneError):
 
 @dataclass(frozen=True)
 class Execution:
-    """What `refresh` did, or had done before: `key` says for which state of everything the outputs hold."""
+    """What `refresh` did, or had done before.
+
+    Attributes:
+        notebook: Name of the notebook.
+        key: Digest of all that the outputs depend on (`runner.key`).
+        parameters: Value of each parameter that was set, by name.
+        seconds: How long the execution took.
+        date: When it began, in UTC and ISO 8601.
+        fresh: Whether this call executed the notebook.
+    """
 
     notebook: str
     key: str
     parameters: dict[str, Any]
     seconds: float
-    date: str  # UTC
-    fresh: bool = True  # executed by this call
+    date: str
+    fresh: bool = True
 
 
 def folder() -> Path:
-    """Folder of the source notebooks."""
+    """Return the folder of the source notebooks."""
     return paths.ROOT / "notebooks"
 
 
@@ -73,7 +89,11 @@ def names() -> list[str]:
 
 
 def find(notebook: str | Path) -> Path:
-    """Return the absolute path of a notebook given by name or path; raise GradtuneError with the nearest name."""
+    """Return the absolute path of a notebook given by name or path.
+
+    Raises:
+        GradtuneError: There is no such notebook. The error suggests the nearest name.
+    """
     path = Path(notebook)
     if path.suffix == ".ipynb" and path.is_file():
         return path.resolve()
@@ -83,7 +103,11 @@ def find(notebook: str | Path) -> Path:
 
 
 def declared(notebook: str | Path) -> dict[str, parameters.Parameter]:
-    """Return the parameters of a notebook, empty when it has no cell tagged `parameters`."""
+    """Return the parameters of a notebook by name, none when it has no cell tagged `parameters`.
+
+    Raises:
+        GradtuneError: There is no such notebook, or it or its `parameters` cell cannot be read.
+    """
     path = find(notebook)
     for cell in _read(path)["cells"]:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
@@ -92,16 +116,17 @@ def declared(notebook: str | Path) -> dict[str, parameters.Parameter]:
 
 
 def run(notebook: str | Path, values: Mapping[str, Any], out: str | Path | None = None) -> Path:
-    """Execute a notebook with the parameters `values` and return the path of the executed copy.
+    """Execute a notebook with some parameters and return the path of the executed copy.
 
     Args:
-        notebook: name (`clip_quadratic`) or path.
-        values: parameter -> value; text is converted to the type that the notebook declares.
-        out: where to write, `_build/runs/NAME.ipynb` by default.
+        notebook: Name, such as `clip_quadratic`, or path.
+        values: Values of parameters by name. Text is converted to the type that the notebook declares.
+        out: Where to write, `_build/runs/NAME.ipynb` by default. It cannot be the notebook itself.
 
     Raises:
-        GradtuneError: unknown notebook or parameter, or a value of the wrong type; nothing has run then.
-        NotebookFailed: a cell failed.
+        GradtuneError: The notebook or a parameter is unknown, a value has the wrong type, or `out` is the notebook
+            itself. Nothing has run then.
+        NotebookFailed: A cell failed.
     """
     source = find(notebook)
     checked = parameters.check(declared(source), values, source.stem)
@@ -116,10 +141,20 @@ def run(notebook: str | Path, values: Mapping[str, Any], out: str | Path | None 
 
 
 def refresh(notebook: str | Path, values: Mapping[str, Any], out: Path, force: bool = False) -> Execution:
-    """Execute a notebook into `out`, unless `out` holds just that already.
+    """Execute a notebook into a file, unless the file holds just that already.
+
+    Args:
+        notebook: Name or path.
+        values: Values of parameters by name, as for `run`.
+        out: The file.
+        force: Execute in any case.
+
+    Returns:
+        The execution, or the earlier one whose output the file holds.
 
     Raises:
-        GradtuneError: as `run`.
+        GradtuneError: As `run`.
+        NotebookFailed: A cell failed.
     """
     source = find(notebook)
     checked = parameters.check(declared(source), values, source.stem)
@@ -137,7 +172,12 @@ def refresh(notebook: str | Path, values: Mapping[str, Any], out: Path, force: b
 
 
 def store(notebook: str | Path) -> Path:
-    """Execute a source notebook with its defaults and write the outputs into it; unchanged when a cell fails."""
+    """Execute a source notebook with its defaults, write the outputs into it and return its path.
+
+    Raises:
+        GradtuneError: There is no such notebook.
+        NotebookFailed: A cell failed. The notebook is unchanged.
+    """
     source = find(notebook)
     out = paths.ROOT / "_build" / "runs" / source.name
     executed = _without_timing(_read(run(source, {}, out)))
@@ -146,11 +186,15 @@ def store(notebook: str | Path) -> Path:
 
 
 def key(notebook: Path, values: Mapping[str, Any]) -> str:
-    """Return the digest of all that a notebook's outputs depend on.
+    """Return a digest of what a notebook's outputs depend on.
 
-    The notebook's source, the library and its benchmarks, the parameters, the records, the published numbers, the
-    versions of Python and of what computes and draws; and, when the notebook has a parameter `data`, which datasets are
-    there.
+    It covers the notebook's source, the Python files of both packages and of the benchmarks, the checksums of the
+    datasets, the parameters, the records, the published numbers, and the versions of Python and of what computes and
+    draws. When the notebook has a parameter `data` it also covers which datasets are there.
+
+    Args:
+        notebook: Path of the source notebook.
+        values: Values of parameters by name.
     """
     state = {
         "source": [(cell["cell_type"], _text(cell["source"])) for cell in _read(notebook)["cells"]],
@@ -174,7 +218,7 @@ def _digest(root: Path, suffixes: tuple[str, ...]) -> str:
 
 
 def _execute(source: Path, values: Mapping[str, Any], out: Path) -> None:
-    """Run papermill in the notebook's own folder, as Jupyter would; turn its exceptions into NotebookFailed."""
+    """Run papermill in the notebook's own folder, as Jupyter would; turn its exceptions into `NotebookFailed`."""
     import papermill
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 

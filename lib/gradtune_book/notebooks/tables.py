@@ -8,7 +8,7 @@ import pandas as pd
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown, index included, so that its bold cells are shown bold."""
+    """Write a table as Markdown, index included, so that its bold cells are shown bold."""
     head = [str(table.index.name or ""), *map(str, table.columns)]
     rows = [[str(i), *map(str, row)] for i, row in zip(table.index, table.itertuples(index=False))]
     lines = [head, ["---", *["---:"] * len(table.columns)], *rows]
@@ -16,13 +16,25 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def answers(found: Mapping[str, Mapping[str, bool | None]]) -> pd.DataFrame:
-    """Claims in rows, sets in columns, as yes, no, and a dash for what was not run."""
+    """Make a table of claims in rows and datasets in columns: yes, no, and a dash for what was not run.
+
+    Args:
+        found: Whether each claim holds, by dataset and claim; None for what was not run.
+    """
     words = {True: "yes", False: "no", None: "–"}
     return pd.DataFrame({d: {k: words[v] for k, v in c.items()} for d, c in found.items()}).rename_axis("claim")
 
 
 def where(frame: pd.DataFrame) -> pd.DataFrame:
-    """Where, when and by which commits runs were recorded: a column for each combination."""
+    """Tell where, when and by which commits runs were recorded.
+
+    Args:
+        frame: The runs, from `store.load`.
+
+    Returns:
+        A column for each combination of device, commit and dirty, which are the first rows. Below are the number of
+        runs and the first and last date. Without runs, an empty table whose index says so.
+    """
     if frame.empty:
         return pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
     groups = frame.groupby(["device", "commit", "dirty"], dropna=False)

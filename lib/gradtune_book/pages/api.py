@@ -13,13 +13,14 @@ from gradtune_book import paths
 
 @dataclass(frozen=True)
 class Page:
-    """One page.
+    """One page of the reference.
 
     Attributes:
-        name: of its file, without the ending.
-        title: its heading.
-        introduction: what it says before the first module.
-        modules: full names of the modules it shows, in order; `nets.*` stands for all modules of a package.
+        name: Name of its file, without the ending.
+        title: Its heading.
+        introduction: What it says before the first module, in MyST Markdown.
+        modules: Full names of the modules that it shows, in order. `gradtune.nets.*` stands for all modules of a
+            package.
     """
 
     name: str
@@ -48,7 +49,7 @@ PAGES = (
         "Methods and training",
         "A method is an estimator, an outer rule and a cadence; the loop trains with it. "
         "{doc}`/executed/one_recursion` shows the table of methods.",
-        ("gradtune.methods", "gradtune.training", "gradtune.training.*"),
+        ("gradtune.methods", "gradtune.methods.*", "gradtune.training", "gradtune.training.*"),
     ),
     Page(
         "recursion",
@@ -69,7 +70,7 @@ PAGES = (
         "nets",
         "Modules and networks",
         "From a module to the losses of several runs on flat weights, and the networks that the studies train.",
-        ("gradtune.nets", "gradtune.nets.modules", "gradtune.nets.*"),
+        ("gradtune.nets", "gradtune.nets.modules", "gradtune.nets.layout", "gradtune.nets.*"),
     ),
     Page(
         "search",
@@ -115,24 +116,24 @@ BEHIND_THE_SCENES = (
 
 
 def modules() -> list[str]:
-    """Full names of all modules of the two packages, packages included, without importing any."""
+    """Return the full names of all modules of the two packages, packages included, without importing any."""
     files = [file.relative_to(root.parent).with_suffix("") for root in paths.PACKAGES for file in root.rglob("*.py")]
     return sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
 
 
 def hidden(name: str) -> bool:
-    """Whether a module is behind the scenes."""
+    """Tell whether a module, given by its full name, is behind the scenes."""
     return any(fnmatch(name, each) for each in BEHIND_THE_SCENES)
 
 
 def on_page(page: Page) -> list[str]:
-    """The modules of a page that there are, in the page's order."""
+    """Return the full names of the modules of a page that there are, in the page's order."""
     shown = [name for name in modules() if not hidden(name)]
     return list(dict.fromkeys(name for each in page.modules for name in shown if fnmatch(name, each)))
 
 
 def pages() -> dict[str, str]:
-    """Name -> text of the reference's pages, its overview `index` first."""
+    """Return the text of the reference's pages by name, the overview `index` first."""
     return {"index": _index()} | {page.name: _text(page) for page in PAGES if on_page(page)}
 
 
@@ -140,8 +141,8 @@ def _index() -> str:
     lines = [
         "# API reference",
         "",
-        "The modules of the library `gradtune` and of the book `gradtune_book` on it, from the docstrings. {doc}`/extend` "
-        "says how they fit together.",
+        "The modules of the library `gradtune` and of the book `gradtune_book` on it, from the docstrings. "
+        "{doc}`/extend` says how they fit together.",
         "",
     ]
     for page in PAGES:
@@ -151,7 +152,7 @@ def _index() -> str:
 
 
 def _summary(name: str) -> str:
-    """First paragraph of a module's docstring, on one line of a Markdown table."""
+    """Return the first paragraph of a module's docstring, for a cell of a Markdown table."""
     package, *rest = name.split(".")
     path = next(root for root in paths.PACKAGES if root.name == package).joinpath(*rest)
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -1,6 +1,8 @@
 """Build the book: execute the notebooks that changed, write the generated pages, run Jupyter Book.
 
-_toc.yml -> notebooks/NAME.ipynb -> book/executed/NAME.ipynb -> _build/html
+The way from the table of contents to the book is::
+
+    _toc.yml -> notebooks/NAME.ipynb -> book/executed/NAME.ipynb -> _build/html
 """
 
 import re
@@ -23,16 +25,17 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Sphinx colours its messages even wher
 
 
 def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path:
-    """Build the book and return the path of its index.html.
+    """Build the book and return the path of its `index.html`.
 
     Args:
-        scale: size of the live runs, passed to every notebook that has the parameter `scale`.
+        scale: Size of the live runs, passed to every notebook that has the parameter `scale`.
         data: "auto", "embedded" or a dataset's name, passed to every notebook that has the parameter `data`.
-        force: execute every notebook, changed or not, and read every page anew.
+        force: Execute every notebook, changed or not, and read every page anew.
 
     Raises:
-        GradtuneError: unknown scale, an incomplete table of contents, or Jupyter Book gave a warning or an error.
-        NotebookFailed: a cell failed; no later notebook was executed and no page was built.
+        GradtuneError: The scale is unknown, the table of contents names a notebook that is not there, or Jupyter Book
+            gave a warning or an error.
+        NotebookFailed: A cell failed. No later notebook was executed and no page was built.
     """
     config.check_scale(scale)
     executions = [_refresh(name, scale, data, force) for name in contents()]
@@ -46,7 +49,7 @@ def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path
 
 
 def executed() -> Path:
-    """Folder of the executed notebooks and generated pages, below the book's pages."""
+    """Return the folder of the executed notebooks and generated pages, below the book's pages."""
     return paths.ROOT / "book" / "executed"
 
 
@@ -58,7 +61,7 @@ def contents() -> list[str]:
 
 
 def files(node: Any) -> list[str]:
-    """Return every `file` (and the `root`) below one node of the table of contents."""
+    """Return every `file` and the `root` below one node of the table of contents."""
     if isinstance(node, list):
         return [name for each in node for name in files(each)]
     if not isinstance(node, dict):
@@ -77,7 +80,7 @@ def _refresh(name: str, scale: str, data: str, force: bool) -> Execution:
 
 
 def provenance_page(executions: list[Execution]) -> str:
-    """Return the page on where the book's numbers come from: live cells of these executions, and the records."""
+    """Write the page on where the book's numbers come from: live cells of these executions, and the records."""
     live = [
         (
             f"[{e.notebook}]({e.notebook}.ipynb)",
@@ -128,7 +131,7 @@ def _cell(value: Any) -> str:
 
 
 def _write_if_changed(path: Path, text: str) -> None:
-    """Keep the file's time when the text is the same, so that Sphinx does not read the page again."""
+    """Write a page, but keep the file's time when the text is the same, so that Sphinx does not read it again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")

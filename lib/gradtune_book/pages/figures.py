@@ -1,7 +1,7 @@
-"""Turn what `gradtune_book.notebooks.figures.show` leaves in an executed notebook into numbered figures of the book.
+"""Turn what `notebooks.figures.show` leaves in an executed notebook into numbered figures of the book.
 
-A plugin of myst-nb, found through the entry point `myst_nb.mime_renderers` in pyproject.toml. It alone knows how the
-book draws a figure; only the book build imports it.
+This is a plugin of myst-nb, found through the entry point `myst_nb.mime_renderers` in `lib/pyproject.toml`. It alone
+knows how the book draws a figure; only the build of the book imports it.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,19 @@ from gradtune_book.notebooks.figures import METADATA_KEY
 
 
 class FigureRenderer:
-    """Renders the outputs of `show`: picture, caption and label as one figure, the caption's own output as nothing."""
+    """Render the outputs of `show`: picture, caption and label as one figure, the caption's own output as nothing."""
 
     mime_priority_overrides: ClassVar[Sequence[tuple[str, str, int | None]]] = ()
 
     @staticmethod
     def handle_mime(renderer: NbElementRenderer, data: MimeData, inline: bool) -> list[nodes.Element] | None:
-        """Return the nodes for one output, or None when it is none of ours (then myst-nb renders it as usual)."""
+        """Return the nodes for one output, or None when `show` did not send it; myst-nb then renders it as usual.
+
+        Args:
+            renderer: What is rendering the notebook.
+            data: One type of the output, with the output's metadata.
+            inline: Whether the output stands in a line of text, where a figure cannot.
+        """
         mark = data.output_metadata.get(METADATA_KEY)
         if mark is None or inline:
             return None
@@ -30,7 +36,7 @@ class FigureRenderer:
 
 
 def _add_figure(renderer: NbElementRenderer, data: MimeData, mark: dict[str, Any]) -> None:
-    """Add a figure with caption and label to the document the renderer is building."""
+    """Add a figure with caption and label to the document that the renderer is building."""
     options = {"caption": mark["caption"], "name": mark["name"], "align": "center"}
     with create_figure_context(renderer.renderer, options, data.line or 0):
         images = renderer.render_image(data)

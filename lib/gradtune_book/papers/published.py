@@ -1,6 +1,6 @@
 """Recursions as published programs run them where that differs from their paper, for comparison with the exact form.
 
-Not for use: each function says what is off, and the book's page on omissions shows by how much.
+Not for use: each class says what is off, and the book's page on omissions shows by how much.
 """
 
 from __future__ import annotations
@@ -20,11 +20,26 @@ from torch import Tensor
 class OhoProgram:
     """OHO's program: SGD with rate `lr` and penalty `l2`, both tuned after every step, for one run (R = 1).
 
-    Departures from the exact recursion (`Forward()` with a penalty l2/2 |w|^2): the Hessian is taken at the weights
-    after the step; the penalty enters the sensitivities with a factor 2 while the training step uses 1, so that the
-    l2 hypergradient is about twice too large; the sensitivity to l2 uses the learning rate just updated; l2 moves
-    with 0.01 of the meta rate and is capped. The problem's training loss must not contain the penalty.
-    Cost a step: two gradients, two exact Hessian products and a validation gradient; memory 2 D and a graph.
+    Departures from the exact recursion (`Forward()` with a penalty `l2/2 |w|^2`):
+
+    * The Hessian is taken at the weights after the step.
+    * The penalty enters the sensitivities with a factor 2 while the training step uses 1, so that the hypergradient of
+      l2 is about twice too large.
+    * The sensitivity to l2 uses the learning rate just updated.
+    * l2 moves with 0.01 of the meta rate and is capped.
+
+    Cost of a step: two gradients, two exact Hessian products and a validation gradient.
+
+    Memory: 2 D and a graph.
+
+    Attributes:
+        problem: the losses. The training loss must not contain the penalty.
+        lr: learning rate in force, changed by each step.
+        l2: penalty in force, changed by each step.
+        meta_rate: outer rate of the learning rate.
+        cap: largest penalty.
+        to_lr: sensitivity of the weights to the learning rate, `[1, D]`, from the first step on.
+        to_l2: sensitivity of the weights to the penalty, `[1, D]`, from the first step on.
     """
 
     problem: Problem
@@ -36,7 +51,16 @@ class OhoProgram:
     to_l2: Tensor = field(init=False)
 
     def step(self, w: Tensor, t: int) -> tuple[Tensor, float, float]:
-        """Weights `[1, D]` after step t and the two hypergradients it used."""
+        """Take one training step and update both hyperparameters.
+
+        Args:
+            w: weights `[1, D]` before the step.
+            t: number of the step. Step 0 sets the sensitivities to 0.
+
+        Returns:
+            Weights `[1, D]` after the step, and the hypergradients of the learning rate and of the penalty that it
+            used.
+        """
         if t == 0:
             self.to_lr, self.to_l2 = torch.zeros_like(w), torch.zeros_like(w)
         g, _ = self._gradient(w, t)
@@ -61,8 +85,11 @@ class OhoProgram:
 
 @dataclass(frozen=True)
 class FdsPrintedMomentum(Forward):
-    """Forward mode with the sensitivity of the velocity as FDS's Appendix A prints it: C_t = delta(v_t) + ..., where
-    the derivative of v_t = beta_t v_{t-1} + ... by beta_t is v_{t-1}. Everything else, Z included, is exact."""
+    """Forward mode with the sensitivity of the velocity as FDS's Appendix A prints it.
+
+    It prints `C_t = delta(v_t) + ...`, where the derivative of `v_t = beta_t v_{t-1} + ...` with respect to `beta_t` is
+    `v_{t-1}`. Everything else, Z included, is exact. The fields are those of `Forward`.
+    """
 
     def _advanced(self, z: Tangent, step: Step, lam_dot: Mapping[str, Tensor]) -> Tangent:
         exact = super()._advanced(z, step, lam_dot)
@@ -72,9 +99,15 @@ class FdsPrintedMomentum(Forward):
 
 @dataclass(frozen=True)
 class FdsClipInside(Forward):
-    """Forward mode with the training gradient clipped before it is differentiated, as FDS's program does: H (mask Z) in
-    place of mask (H Z), the derivative of a step with `rules.clipped(rule, limit)`. A clipped weight then feels the
-    others, and they do not feel it. `rule`: the rule without its clip."""
+    """Forward mode with the training gradient clipped before it is differentiated, as FDS's program does.
+
+    It has `H (mask Z)` in place of `mask (H Z)`, the derivative of a step with `rules.clipped(rule, limit)`. A clipped
+    weight then feels the others, and they do not feel it. The other fields are those of `Forward`.
+
+    Attributes:
+        rule: the update rule without its clip; None: the rule of the step.
+        limit: largest size of an entry of the gradient.
+    """
 
     rule: Rule | None = None
     limit: float = 1.0

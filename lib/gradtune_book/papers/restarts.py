@@ -1,5 +1,7 @@
-"""Training that starts again after every hyperparameter update: differentiation through the whole of it (OnePass,
-Appendix B.7)."""
+"""Training that starts again after every hyperparameter update: differentiation through the whole of it.
+
+Source: OnePass, Appendix B.7.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,22 @@ def restarted(
     trainings: int,
     read: Callable[[Run], None],
 ) -> Run:
-    """`trainings` trainings of `steps` steps from the same weights `w [R, D]`, each with the hyperparameters that the
-    update at the end of the one before it gave.
+    """Train again and again from the same weights, each time with the hyperparameters of the last update.
 
-    loop: its method updates once, after `steps` steps (`every=steps`). The outer rule's state goes on; weights and
-    buffers start again. read(run) sees the end of each training with the hyperparameters it was trained with. The
-    update after the last training is made and not used. Returns that last run.
+    The update comes at the end of a training. The outer rule's state goes on; weights and buffers start again. It
+    differs from `restarts.Restarts`, which starts each training from new weights on new validation rows.
+
+    Args:
+        loop: the training. Its method updates once, after `steps` steps (`every=steps`).
+        w: initial weights `[R, D]` of every training.
+        raw: tuned hyperparameters of the first training in raw coordinates, `[R, P]`.
+        fixed: natural values of the other hyperparameters by name, `[R, groups, windows]`.
+        steps: number of steps of a training.
+        trainings: number of trainings.
+        read: sees the end of each training, with the hyperparameters that it was trained with.
+
+    Returns:
+        The last training at its end, with the hyperparameters of an update that is made and not used.
     """
     outer = loop.start(w).outer
     for _ in range(trainings):

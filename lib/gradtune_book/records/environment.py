@@ -23,7 +23,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
 
 @cache
 def commit() -> tuple[str | None, bool | None]:
-    """Return the library's commit and whether its files differ from it; None where git cannot tell."""
+    """Return the checkout's commit, and whether the files of the two packages (the folder `lib`) differ from it.
+
+    Git is asked once per process. What it cannot tell is None.
+    """
     library = str(paths.ROOT / "lib")
     head = _git(library, "rev-parse", "HEAD")
     changed = _git(library, "status", "--porcelain", "--", ".")
@@ -32,7 +35,11 @@ def commit() -> tuple[str | None, bool | None]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions a record keeps: python, torch, numpy, gradtune, and the C++ compiler of `compiled`."""
+    """Return the versions that a record keeps, by name, as found once per process.
+
+    The names are python, torch, numpy, gradtune and compiler. The last is the C++ compiler of `nets.compiled`, "none"
+    where there is none. A package that is not installed has the version "unknown".
+    """
     found = compiled.compiler()
     return {
         "python": platform.python_version(),
@@ -42,7 +49,11 @@ def versions() -> dict[str, str]:
 
 
 def device(name: str) -> torch.device:
-    """Return the device `name` ("cpu", "cuda", "cuda:1"); raise GradtuneError when it is unknown or not there."""
+    """Return the device of a name, such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        GradtuneError: The device is unknown, is neither a CPU nor a CUDA device, or is not there.
+    """
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
@@ -57,13 +68,13 @@ def device(name: str) -> torch.device:
 
 
 def describe(chosen: torch.device) -> str:
-    """Return the device as people read it: "cpu: AMD EPYC 7B13", "cuda: NVIDIA H100"."""
+    """Return the device as people read it, such as "cpu: AMD EPYC 7B13" or "cuda: NVIDIA H100"."""
     model = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else compiled.processor()
     return f"{chosen.type}: {model}"
 
 
 def reset_peak(chosen: torch.device) -> None:
-    """Start measuring peak memory afresh (on a CPU where Linux allows it)."""
+    """Start measuring peak memory afresh; on a CPU only where Linux allows it."""
     if chosen.type == "cuda":
         torch.cuda.reset_peak_memory_stats(chosen)
         return
@@ -72,7 +83,11 @@ def reset_peak(chosen: torch.device) -> None:
 
 
 def peak_mb(chosen: torch.device) -> float:
-    """Return the peak in MB since `reset_peak`: allocated tensors on CUDA, the process's resident set on a CPU."""
+    """Return the peak of memory since `reset_peak`, in MB of 2^20 bytes.
+
+    It counts the allocated tensors on CUDA, and the process's resident set on a CPU. Where Linux does not tell the
+    latter, it is the peak since the process began.
+    """
     if chosen.type == "cuda":
         return float(torch.cuda.max_memory_allocated(chosen)) / 2**20
     try:
@@ -83,12 +98,15 @@ def peak_mb(chosen: torch.device) -> float:
 
 @contextlib.contextmanager
 def as_recorded() -> Iterator[None]:
-    """Compute as studies are recorded: one thread, so sums have one order on any number of cores; numbers below 1e-38
-    (float32) rounded to zero, where the processor can; and freed memory kept for the next allocation.
+    """Compute as studies are recorded, inside the `with` block.
 
-    A weight decay that a method has driven up takes whole nets below 1e-38, where arithmetic is many times slower: a
-    batch of Lorraine's runs on Kin8nm took 210 seconds in place of 50, and gave the same metrics. Afterwards threads
-    and rounding are the caller's again; memory is kept for good.
+    * Torch uses one thread, so that sums have one order on any number of cores.
+    * Numbers below 1e-38 (float32) are rounded to zero where the processor can. A weight decay that a method has driven
+      up takes the weights of whole nets below 1e-38, where arithmetic is many times slower: a batch of Lorraine's runs
+      on Kin8nm took 210 seconds in place of 50, and gave the same metrics.
+    * Freed memory is kept for the next allocation (`keep_freed_memory`).
+
+    Afterwards threads and rounding are the caller's again. Memory is kept for good.
     """
     threads, flushed = torch.get_num_threads(), _flushes()
     torch.set_num_threads(1)
@@ -102,11 +120,12 @@ def as_recorded() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Ask the C library to keep freed memory for the next allocation instead of handing it back (Linux; elsewhere
-    nothing happens).
+    """Ask the C library to keep freed memory for the next allocation instead of handing it back.
 
-    A training step frees and allocates the same large tensors again and again; without this every one of them costs
-    the page faults of fresh memory, up to four fifths of a step. Numbers do not change; a process keeps its peak.
+    A training step frees and allocates the same large tensors again and again. Without this every one of them costs the
+    page faults of fresh memory, up to four fifths of a step. Numbers do not change.
+
+    Memory: the process keeps its peak. Where the C library is not glibc nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -115,13 +134,16 @@ def keep_freed_memory() -> None:
 
 
 def _flushes() -> bool:
-    """Whether this thread rounds denormal numbers to zero."""
+    """Tell whether this thread rounds denormal numbers to zero."""
     return (torch.tensor(1e-38) / 10).item() == 0
 
 
 def busy_seconds(chosen: torch.device) -> float:
-    """Return the seconds this process has computed so far: of its processor on a CPU, which other programs do not
-    lengthen, and of the clock on CUDA, once the device is idle. Differences of two readings mean something."""
+    """Return a reading, in seconds, of how long this process has computed; only differences have a meaning.
+
+    On a CPU it is the processor's time of this process, which other programs do not lengthen. On CUDA it is the clock,
+    read once the device is idle.
+    """
     if chosen.type == "cuda":
         torch.cuda.synchronize(chosen)
         return time.perf_counter()
@@ -132,7 +154,8 @@ def differences() -> tuple[int, list[str]]:
     """Compare the installed packages with `requirements.txt`.
 
     Returns:
-        How many packages are pinned there, and one sentence for each that is absent or of another version.
+        How many packages are pinned there (0 where there is no such file), and one sentence for each that is absent or
+        of another version.
     """
     file = paths.ROOT / "requirements.txt"
     pins = re.findall(r"^([\w.-]+)==([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else []

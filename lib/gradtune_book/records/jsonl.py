@@ -1,7 +1,7 @@
 """Append-only JSON Lines files that survive a kill, a full disk and several writers.
 
-A line is a JSON object with a string `key` and an object `config`. A torn last line (the machine died while it was
-written) is ignored by `read` and cut off by the next `append`.
+A line is a JSON object with a string `key` and an object `config`. The last line is torn where the machine died while
+it was written. `read` ignores a torn line, and the next `append` cuts it off.
 """
 
 import errno
@@ -19,12 +19,17 @@ Line = dict[str, Any]
 
 
 def append(file: Path, lines: Sequence[Line]) -> int:
-    """Append lines to a file and return how many were new; a key the file already has is left as it is.
+    """Append lines to a file and return how many of them were new.
 
-    One write, synced, under an exclusive lock: other processes see all of the lines or none.
+    A key that the file already has is left as it is. The lines are one write, synced, under an exclusive lock: other
+    processes see all of them or none.
+
+    Args:
+        file: The file. It and its folder are created where needed.
+        lines: The lines; the first of a key counts.
 
     Raises:
-        GradtuneError: the disk is full or the folder cannot be written (what the file held is kept), or the file holds
+        GradtuneError: The disk is full or the folder cannot be written (what the file held is kept), or the file holds
             an invalid line that is not its last.
     """
     try:
@@ -43,10 +48,11 @@ def append(file: Path, lines: Sequence[Line]) -> int:
 
 
 def read(file: Path) -> list[Line]:
-    """Return the lines of one file (none when there is no file); a torn last line is left out.
+    """Return the lines of one file, none where there is no file; a torn last line is left out.
 
     Raises:
-        GradtuneError: a line other than the last is invalid, or the file cannot be read; names file and line.
+        GradtuneError: A line other than the last is invalid (the error names file and line), or the file cannot be
+            read.
     """
     try:
         return parse(file, file.read_bytes())[0]
@@ -65,18 +71,29 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
 
 
 def keys(file: Path) -> set[str]:
-    """Return the keys one file holds."""
+    """Return the keys that one file holds."""
     return {line["key"] for line in read(file)}
 
 
 def torn(file: Path) -> bool:
-    """Tell whether the file ends in a torn line."""
+    """Tell whether a file, which must exist, ends in a torn line."""
     content = file.read_bytes()
     return parse(file, content)[1] < len(content)
 
 
 def parse(file: Path, content: bytes) -> tuple[list[Line], int]:
-    """Return the lines in `content` and the number of bytes they fill; what lies behind is a torn last line."""
+    """Split the content of a file into its lines.
+
+    Args:
+        file: The file, named in errors.
+        content: What it holds.
+
+    Returns:
+        The lines, and the number of bytes that they fill. What lies behind is a torn last line.
+
+    Raises:
+        GradtuneError: A line other than the last is invalid.
+    """
     lines: list[Line] = []
     intact = 0
     pieces = content.splitlines(keepends=True)

@@ -1,8 +1,8 @@
 """Compute and record the runs of a study: resumable, shareable between processes, stoppable at any moment.
 
-Runs are computed in chunks that are cut from the study's full list before anything else is looked at, so a resumed
-study runs the same batches as an uninterrupted one and its numbers are the same to the last bit. A process claims a
-chunk by a lock that the kernel drops when the process dies, in whatever way.
+Runs are computed in chunks, which are cut from the study's full list before anything else is looked at. A resumed study
+therefore runs the same batches as an uninterrupted one, and its numbers are the same to the last bit. A process claims
+a chunk by a lock, which the kernel drops when the process dies in whatever way.
 """
 
 import fcntl
@@ -25,31 +25,53 @@ from gradtune_book.records.study import Study, batches
 
 @dataclass(frozen=True)
 class Chunk:
-    """Runs computed together: configurations that agree in all but the field `study.varied`."""
+    """Runs computed together: configurations that agree in all but the field `study.varied`.
+
+    Attributes:
+        index: Position of the chunk among those of its study, counted from 0.
+        configs: Configurations of the runs.
+        keys: Key of each run in the records (`config.key`), in the same order.
+    """
 
     index: int
     configs: list[Any]
     keys: list[str]
 
     def cost(self, study: Study) -> float:
-        """Return how long it takes, compared with other chunks of the study."""
+        """Return how long the chunk takes, compared with other chunks of the study."""
         return len(self.configs) * study.cost(self.configs[0])
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know; picklable, so a study's functions must live at the top of a module."""
+    """What a worker needs to know; picklable, so a study's functions must live at the top of a module.
+
+    Attributes:
+        study: The study.
+        scale: One of `config.SCALES`.
+        device: "cpu", "cuda" or "cuda:N".
+        deadline: Reading of `time.monotonic()`, in seconds, at which no new chunk may start; the clock is the same in
+            all processes of a machine. None for no deadline.
+    """
 
     study: Study
     scale: str
     device: str
     deadline: float | None
-    """`time.monotonic()` at which no new chunk may start; the clock is the same in all processes of a machine."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `record` ended: runs of the study in all, recorded by this call, and left to do (and why)."""
+    """How a call of `record` ended.
+
+    Attributes:
+        study: Name of the study.
+        scale: One of `config.SCALES`.
+        total: Number of runs that the study has at that scale.
+        recorded: Number of runs that the call recorded.
+        left: Number of runs that are still to do.
+        reason: Why runs are left, "" where none is.
+    """
 
     study: str
     scale: str
@@ -60,7 +82,7 @@ class Summary:
 
     @property
     def interrupted(self) -> bool:
-        """True after Ctrl-C."""
+        """True when Ctrl-C ended the call and left runs to do."""
         return self.reason == "interrupted"
 
     def sentence(self) -> str:
@@ -73,21 +95,26 @@ class Summary:
 
 
 def record(study: Study, scale: str, device: str = "cpu", minutes: float | None = None, jobs: int = 1) -> Summary:
-    """Compute the runs of `study` that are not recorded yet and record them.
+    """Compute the runs of a study that are not recorded yet, and record them.
+
+    Ctrl-C ends the call, which then returns too. It loses the runs of unfinished chunks and nothing else.
 
     Args:
-        study: from `gradtune_book.papers.get`.
-        scale: one of `config.SCALES`.
+        study: The study, from `papers.get`.
+        scale: One of `config.SCALES`.
         device: "cpu", "cuda" or "cuda:N".
-        minutes: no chunk starts after this time, nor one that is not expected to end within it.
-        jobs: worker processes; 1 computes in this process. Every worker uses one thread, so that the number of
-            workers does not change the numbers.
+        minutes: No chunk starts after this time, nor one that is not expected to end within it: every chunk is expected
+            to take as long as the slowest that its worker has computed. None for no limit.
+        jobs: Number of worker processes; 1 computes in this process. Every worker uses one thread, so that the number
+            of workers does not change the numbers.
 
     Returns:
-        The summary. Ctrl-C ends the call (`interrupted`) and loses the runs of unfinished chunks and nothing else.
+        How the call ended.
 
     Raises:
-        GradtuneError: bad arguments, a full disk, a damaged record file, or a worker that died.
+        GradtuneError: Bad arguments, a full disk, a folder that cannot be written, a damaged record file, or a worker
+            that died.
+        RuntimeError: Any other error in one of several workers; it holds the worker's traceback.
     """
     environment.device(device)
     if jobs < 1 or (minutes is not None and not minutes > 0):
@@ -120,13 +147,26 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
 
 def cut(study: Study, scale: str) -> list[Chunk]:
-    """Cut the study's runs into chunks: at most `study.chunk` neighbours that agree in all but `study.varied`."""
+    """Cut a study's runs into chunks: at most `study.chunk` neighbours that agree in all but `study.varied`."""
     parts = batches(study, study.runs(scale))
     return [Chunk(k, part, [config.key(study.name, cfg) for cfg in part]) for k, part in enumerate(parts)]
 
 
 def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
-    """Run one chunk and return its records, in the order of its configurations."""
+    """Run one chunk and return its records, in the order of its configurations.
+
+    An error of the study's own function gets a note that names the study, the scale and the runs.
+
+    Args:
+        study: The study.
+        scale: One of `config.SCALES`.
+        chunk: The runs.
+        device: Where they are computed.
+
+    Raises:
+        GradtuneError: The study gave another number of results than there are runs, or a result is refused by
+            `store.line`.
+    """
     environment.commit()  # asked before the run: this is the code that computes it
     environment.reset_peak(device)
     try:
@@ -143,8 +183,11 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
 
 
 def work(job: Job) -> Iterator[tuple[int, float]]:
-    """Compute every chunk that is neither recorded nor claimed by another process; yield for each one the runs it
-    added and its cost."""
+    """Compute every chunk that is neither recorded nor claimed by another process.
+
+    Yields:
+        For each chunk the number of runs it added to the records, and its cost.
+    """
     device, slowest = environment.device(job.device), 0.0
     with _claims(job) as claim:
         for chunk in cut(job.study, job.scale):
@@ -174,7 +217,7 @@ def _count(job: Job, chunks: Sequence[Chunk]) -> int:
 
 @contextmanager
 def _claims(job: Job) -> Iterator[Callable[[int], bool]]:
-    """Give a function that claims a chunk for this process: byte `index` of a lock file, held until the end."""
+    """Give a function that claims a chunk for this process: a lock on byte `index` of a file, held until the end."""
     file = paths.records_root() / ".locks" / f"{job.study.name}-{job.scale}.lock"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

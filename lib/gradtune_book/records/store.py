@@ -1,8 +1,8 @@
 """Run records: one JSON line a run, one file per study, scale and method.
 
-A record says what a run gave, and where, when and with what it was computed. Nothing is ever edited in a record: a
-method whose code changes its numbers gets a higher `version` in its configuration, which retires the old lines.
-`jsonl` is how lines reach the disk; this module is what they say.
+A record says what a run gave, and where, when and with what it was computed. Nothing is ever edited in a record. A
+method whose code changes its numbers gets a higher `version` in its configuration, which retires the old lines. `jsonl`
+is how lines reach the disk; this module is what they say.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from gradtune_book.records import environment, jsonl
 from gradtune_book.records.jsonl import Line
 
 NOTHING = "not recorded yet"
-"""What a chapter says where it would show recorded runs and there is none."""
+"""What a chapter says in place of recorded runs where there is none."""
 
 POINTS = 50
-"""Most points a recorded series keeps."""
+"""Largest number of points that a recorded series keeps."""
 
 _COLUMNS = ("device", "dataset", "commit", "dirty", "date", "wall_s", "batch", "peak_mb")
 _LATER = ("cpu_s",)  # columns that older records do not have
@@ -40,13 +40,13 @@ class Result:
     """What one run of a study gives back.
 
     Attributes:
-        metrics: final numbers by name. NaN and infinities are recorded as null and read back as NaN.
-        series: curves by name; recorded with at most `POINTS` points (see `thin`) and 7 digits.
-        wall_s: seconds of training, without evaluation and compilation.
-        cpu_s: the same in seconds that the processor computed (`environment.busy_seconds`), which a busy machine does
-            not lengthen; None where it was not measured.
-        dataset: name of the dataset in `gradtune_book.data.datasets`, or of the generated problem.
-        dataset_sha256: digest of the data that was used, "" for a generated problem.
+        metrics: Final numbers by name. None, NaN and infinities are recorded as null and read back as NaN.
+        series: Curves by name. They are recorded with at most `POINTS` points (see `thin`) and 7 digits.
+        wall_s: Seconds of training, without evaluation and compilation.
+        dataset: Name of the dataset in `data.datasets`, or of the generated problem.
+        dataset_sha256: Digest of the data that was used, "" for a generated problem.
+        cpu_s: The same as `wall_s` in seconds that the processor computed (`environment.busy_seconds`), which a busy
+            machine does not lengthen. None where it was not measured.
     """
 
     metrics: dict[str, float | int | None]
@@ -58,7 +58,7 @@ class Result:
 
 
 class Study(Protocol):
-    """The part of a study (`study.Study`) that says which runs there are, in order."""
+    """The part of a study (`records.study.Study`) that says which runs there are, in order."""
 
     @property
     def name(self) -> str:
@@ -69,16 +69,26 @@ class Study(Protocol):
         """Type of a run's configuration."""
 
     def runs(self, scale: str) -> list[Any]:
-        """Return the configurations of a scale."""
+        """Return the configurations of a scale, in order."""
 
 
 def path(study: str, scale: str, method: str, root: Path | None = None) -> Path:
-    """Return the file that holds the runs of one method."""
+    """Return the file that holds the runs of one method.
+
+    Args:
+        study: Name of the study.
+        scale: One of `config.SCALES`.
+        method: Name of the method.
+        root: Root of the records. None stands for `paths.records_root()`.
+
+    Raises:
+        GradtuneError: The scale is unknown.
+    """
     return _root(root) / study / config.check_scale(scale) / f"{method}.jsonl"
 
 
 def all_files(root: Path | None = None) -> list[Path]:
-    """Return every record file below the records root."""
+    """Return every record file below `root`, by default `paths.records_root()`, sorted."""
     return sorted(_root(root).glob("*/*/*.jsonl"))
 
 
@@ -100,19 +110,20 @@ def number(value: Any) -> float | int | None:
 
 
 def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: int, peak_mb: float | None) -> Line:
-    """Return the record of one run, plain JSON values only.
+    """Return the record of one run, in plain JSON values only.
 
     Args:
-        study: the study's name.
-        scale: one of `config.SCALES`.
-        cfg: the run's configuration.
-        result: what it gave.
-        device: where it ran, as people read it (`environment.describe`).
-        batch: runs computed together with it, itself included.
-        peak_mb: peak memory of that batch, None where it is not known.
+        study: Name of the study.
+        scale: One of `config.SCALES`.
+        cfg: The run's configuration.
+        result: What the run gave.
+        device: Where it ran, as people read it (`environment.describe`).
+        batch: Number of runs computed together with it, itself included.
+        peak_mb: Peak memory of that batch in MB (`environment.peak_mb`), None where it is not known.
 
     Raises:
-        GradtuneError: a metric or series has the name of a field, of a column of `load` or of one another.
+        GradtuneError: A metric or series has the name of a field, of a column of `load` or of one another, or a field
+            of `cfg` has the wrong type.
     """
     _refuse_clashes(cfg, result)
     commit, dirty = environment.commit()
@@ -140,25 +151,27 @@ def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: i
 def load(
     study: Study | str, scale: str, methods: Sequence[str] | None = None, root: Path | None = None
 ) -> pd.DataFrame:
-    """Return the recorded runs of a study as a table; empty when there is none.
+    """Return the recorded runs of a study as a table.
 
     Order and content do not depend on when, or in which order, the runs were recorded.
 
     Args:
-        study: a study (`gradtune_book.papers.get(name)`): its current runs in its own order; lines of runs it no longer
-            has, or of an older `version`, are left out. Or merely a name: every line there is, of the highest
-            version each method has, sorted by method, seed and the other fields.
-        scale: one of `config.SCALES`.
-        methods: only these, in this order.
-        root: records root, `paths.records_root()` by default.
+        study: A study (`papers.get`), or merely a study's name. A study gives its current runs in its own order: lines
+            of runs that it no longer has, or of an older `version`, are left out. A name gives every line there is of
+            the highest version that each method has, sorted by method, seed and the other fields.
+        scale: One of `config.SCALES`.
+        methods: Only these, in this order. None stands for all.
+        root: Root of the records. None stands for `paths.records_root()`.
 
     Returns:
-        Columns: key, the configuration's fields, device, dataset, commit, dirty, date, wall_s, batch, peak_mb (where
-        a field has such a name it stands in its place), cpu_s (if recorded), metrics (float, NaN where null), series
-        (lists).
+        One row per run. The columns are key, the configuration's fields, device, dataset, commit, dirty, date, wall_s,
+        batch, peak_mb (a field of such a name takes that column's place), cpu_s (if recorded), metrics (float, NaN
+        where null) and series (lists). Where no run is recorded the table is empty: it has no columns for cpu_s,
+        metrics and series, and none for the fields where `study` is a name.
 
     Raises:
-        GradtuneError: unknown scale, a method the study does not have, or an invalid line in a file.
+        GradtuneError: The scale is unknown, a method is none of the study's (a name alone is not checked for this), or
+            a file has an invalid line.
     """
     config.check_scale(scale)
     lines = _by_name(study, scale, root) if isinstance(study, str) else _of_study(study, scale, methods, root)
@@ -173,12 +186,12 @@ def coverage(study: Study, scale: str, *fields: str) -> pd.DataFrame:
     """Return how many runs of a study are recorded of how many it has at a scale.
 
     Args:
-        study: the study.
-        scale: one of `config.SCALES`.
-        *fields: fields of the configuration that tell rows apart, beside `method`.
+        study: The study.
+        scale: One of `config.SCALES`.
+        *fields: Fields of the configuration that tell rows apart, beside `method`.
 
     Returns:
-        A row a method (and value of `fields`) in the study's order; columns recorded and of.
+        One row per method and combination of values of `fields`, in the study's order. The columns are recorded and of.
     """
     columns = ["method", *fields]
     wanted = pd.DataFrame([{c: getattr(each, c) for c in columns} for each in study.runs(scale)])
@@ -189,7 +202,7 @@ def coverage(study: Study, scale: str, *fields: str) -> pd.DataFrame:
 
 
 def so_far(study: Study, scale: str) -> str:
-    """Return how much of a study is recorded at a scale, in words."""
+    """Return how much of a study is recorded at a scale, in words; `NOTHING` where nothing is."""
     recorded = len(load(study, scale))
     return f"{recorded} of {len(study.runs(scale))} runs are recorded" if recorded else NOTHING
 
@@ -197,8 +210,15 @@ def so_far(study: Study, scale: str) -> str:
 def provenance(root: Path | None = None) -> pd.DataFrame:
     """Return one row per study, scale and method: how many runs, and where, when and with what they were computed.
 
-    Columns: study, scale, method, runs, device, commit, dirty, versions, dataset, first, last, minutes (of training,
-    summed). Lines of an older `version` than the method's highest are not counted.
+    Lines of an older `version` than the method's highest are not counted.
+
+    Args:
+        root: Root of the records. None stands for `paths.records_root()`.
+
+    Returns:
+        The columns are study, scale, method, runs, device, commit, dirty (true where any run is), versions, dataset,
+        first and last (date of a run), and minutes (of training, summed). Different values of one method are joined by
+        semicolons.
     """
     current = (_newest(jsonl.read(file)) for file in all_files(root))
     return pd.DataFrame([_provenance_row(lines) for lines in current if lines], columns=list(_PROVENANCE))

@@ -1,7 +1,8 @@
 """A study: which runs make which figure or table, at which scale, and how a batch of them is computed.
 
-A study is data: a configuration type, a function from a scale to the list of runs, and a function that computes one
-batch of them. `recorder` computes and keeps them; `run_now` computes small ones live.
+A study is data: a type of configuration, the sizes of each scale, a function from sizes to the list of runs, and a
+function that computes one batch of them. `recorder` computes the runs of a study and keeps them; `run_now` computes
+small ones live.
 """
 
 from __future__ import annotations
@@ -30,19 +31,22 @@ def _equal(config: Any) -> float:
 class Study:
     """One study: a configuration, its sizes, what is run at each of them, and how a batch of runs is computed.
 
-    Its functions belong to a module, lambdas do not: a study travels to worker processes.
+    Its functions must stand at the top of a module and cannot be lambdas, because a study travels to worker processes.
 
     Attributes:
-        name: as the records know it; never changes.
-        config: type of a run's configuration, a frozen dataclass with at least the fields `method`, `seed` and
+        name: Name by which the records know the study. It never changes.
+        config: Type of a run's configuration, a frozen dataclass with at least the fields `method`, `seed` and
             `version`.
-        sizes: scale -> what that scale sets.
-        configs: sizes -> configurations in a fixed order.
-        run: configurations that agree in all but the field `varied`, computed as one batch on a device.
-        chunk: most runs in a batch, or a function of a configuration that says so.
-        cost: how long a run takes compared with others, where they differ much.
-        varied: the field in which the runs of a batch may differ.
-        arranged: scale and configurations -> the runs of that scale, where it has others than `configs` gives.
+        sizes: What each scale sets, by scale.
+        configs: Function from the sizes of a scale to its configurations, in a fixed order.
+        run: Function that computes one batch on a device: configurations that agree in all but the field `varied`. It
+            returns their results in the same order.
+        chunk: Largest number of runs in a batch, or a function from a configuration to that number.
+        cost: Function from a configuration to how long its run takes compared with others, where they differ much. By
+            default all runs cost the same.
+        varied: Field in which the runs of a batch may differ.
+        arranged: Function from a scale and what `configs` gives for it to the runs of that scale, where these are
+            others. None for no such function.
     """
 
     name: str
@@ -56,22 +60,44 @@ class Study:
     arranged: Callable[[str, list[Any]], list[Any]] | None = None
 
     def runs(self, scale: str) -> list[Any]:
-        """Return the configurations of a scale in a fixed order."""
+        """Return the configurations of a scale, in a fixed order.
+
+        Raises:
+            GradtuneError: The scale is unknown.
+        """
         chosen = self.configs(self.sizes[config.check_scale(scale)])
         return chosen if self.arranged is None else self.arranged(scale, chosen)
 
     def sized(self, scale: str, **given: Any) -> Any:
-        """Return a scale's sizes with those replaced that are given, that is, not None."""
+        """Return a scale's sizes, with those replaced that are given.
+
+        Args:
+            scale: One of `config.SCALES`.
+            **given: New values by name; None leaves a size as it is.
+
+        Raises:
+            GradtuneError: The scale or a name is unknown, or a value has the wrong type.
+        """
         chosen = {name: value for name, value in given.items() if value is not None}
         return config.replace(self.sizes[config.check_scale(scale)], **chosen)
 
 
 def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "cpu") -> pd.DataFrame:
-    """Compute runs without recording them: a frame with the columns that `records.load` gives (configuration,
-    metrics, series, wall_s).
+    """Compute runs without recording them.
 
-    Runs that agree in all but `study.varied` are computed in batches of at most `study.chunk`, each on one thread;
-    `jobs` processes share the batches, the costliest first.
+    Runs that agree in all but `study.varied` are computed in batches of at most `study.chunk`, each on one thread. The
+    costliest batches come first.
+
+    Args:
+        study: The study.
+        configs: Configurations of the runs.
+        jobs: Number of processes that share the batches; 1 computes in this process.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        One row per run, in the order of `configs`. The columns are dataset, the configuration's fields, metrics, series
+        and wall_s, with the names that `store.load` gives them. Metrics and series are as computed: a series has all
+        its points.
     """
     work = [(study, batch, device) for batch in batches(study, configs)]
     work.sort(key=lambda w: -len(w[1]) * study.cost(w[1][0]))
@@ -87,7 +113,7 @@ def run_now(study: Study, configs: Sequence[Any], jobs: int = 1, device: str = "
 
 
 def batches(study: Study, configs: Sequence[Any]) -> list[list[Any]]:
-    """Neighbours that agree in all but the field `study.varied`, at most `study.chunk` together."""
+    """Divide configurations into batches: neighbours that agree in all but `study.varied`, at most `study.chunk`."""
     out = []
     for _, group in itertools.groupby(configs, key=lambda c: {k: v for k, v in asdict(c).items() if k != study.varied}):
         together = list(group)

@@ -1,4 +1,7 @@
-"""Re-run recorded runs drawn at random and compare: does this code on this machine still give what is recorded?"""
+"""Verification: does this code on this machine still give what is recorded?
+
+Recorded runs are drawn at random, run again and compared.
+"""
 
 import math
 import random
@@ -12,12 +15,25 @@ from gradtune_book.records import environment, jsonl, store
 from gradtune_book.records.recorder import Chunk, compute, cut
 from gradtune_book.records.study import Study
 
+_TOOLS = ("python", "torch", "numpy", "compiler")
 TOLERANCE = 1e-6
 """Largest relative difference of a metric that counts as the same; processors differ in the last digits."""
 
 
 class Comparison(NamedTuple):
-    """One re-run: the metric that differs most from its recorded value, relatively."""
+    """One run computed again: the metric that differs most, relatively, from its recorded value.
+
+    Attributes:
+        method: The run's method.
+        seed: The run's seed.
+        key: The run's key in the records.
+        metric: Name of the metric that differs most, "" for a run without metrics.
+        recorded: Its recorded value, None for a NaN or where it is absent.
+        again: Its value now, None for a NaN or where it is absent.
+        difference: Relative difference of the two values; infinite where one is a NaN or absent and the other is not.
+        elsewhere: What differs between there and here that a number may depend on, of "device", "versions" and "batch"
+            (runs computed together), joined by "and". Empty where nothing does.
+    """
 
     method: str
     seed: int
@@ -27,7 +43,6 @@ class Comparison(NamedTuple):
     again: float | None
     difference: float
     elsewhere: str = ""
-    """What differs between there and here that a number may depend on: device, versions, runs computed together."""
 
     @property
     def same(self) -> bool:
@@ -47,19 +62,22 @@ class Comparison(NamedTuple):
 def verify(
     study: Study, scale: str, device: str = "cpu", count: int = 1, draw: random.Random | None = None
 ) -> Iterator[Comparison]:
-    """Re-run `count` recorded runs drawn at random (all of them if there are fewer) and compare their metrics.
+    """Run recorded runs again, drawn at random, and compare their metrics.
 
     A run is computed within its chunk, as it was recorded. Nothing is written.
 
     Args:
-        study: from `gradtune_book.papers.get`.
-        scale: one of `config.SCALES`.
-        device: "cpu", "cuda" or "cuda:N"; other devices than the recorded one need not agree to `TOLERANCE`.
-        count: how many runs.
-        draw: source of randomness, fresh at every call by default.
+        study: The study, from `papers.get`.
+        scale: One of `config.SCALES`.
+        device: "cpu", "cuda" or "cuda:N". Another device than the recorded one need not agree to `TOLERANCE`.
+        count: Number of runs. All recorded runs are compared where there are fewer.
+        draw: Source of randomness, a fresh one at every call by default.
+
+    Yields:
+        One comparison per drawn run, in the study's order.
 
     Raises:
-        GradtuneError: bad arguments, or nothing is recorded.
+        GradtuneError: Bad arguments, or nothing is recorded.
     """
     if count < 1:
         raise GradtuneError(f"at least 1 run must be verified, not {count}")
@@ -86,13 +104,20 @@ def _compare(recorded: jsonl.Line, again: jsonl.Line) -> Comparison:
     worst = max(names, key=lambda name: _difference(old, new, name), default="")
     difference = _difference(old, new, worst) if names else 0.0
     cfg = recorded["config"]
-    elsewhere = " and ".join(name for name in ("device", "versions", "batch") if recorded[name] != again[name])
+    elsewhere = " and ".join(
+        name for name in ("device", "versions", "batch") if _seen(recorded, name) != _seen(again, name)
+    )
     values = worst, old.get(worst), new.get(worst), difference
     return Comparison(cfg["method"], cfg["seed"], recorded["key"], *values, elsewhere)
 
 
+def _seen(line: jsonl.Line, name: str) -> Any:
+    """What a record says of its surroundings; of versions those of the tools, since commits tell the code's own."""
+    return {tool: line[name].get(tool) for tool in _TOOLS} if name == "versions" else line[name]
+
+
 def _difference(old: dict[str, Any], new: dict[str, Any], name: str) -> float:
-    """Return |a - b| / max(|a|, |b|); a NaN (null) equals a NaN, and nothing equals an absent metric."""
+    """Return `|a - b| / max(|a|, |b|)`; a NaN (null) equals a NaN, and nothing equals an absent metric."""
     if name not in old or name not in new:
         return math.inf
     a, b = old[name], new[name]

@@ -17,16 +17,19 @@ from gradtune.errors import GradtuneError
 def share(work: Callable[[Any], Iterator[Any]], job: Any, jobs: int, progress: Callable[[Any], Any]) -> None:
     """Run `work(job)` in each of `jobs` new processes, which divide the work among themselves.
 
+    All workers have ended when it returns or raises.
+
     Args:
-        work: a module's function; each (picklable) value it yields is passed on to `progress`.
-        job: its picklable argument, the same for all.
-        jobs: how many processes.
-        progress: called in this process.
+        work: Function at the top of a module. Each value it yields, which must be picklable, is passed on to
+            `progress`.
+        job: Its picklable argument, the same for all processes.
+        jobs: Number of processes.
+        progress: Function called in this process.
 
     Raises:
-        GradtuneError: raised by a worker, or a worker died.
-        RuntimeError: another error in a worker; holds its traceback.
-        KeyboardInterrupt: Ctrl-C. In every case all workers have ended when this returns.
+        GradtuneError: A worker raised it, or a worker died.
+        RuntimeError: Another error in a worker; it holds the worker's traceback.
+        KeyboardInterrupt: After Ctrl-C.
     """
     workers: dict[Any, BaseProcess] = {}
     died = []
@@ -77,7 +80,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def _receive(pipe: Any) -> Any:
-    """Return a worker's message, None when it has ended."""
+    """Return a worker's message, None where the worker has ended."""
     try:
         return pipe.recv()
     except (EOFError, OSError):

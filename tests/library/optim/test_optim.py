@@ -104,7 +104,7 @@ METAS: dict[str, Outer] = {"sgd": SGD(0.01), "adam": Adam(0.01), "lion": Lion(0.
 @pytest.mark.parametrize("meta", METAS)
 @pytest.mark.parametrize("base", RULES)
 def test_the_generic_loop(base: str, meta: str, form: str) -> None:
-    """`methods.metaoptimize_hf` in `train.Loop`."""
+    """`methods.metaoptimize_hf` in `loop.Loop`."""
     rule, values, own = RULES[base]
     outer = Lion(0.01, new_momentum=form == "package") if meta == "lion" else METAS[meta]
     for granularity, groups, gamma, decay in CASES:

@@ -73,8 +73,8 @@ def test_toy_is_no_easy_guess() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_finds_the_optimum_region(name: str, seed: int, trainable: Training) -> None:
-    """Random, random xLR and 3-batched within 16,200 training steps, grid (10 x 10) within 8100, Hyperband within
-    4050, Bayesian optimisation and PBT within 3240, BOHB and ASHA within 2430."""
+    """Random, random xLR and 3-batched within 16,200 training steps, grid (10 x 10) within 8100, Hyperband within 4050,
+    Bayesian optimisation and PBT within 3240, BOHB and ASHA within 2430."""
     budget, options = WITHIN[name]
     result = search(name, trainable, SPACE, budget, seed, **options)
     assert result.spent_steps <= budget

@@ -15,15 +15,28 @@ from gradtune_book.notebooks import plots
 from gradtune_book.papers.clip.training import FIXED
 
 TRAIN, VAL = {"color": "0.55", "marker": "s"}, {"color": "black", "marker": "o"}
-"""How the dynamics show training and validation losses."""
+"""Styles of training and validation losses in the dynamics."""
 
 
 def draw_dynamics(
     frame: pd.DataFrame, methods: Sequence[str], steps: Sequence[int], hyper: str, label: str, log: bool = True
 ) -> Figure:
-    """Appendix B: a row a method and a column a number of steps; every run's training (grey squares) and validation
-    loss (black dots) against the hyperparameter in force; methods without runs are left out. Reads panel_train,
-    panel_val and panel_<hyper>."""
+    """Draw Appendix B: the losses of every run against the hyperparameter in force.
+
+    There is a row per method and a column per number of steps. Grey squares are training losses, black dots validation
+    losses, in nats. Methods without runs are left out.
+
+    Args:
+        frame: runs with the series `panel_train`, `panel_val` and `panel_<hyper>`.
+        methods: methods from top to bottom.
+        steps: numbers of training steps from left to right, one for each point of these series.
+        hyper: name of the hyperparameter in `panel_<hyper>`.
+        label: label of its axis.
+        log: whether its axis is logarithmic. That of the losses is in any case.
+
+    Returns:
+        The figure. Where no method has runs it says so.
+    """
     methods = [m for m in methods if (frame["method"] == m).any()]
     if not methods:
         return _nothing()
@@ -46,13 +59,14 @@ def draw_dynamics(
 
 
 def _nothing() -> Figure:
+    """A figure that says that there is nothing to draw."""
     fig = plt.figure(figsize=(10, 0.6))
     fig.text(0.5, 0.5, "none of these methods is recorded yet", ha="center", va="center")
     return fig
 
 
 def _losses_up(ax: Axes, log_x: bool) -> None:
-    """Axes of a small panel with losses."""
+    """Set up the axes of a small panel with losses."""
     ax.set_xscale("log" if log_x else "linear")
     _log_y(ax)
     ax.tick_params(which="both", labelsize="x-small")
@@ -61,15 +75,25 @@ def _losses_up(ax: Axes, log_x: bool) -> None:
 
 
 def _log_y(ax: Axes) -> None:
-    """A logarithmic axis that may span less than a power of ten, with plain numbers."""
+    """Make the y axis logarithmic with plain numbers, also where it spans less than a power of ten."""
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
 
 
 def panel_table(frame: pd.DataFrame, methods: Sequence[str], steps: Sequence[int], hyper: str) -> pd.DataFrame:
-    """What the panels show, as medians over the runs of a method: training loss, validation loss and hyperparameter
-    after each number of steps."""
+    """Return what the panels of `draw_dynamics` show, as medians over the runs of a method.
+
+    Args:
+        frame: runs with the series `panel_train`, `panel_val` and `panel_<hyper>`.
+        methods: methods in order. Those without runs are left out.
+        steps: numbers of training steps, one for each point of these series.
+        hyper: name of the hyperparameter.
+
+    Returns:
+        A row per method and number of steps. The columns are `train` and `val`, losses in nats, and the value of the
+        hyperparameter under its name.
+    """
     names, rows = ["train", "val", hyper], {}
     for method in methods:
         runs = frame[frame["method"] == method]
@@ -80,7 +104,16 @@ def panel_table(frame: pd.DataFrame, methods: Sequence[str], steps: Sequence[int
 
 
 def draw_paths(ax: Axes, frame: pd.DataFrame, column: str, steps: int, methods: Sequence[str], label: str) -> None:
-    """Mean of a recorded curve over the runs of each method, and the range of the runs, against the training step."""
+    """Draw the mean of a recorded curve over the runs of each method, and their range, against the training step.
+
+    Args:
+        ax: axes to draw on.
+        frame: runs with the series.
+        column: name of the series. Its points are evenly spaced and end with the training.
+        steps: number of training steps.
+        methods: methods to draw. Those without the series are left out.
+        label: label of the y axis.
+    """
     for method in methods:
         curves = _curves(frame[frame["method"] == method], column)
         if not len(curves):
@@ -93,13 +126,20 @@ def draw_paths(ax: Axes, frame: pd.DataFrame, column: str, steps: int, methods: 
 
 
 def _curves(runs: pd.DataFrame, column: str) -> np.ndarray:
-    """`[runs, points]` of a series; runs that lack it are left out."""
+    """Return a series as `[runs, points]`; runs that lack it are left out."""
     lists = [v for v in runs.get(column, ()) if isinstance(v, list)]
     return np.array(lists, dtype=float) if lists else np.empty((0, 0))
 
 
 def draw_sensitivity(axes: Sequence[Axes], frame: pd.DataFrame, steps: int, methods: Sequence[str]) -> None:
-    """|y| (left) and the share of clipped steps (right) over training, means over the runs of a method."""
+    """Draw `|y|` and the share of clipped steps over the training, means over the runs of a method.
+
+    Args:
+        axes: axes of `|y|` (left) and of the share of clipped steps (right).
+        frame: runs with the series `length` and `clip_share`.
+        steps: number of training steps.
+        methods: methods to draw. The right panel has those of ClipR only.
+    """
     draw_paths(axes[0], frame, "length", steps, methods, r"$|y_t|$ (log scale)")
     axes[0].set_yscale("log")
     clipped = [m for m in methods if m.startswith("Clip")]
@@ -110,7 +150,11 @@ def draw_sensitivity(axes: Sequence[Axes], frame: pd.DataFrame, steps: int, meth
 
 
 def sensitivity_table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Means over the runs in the first and last tenth of the training: |y| and the share of clipped steps."""
+    """Return `|y|` and the share of clipped steps in the first and the last tenth of the training.
+
+    The values are means over the runs of a method, a row per method. A series that a method does not record gives NaN
+    or no column.
+    """
     rows = {}
     for method in methods:
         row: dict[str, float] = {}
@@ -127,7 +171,14 @@ def sensitivity_table(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFra
 
 
 def draw_table(axes: Sequence[Axes], seeds: pd.DataFrame, paper: pd.DataFrame, label: str) -> None:
-    """Loss with and without early stopping: a dot a seed, a cross for the paper's table."""
+    """Draw the loss with and without early stopping: a dot per seed, a cross for the paper's table.
+
+    Args:
+        axes: axes with early stopping (left) and without (right).
+        seeds: result of `tables.by_seed`.
+        paper: result of `tables.published`. Its rows are drawn.
+        label: label of the y axis.
+    """
     for ax, (column, title) in zip(axes, {"best_val": "with early stopping", "val": "without"}.items()):
         for k, row in enumerate(paper.index):
             name = str(row).split(" ")[0]
@@ -140,7 +191,15 @@ def draw_table(axes: Sequence[Axes], seeds: pd.DataFrame, paper: pd.DataFrame, l
 
 
 def draw_marks(ax: Axes, frame: pd.DataFrame, steps: int, lines: Mapping[str, float], methods: Sequence[str]) -> None:
-    """Validation perplexity over training, a curve a method, with cross entropies in `lines` as horizontal lines."""
+    """Draw the validation perplexity over the training, a curve per method, with horizontal lines for comparison.
+
+    Args:
+        ax: axes to draw on.
+        frame: runs of `clip_ptb`.
+        steps: number of training steps.
+        lines: cross entropies in nats a word by name, drawn as perplexities.
+        methods: methods to draw.
+    """
     shown = frame.assign(perplexity=[np.exp(v).tolist() for v in frame["val_curve"]])
     draw_paths(ax, shown, "perplexity", steps, methods, "validation perplexity (log scale)")
     for k, (name, loss) in enumerate(lines.items()):
@@ -150,8 +209,15 @@ def draw_marks(ax: Axes, frame: pd.DataFrame, steps: int, lines: Mapping[str, fl
 
 
 def draw_parting(ax: Axes, frame: pd.DataFrame, steps: int) -> None:
-    """Training (dashed) and validation perplexity (solid) of the runs with a fixed keep probability, means over
-    seeds."""
+    """Draw training (dashed) and validation perplexity (solid) of the runs with a fixed keep probability.
+
+    Curves are means over the seeds.
+
+    Args:
+        ax: axes to draw on.
+        frame: runs of `clip_ptb`.
+        steps: number of training steps.
+    """
     fixed = frame[frame["method"] == FIXED]
     for k, (keep, runs) in enumerate(fixed.groupby("keep")):
         for column, dash in (("train_curve", "--"), ("val_curve", "-")):

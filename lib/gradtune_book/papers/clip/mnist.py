@@ -1,8 +1,8 @@
 """Table 2 and Appendix B.1 of the Clip paper: the weight decay of a four-layer net on MNIST, tuned while it trains.
 
-The paper leaves batch sizes, learning rate, its decay, the outer rate c, warm-up and bounds open; they are the defaults
-of `Config`. Runs side by side are one method with one seed from several initial weight decays: they share initial
-weights and minibatches.
+The paper leaves batch sizes, learning rate, its decay, the outer rate c, warm-up and bounds open. The defaults of
+`Config` are our choices. Runs side by side are one method with one seed from several initial weight decays. They share
+initial weights and minibatches.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ VARIED = ("Unroll10", "Clip10")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a scale sets."""
+    """What a scale sets: fields of `Config` by their names there, and which runs there are."""
 
     data: str
     steps: int
-    seeds: int
+    seeds: int  # number of seeds
     starts: int = 6  # initial weight decays, equally spaced in log between 1e-6 and 1e-1
     width: int = 100
     batch_size: int = 100
@@ -87,15 +87,20 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("digits", 500, 1, width=32, batch_size=40),
-    # the first fifth of the paper's training, at its learning rates: if they fell all the way in so few steps, no net
-    # would come to need a penalty
+    # The first fifth of the paper's training, at its learning rates: if they fell all the way in so few steps, no net
+    # would come to need a penalty.
     "laptop": Sizes("mnist", 16_000, 1, starts=3, lr_decay=round(Config.lr_decay**0.2, 6)),
     "paper": Sizes("mnist", 80_000, 3),
 }
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Seed by seed all methods, each from all initial values."""
+    """Return the runs of a scale: seed by seed all methods, each from all initial weight decays.
+
+    Args:
+        sizes: what the scale sets.
+        seed: first seed.
+    """
     starts = np.logspace(-6, -1, sizes.starts).round(12).tolist()
     common = {n: getattr(sizes, n) for n in ("steps", "data", "width", "lr_decay", "batch_size")}
     common["val_batch_size"] = sizes.batch_size
@@ -104,7 +109,12 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def arranged(scale: str, chosen: list[Config]) -> list[Config]:
-    """Add, at laptop scale, some methods with each of `VARIATIONS`."""
+    """Add, at laptop scale, the methods of `VARIED` with all `VARIATIONS` but the first, which changes nothing.
+
+    Args:
+        scale: name of the scale.
+        chosen: its runs by `configs`.
+    """
     if scale != "laptop":
         return chosen
     some = [c for m in VARIED for c in chosen if c.method == m]
@@ -112,22 +122,38 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
 
 
 def outer(c: Config, scaled: bool) -> Outer:
-    """The outer rule on log decay, with rate c times the learning rate, or (for Unroll1-gTgV, whose hypergradient lacks
-    the learning rate) c times the initial one, so that it starts with the steps of Unroll1."""
+    """Return the outer rule. It makes its steps on log decay, whichever coordinate the sensitivity has.
+
+    Its rate is c times the learning rate. For Unroll1-gTgV, whose hypergradient lacks the learning rate, it is c times
+    the initial one, so that the method starts with the steps of Unroll1. Here c is `outer_rate` for ClipR, and
+    `unrolled_factor` times as much for the other methods.
+
+    Args:
+        c: configuration.
+        scaled: whether the rate follows the learning rate. False is for Unroll1-gTgV.
+    """
     rate = c.outer_rate * (1.0 if c.method.startswith("Clip") else c.unrolled_factor)
     rate, times = (rate, "lr") if scaled else (rate * c.lr, None)
     return SGD(rate, times) if c.coordinate == "log decay" else Exponentiated(rate, times)
 
 
 def schedule(c: Config) -> Schedule:
-    """Learning rates and readings of a configuration."""
+    """Return the learning rates and the readings of a configuration."""
     panels = [round(p * c.steps / PANELS[-1]) for p in PANELS]
     return Schedule(c.steps, c.lr, c.lr_decay, max(1, c.steps // _PARTS), panels)
 
 
 def loop(c: Config, problem: Classification, starts: Sequence[float]) -> Loop:
-    """The training of R runs. The weight decay is a hyperparameter of the update rule, which for plain gradient descent
-    is the same as the penalty of half its product with |w|^2."""
+    """Return the training of R runs.
+
+    The weight decay is a hyperparameter of the update rule. For plain gradient descent this is the same as a penalty
+    `decay / 2 |w|^2`.
+
+    Args:
+        c: configuration of the runs, but for their initial weight decays.
+        problem: losses of the net.
+        starts: initial weight decay of each run.
+    """
     transform = "log" if c.coordinate == "log decay" else "identity"
     values = torch.tensor(starts).to(problem.images.x_train)
     decay = Hyper("weight_decay", values, transform, bounds=(c.low, c.high), tuned=c.method != FIXED)
@@ -137,13 +163,30 @@ def loop(c: Config, problem: Classification, starts: Sequence[float]) -> Loop:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of runs of one method with one seed.
+    """Compute a batch of runs of one method with one seed.
 
-    Metrics: val (cross entropy at the end), best_val and best_step (lowest of 80 readings on all validation images),
-    test and best_test, test_error and best_test_error (at the end and at that step), train, decay_end, decay_best (in
-    force there), clipped (share of the sampled steps, ClipR), diverged. Series: val_curve and decay_path (40 points,
-    the first after a fortieth of the training); length and clip_share (|y| and clipped steps, means over a fortieth);
-    panel_train, panel_val, panel_decay after the steps of `PANELS`.
+    The metrics are:
+
+    * `val`, `val_error`, `train`, `test` and `test_error`: cross entropies in nats and shares of errors at the end;
+    * `best_val`: lowest of about 80 readings on all validation images, and `best_step`, the step after which it was
+      taken;
+    * `best_test` and `best_test_error`: test cross entropy and share of errors at that step;
+    * `decay_end` and `decay_best`: weight decays in force at the end and at that step;
+    * `clipped`: share of the sampled steps at which the sensitivity was clipped (ClipR only);
+    * `diverged`: 1 where the cross entropy at the end is not finite, else 0.
+
+    The series are:
+
+    * `val_curve` and `decay_path`: about 40 points, the first after a fortieth of the training;
+    * `length` and `clip_share`: `|y|` and the share of clipped steps, means over a fortieth of the training;
+    * `panel_train`, `panel_val` and `panel_decay`: values after the steps of `PANELS`.
+
+    Args:
+        batch: configurations that differ in `decay` only.
+        device: where to compute.
+
+    Returns:
+        A result per configuration, in order.
     """
     c = batch[0]
     images = load(c.data, getattr(torch, c.dtype), device, validation=0.25)
@@ -192,7 +235,10 @@ def _cost(c: Config) -> float:
 
 
 def _chunk(c: Config) -> int:
-    """Runs side by side. Six are a tenth cheaper than three and lose twice as much when a recording is stopped."""
+    """Return how many runs stand side by side.
+
+    Six are a tenth cheaper than three and lose twice as much when a recording is stopped.
+    """
     return 3 if c.steps > 20_000 else 6
 
 

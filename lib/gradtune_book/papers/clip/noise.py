@@ -1,5 +1,4 @@
-"""How noisy and how biased the derivative in a keep probability is, by four ways to compute it (Clip paper,
-Section 3.5.2)."""
+"""Noise and bias of the derivative in a keep probability, computed in three ways (Clip paper, Section 3.5.2)."""
 
 from __future__ import annotations
 
@@ -29,12 +28,32 @@ def products(
     batch: int = 25,
     **sizes: int,
 ) -> pd.DataFrame:
-    """Mean and standard deviation over `draws` dropout masks of <gV, H z + dg/dp> at weights `w [1, D]` and a
-    sensitivity `z [1, D]`, on the first piece of the text, for each half-width of the difference in p = keep.
+    """Return mean and standard deviation of `<gV, H z + dg/dp>` over dropout masks, computed in three ways.
 
-    Rows: exact product with coupled masks, with independent masks at p + e and p - e, and one joint difference of
-    gradients at (w + e z, p + e) and (w - e z, p - e). Columns: difference, mean, standard deviation, and the variance
-    relative to that of the first row. Cost: about 12 gradients a draw and difference.
+    Here p is the keep probability and z a sensitivity dw/dp. `H z + dg/dp` is the derivative of the training gradient
+    along it, and gV is the validation gradient. Both losses are those of the first piece of the text. With e the
+    half-width of the difference in p, the ways are:
+
+    * "exact, coupled masks": the exact product, and a difference with the same masks at p + e and p - e;
+    * "exact, independent masks": the exact product, and a difference with independent masks at p + e and p - e;
+    * "joint": one difference of the gradients at `(w + e z, p + e)` and `(w - e z, p - e)`.
+
+    Cost: about 12 gradients for each draw and half-width.
+
+    Args:
+        text: the text.
+        w: weights `[1, D]`.
+        z: sensitivity `[1, D]`.
+        keep: value of p.
+        differences: half-widths e.
+        draws: number of draws of the masks, made up to a multiple of `batch`.
+        batch: number of draws side by side.
+        **sizes: sizes of the net and of the pieces, as `LanguageModelling` takes them.
+
+    Returns:
+        A row per half-width and way, indexed by `difference` and `product`. The columns are `mean`,
+        `standard deviation` and `variance / coupled`, the variance relative to that of "exact, coupled masks" at the
+        same half-width.
     """
     gv = _validation_gradient(text, w, sizes)
     rows = []
@@ -52,8 +71,19 @@ def products(
 
 
 def example(text: Text, steps: int, length: float, **sizes: int) -> tuple[Tensor, Tensor]:
-    """Weights `[1, D]` after some training at learning rate 1 and keep probability 0.5, and the sensitivity `[1, D]`
-    that ClipR of radius `length` has there."""
+    """Return weights after some training, and the sensitivity that ClipR has there.
+
+    The learning rate is 1, the keep probability 0.5. Gradients longer than 5 are shortened to this length.
+
+    Args:
+        text: the text.
+        steps: number of training steps.
+        length: radius of ClipR.
+        **sizes: sizes of the net and of the pieces, as `LanguageModelling` takes them.
+
+    Returns:
+        Weights and sensitivity, `[1, D]` each.
+    """
     task = LanguageModelling(text, [0], dtype=torch.float64, **sizes)
     hypers = Hypers([Hyper("lr", 1.0, tuned=False), Hyper("keep", 0.5, difference=0.05)], task.layout.sizes)
     rule = norm_clipped(sgd(momentum=False, weight_decay=False), 5.0)
@@ -71,7 +101,7 @@ def _validation_gradient(text: Text, w: Tensor, sizes: dict[str, int]) -> Tensor
 def _drawn(
     text: Text, w: Tensor, z: Tensor, keep: float, e: float, first: int, batch: int, sizes: dict[str, int]
 ) -> dict[str, Tensor]:
-    """`H z + dg/dp [batch, D]` by each way; run r has masks of its own."""
+    """Return `H z + dg/dp [batch, D]` by each way; every run has masks of its own."""
     steps = [_step(text, w, keep, e, range(start, start + batch), sizes) for start in (first, 10**6 + first)]
     step, other = steps
     along = z.expand(batch, -1)[:, None]

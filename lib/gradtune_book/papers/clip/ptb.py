@@ -1,8 +1,7 @@
-"""Table 3 and Appendix B.2 of the Clip paper: the keep probability of dropout in a language model, tuned while it
-trains.
+"""Table 3 and Appendix B.2 of the Clip paper: the keep probability of a language model, tuned while it trains.
 
-Runs that stand side by side are one method from one keep probability with several seeds; they read the same text and
-differ in their initial weights and dropout masks.
+It is the keep probability of dropout. Runs side by side are one method from one keep probability with several seeds.
+They read the same text and differ in their initial weights and dropout masks.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Config:
     val_tokens: int | None = None  # validation words, and as many test words; None: all
     vocabulary: int | None = None  # words that are told apart; None: all
     hidden: int = 650  # units of a layer
-    layers: int = 2
+    layers: int = 2  # LSTM layers
     unrolled: int = 35  # words of a piece
     batch_size: int = 20  # streams
     init: float = 0.05  # initial weights are U(-init, init)
@@ -55,7 +54,7 @@ class Config:
     lr_decay: float = 0.95  # its factor after every 50th of the training
     max_norm: float = 5.0  # longer gradients are shortened to this
     outer_rate: float = 0.05  # c: a step of the keep probability is c times the learning rate times the hypergradient
-    warm_up: int = 0  # steps before the first one
+    warm_up: int = 0  # training steps before the first step of the keep probability
     difference: float = 0.05  # half-width of the difference in the keep probability
     low: float = 0.1  # bounds of the keep probability
     high: float = 0.95
@@ -66,11 +65,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a scale sets."""
+    """What a scale sets: fields of `Config` by their names there, and which runs there are."""
 
     data: str
     steps: int
-    seeds: int
+    seeds: int  # number of seeds
     tokens: int | None = None
     val_tokens: int | None = None
     vocabulary: int | None = None
@@ -109,7 +108,14 @@ SIZES = {
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Seed by seed the rows of Table 3 in its order, so that the first seed is complete early."""
+    """Return the runs of a scale: seed by seed the rows of Table 3 in its order.
+
+    So the first seed is complete early.
+
+    Args:
+        sizes: what the scale sets.
+        seed: first seed.
+    """
     common = {n: v for n, v in asdict(sizes).items() if n not in ("seeds", "fixed", "start")}
     rows = [(FIXED, keep, 1.0) for keep in sizes.fixed]
     rows += [(m, sizes.start, 1.0) for m in METHODS if m != FIXED] + [("Clip5", sizes.start, 0.1)]
@@ -118,20 +124,34 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def outer(c: Config, scaled: bool) -> Outer:
-    """Gradient descent on the keep probability with rate c times the learning rate, or (for Unroll1-gTgV, whose
-    hypergradient lacks the learning rate) c times the initial one, so that it starts with the steps of Unroll1."""
+    """Return the outer rule: gradient descent on the keep probability.
+
+    Its rate is c times the learning rate. For Unroll1-gTgV, whose hypergradient lacks the learning rate, it is c times
+    the initial one, so that the method starts with the steps of Unroll1. Here c is `outer_rate` times `outer_scale`.
+
+    Args:
+        c: configuration.
+        scaled: whether the rate follows the learning rate. False is for Unroll1-gTgV.
+    """
     rate = c.outer_rate * c.outer_scale
     return SGD(rate, "lr") if scaled else SGD(rate * c.lr)
 
 
 def schedule(c: Config) -> Schedule:
-    """Learning rates and readings of a configuration."""
+    """Return the learning rates and the readings of a configuration."""
     panels = [round(p * c.steps / PANELS[-1]) for p in PANELS]
     return Schedule(c.steps, c.lr, c.lr_decay, max(1, c.steps // _FALLS), panels)
 
 
 def loop(c: Config, problem: LanguageModelling) -> Loop:
-    """The training of R runs. The gradient in the keep probability is a difference with coupled masks (eq. 10)."""
+    """Return the training of R runs.
+
+    The derivative in the keep probability is a difference with coupled masks (eq. 10).
+
+    Args:
+        c: configuration of the runs, whatever its seed.
+        problem: losses of the net.
+    """
     keep = Hyper("keep", c.keep, bounds=(c.low, c.high), tuned=c.method != FIXED, difference=c.difference)
     hypers = Hypers([Hyper("lr", c.lr, tuned=False), keep], problem.layout.sizes)
     product = "joint" if c.product == "joint" else None
@@ -141,18 +161,42 @@ def loop(c: Config, problem: LanguageModelling) -> Loop:
 
 
 def problem(c: Config, seeds: Sequence[int], device: torch.device) -> LanguageModelling:
-    """The language modelling problem of a configuration, a run for each seed."""
+    """Return the language modelling problem of a configuration.
+
+    Args:
+        c: configuration of the runs, whatever its seed.
+        seeds: seed of each run.
+        device: where to compute.
+    """
     text = load(c.data, c.vocabulary, c.tokens, c.val_tokens, device)
     return LanguageModelling(text, seeds, c.hidden, c.layers, c.unrolled, c.batch_size, getattr(torch, c.dtype))
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of runs of one method from one keep probability.
+    """Compute a batch of runs of one method from one keep probability.
 
-    Metrics, cross entropies in nats a word without dropout: val and test at the end, best_val (the lowest reading) with
-    best_step and best_test, train (at the end, on as many words as are validated); keep_end, keep_best, clipped,
-    diverged. Series, at the 50 falls of the learning rate: val_curve, train_curve, keep_path; length and clip_share
-    (|y| and clipped steps, means over a fortieth); panel_train, panel_val, panel_keep after the steps of `PANELS`.
+    The metrics are, with cross entropies in nats a word without dropout:
+
+    * `train`, `val` and `test`: cross entropies at the end, `train` on as many words as are validated;
+    * `best_val`: lowest reading of the validation cross entropy, and `best_step`, the step after which it was taken;
+    * `best_test`: test cross entropy at that step;
+    * `keep_end` and `keep_best`: keep probabilities in force at the end and at that step;
+    * `clipped`: share of the sampled steps at which the sensitivity was clipped (ClipR only);
+    * `diverged`: 1 where the validation cross entropy at the end is not finite, else 0.
+
+    The series are:
+
+    * `val_curve`, `train_curve` and `keep_path`: values at the 50 falls of the learning rate, the last of them at the
+      end;
+    * `length` and `clip_share`: `|y|` and the share of clipped steps, means over a fortieth of the training;
+    * `panel_train`, `panel_val` and `panel_keep`: values after the steps of `PANELS`.
+
+    Args:
+        batch: configurations that differ in `seed` only.
+        device: where to compute.
+
+    Returns:
+        A result per configuration, in order.
     """
     c = batch[0]
     task = problem(c, [b.seed for b in batch], device)

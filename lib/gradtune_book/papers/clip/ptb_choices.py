@@ -1,9 +1,8 @@
-"""What the Clip paper leaves open for its language model, measured: Clip10 with one choice of `clip_ptb` changed at a
-time.
+"""What the Clip paper leaves open for its language model, measured: Clip10 with one choice changed at a time.
 
-The partner of every run is the run of `clip_ptb` at the same scale with the same seed: same initial weights, same
-random numbers for the masks. A half-width of 0.08 and a lower bound of 0.10 leave 0.02 at the lower end of the
-difference, so that neither can be moved much further that way.
+The choices are those of the study `clip_ptb`. The partner of every run is the run of `clip_ptb` at the same scale with
+the same seed: it has the same initial weights and the same random numbers for the masks. A half-width of 0.08 and a
+lower bound of 0.10 leave 0.02 at the lower end of the difference, so that neither can be moved much further that way.
 """
 
 from __future__ import annotations
@@ -23,14 +22,17 @@ METHOD, USUAL = "Clip10", "as in this book"
 
 @dataclass(frozen=True)
 class Config(ptb.Config):
-    """One run. The fields of `clip_ptb.Config`, and:"""
+    """One run: a configuration of `clip_ptb`, and the name of the choice that its fields make."""
 
     choice: str = USUAL  # one of `changes`, whose values the other fields have
 
 
 def changes(c: ptb.Config) -> dict[str, dict[str, Any]]:
-    """What each choice changes of a configuration. "Loss averaged over words" is the other reading of the learning rate
-    and of the longest gradient: that loss is the summed one divided by the words of a piece."""
+    """Return what each choice changes of a configuration.
+
+    "Loss averaged over words" is the other reading of the learning rate and of the longest gradient: that loss is the
+    summed one divided by the words of a piece.
+    """
     words = c.unrolled
     return {
         "c / 3": {"outer_rate": c.outer_rate / 3},
@@ -51,7 +53,12 @@ def changes(c: ptb.Config) -> dict[str, dict[str, Any]]:
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """One run of each choice."""
+    """Return one run of each choice.
+
+    Args:
+        sizes: what the scale sets.
+        seed: seed of all runs.
+    """
     usual = next(c for c in ptb.configs(sizes, seed) if c.method == METHOD)
     return [Config(**asdict(usual) | {"choice": choice} | new) for choice, new in changes(usual).items()]
 
@@ -60,9 +67,18 @@ STUDY = Study("clip_ptb_choices", Config, SIZES, configs, run, chunk=1)
 
 
 def effects(usual: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    """Validation perplexity with and without early stopping, the increase between them in per cent, and keep
-    probability and clipped share of the run with each choice, below those of the usual runs: of the same seed, and the
-    range over all seeds. Empty without runs."""
+    """Return what each choice does to Clip10, below the usual runs.
+
+    Args:
+        usual: runs of `clip_ptb`.
+        chosen: runs of this study.
+
+    Returns:
+        Text. The first row has the usual run of the same seed, the second the range of the usual runs over all seeds,
+        the others one choice each. The columns are the validation perplexity with and without early stopping, the
+        increase between them in per cent, the keep probability at the end, and the share of clipped steps. Empty
+        without runs.
+    """
     base = usual[(usual["method"] == METHOD) & (usual["outer_scale"] == 1)] if len(usual) else usual
     if base.empty or chosen.empty:
         return pd.DataFrame()

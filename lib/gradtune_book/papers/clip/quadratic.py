@@ -1,8 +1,8 @@
 """Table 1 of the Clip paper: five online methods on the quadratic toy, the learning rate cut to a tenth half way.
 
-Phase 1: `phase_steps` training steps at rate `lr1`. Phase 2 at rate `lr2`, read in two ways: "steps", `phase_steps`
-training steps, and "updates", as many
-hyperparameter updates, which for UnrollK are K times as many training steps. One training serves both readings.
+Phase 1 has `phase_steps` training steps at rate `lr1`. Phase 2, at rate `lr2`, is read in two ways: "steps" is as many
+training steps, "updates" as many hyperparameter updates, which for UnrollK are K times as many training steps. One
+training serves both readings.
 """
 
 from __future__ import annotations
@@ -64,13 +64,36 @@ SIZES = {"smoke": Sizes(10, 500), "laptop": Sizes(50, 20_000), "paper": Sizes(50
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """All methods on the instances `seed`, `seed + 1`, ..."""
+    """Return the runs of a scale: each method on the same instances.
+
+    Args:
+        sizes: what the scale sets.
+        seed: seed of the first instance. The others follow on.
+    """
     return [Config(m, seed + r, sizes.phase_steps) for m in METHODS for r in range(sizes.repeats)]
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """One method on a batch of instances. Distances to the optimum after phase 1 and after phase 2 in both readings,
-    and the penalty over time."""
+    """Compute one method on a batch of instances.
+
+    The metrics, after phase 1 (`_1`) and after phase 2 in both readings (`_2_steps`, `_2_updates`), are:
+
+    * `excess_1`, `excess_2_steps` and `excess_2_updates`: excess validation loss in per cent of the best;
+    * `distance_1`, `distance_2_steps` and `distance_2_updates`: distance `|lam - lam*|` of the penalty to its optimum.
+
+    Two more belong to the instance: `optimal_penalty` is `lam*`, and `sensitivity_norm` the length of the sensitivity
+    there. The series `penalty` is the penalty over both phases, phase 2 read as steps.
+
+    Args:
+        batch: configurations that differ in `seed` only.
+        device: where to compute.
+
+    Returns:
+        A result per configuration, in order.
+
+    Raises:
+        GradtuneError: the method is unknown.
+    """
     c = batch[0]
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
@@ -111,7 +134,7 @@ class _Phases:
         self.penalties.append(run.raw[:, 0])
 
     def _distances(self, run: Run, when: str) -> dict[str, Tensor]:
-        """Excess validation loss in per cent of the best, and |lam - lam*|."""
+        """Return the excess validation loss in per cent of the best, and `|lam - lam*|`, `[R]` each."""
         best = self.toy.best_val_loss()
         excess = 100 * (self.toy.val_loss(run.state.w) / best - 1)
         return {f"excess_{when}": excess, f"distance_{when}": (run.raw[:, 0] - self.toy.optimal_penalty()).abs()}
@@ -137,7 +160,10 @@ COLUMNS = {
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard error over the instances: a row a method, a column for each distance of `COLUMNS`."""
+    """Return means and standard errors over the instances as text.
+
+    There is a row per method, and a column for each distance of `COLUMNS`.
+    """
     digits = {c: 2 if c.startswith("excess") else 3 for c in COLUMNS}
     groups = frame.groupby("method", sort=False)
     return pd.DataFrame(
@@ -146,7 +172,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def headed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same table with heads in two lines, for display: when, and which distance."""
+    """Return the same table with heads in two lines, for display: when, and which distance."""
     when = {"1": "phase 1", "2_steps": "phase 2 as steps", "2_updates": "phase 2 as updates"}
     parts = [c.split("_", 1) for c in frame.columns]
     heads = [(when[w], "loss +%" if kind == "excess" else "|λ - λ*|") for kind, w in parts]
@@ -154,7 +180,7 @@ def headed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """Table 1 as printed, with its phase-2 columns under both readings."""
+    """Return Table 1 as printed, with its phase-2 columns under both readings."""
     rows = pd.read_csv(published_root() / "clip_table1.csv").set_index(["method", "metric", "phase"])["value"]
     return pd.DataFrame({c: {m: rows[(m, *where)] for m in METHODS} for c, where in COLUMNS.items()}).rename_axis(
         "method"
@@ -162,14 +188,21 @@ def published() -> pd.DataFrame:
 
 
 def tables_of(frame: pd.DataFrame, repeats: int = 50) -> pd.DataFrame:
-    """Means of consecutive groups of `repeats` instances: as many independent tables, columns `table`, `method` and
-    `COLUMNS`."""
+    """Return the means of consecutive groups of instances: as many independent tables.
+
+    Args:
+        frame: runs of all methods.
+        repeats: number of instances of a group.
+
+    Returns:
+        A row per table and method, with the columns `table`, `method` and those of `COLUMNS`.
+    """
     number = frame.groupby("method").cumcount() // repeats
     return frame.assign(table=number).groupby(["table", "method"], sort=False)[list(COLUMNS)].mean().reset_index()
 
 
 def checks(frame: pd.DataFrame) -> dict[str, bool]:
-    """The claims of Section 4.1 on the means over all instances."""
+    """Return whether the claims of Section 4.1 hold for the means over all instances."""
     mean = frame.groupby("method", sort=False)[list(COLUMNS)].mean()
     first, later, unrolled = mean["excess_1"], mean["excess_2_steps"], ["Unroll5", "Unroll10"]
     return {
@@ -191,7 +224,13 @@ def checks(frame: pd.DataFrame) -> dict[str, bool]:
 
 
 def draw_creep(axes: Sequence[Axes], creep: pd.DataFrame, fixed_point: float) -> None:
-    """Figure 1 of the paper's appendix: the weight (left) and its derivative (right) over the training steps."""
+    """Draw Figure 1 of the paper's appendix: the weight (left) and its derivative (right) over the training steps.
+
+    Args:
+        axes: axes of the weight and of its derivative.
+        creep: columns `theta` and `y`, indexed by training step.
+        fixed_point: fixed point `y*` of the derivative.
+    """
     line = plots.method_style("Forward") | {"marker": ""}
     axes[0].plot(creep.index, creep["theta"], **line)
     axes[0].set(xlabel="training step", ylabel=r"$\theta_t$", title="the weight stands still", ylim=(0, None))
@@ -202,7 +241,13 @@ def draw_creep(axes: Sequence[Axes], creep: pd.DataFrame, fixed_point: float) ->
 
 
 def draw_paths(ax: Axes, frame: pd.DataFrame, phase_steps: int) -> None:
-    """Mean distance of the penalty to each instance's optimum, a curve a method; phase 2 read as steps."""
+    """Draw the mean distance of the penalty to each instance's optimum, a curve per method; phase 2 is read as steps.
+
+    Args:
+        ax: axes to draw on.
+        frame: runs of all methods.
+        phase_steps: number of training steps of each phase.
+    """
     for method, runs in frame.groupby("method", sort=False):
         distance = pd.DataFrame(runs["penalty"].tolist()).sub(runs["optimal_penalty"].to_numpy(), axis=0).abs()
         mean = distance.mean()
@@ -214,7 +259,12 @@ def draw_paths(ax: Axes, frame: pd.DataFrame, phase_steps: int) -> None:
 
 
 def draw_tables(axes: Sequence[Axes], tables: pd.DataFrame) -> None:
-    """Excess validation loss: a dot for each table of 50 instances, a cross for the paper's Table 1."""
+    """Draw the excess validation loss: a dot for each of our tables, a cross for the paper's Table 1.
+
+    Args:
+        axes: three axes: phase 1, and phase 2 in both readings.
+        tables: result of `tables_of`.
+    """
     titles = {"excess_1": "phase 1", "excess_2_steps": "phase 2, as steps", "excess_2_updates": "phase 2, as updates"}
     for ax, (column, title) in zip(axes, titles.items()):
         for k, method in enumerate(METHODS):

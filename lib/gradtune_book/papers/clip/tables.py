@@ -1,5 +1,7 @@
-"""What the chapters on Tables 2 and 3 of the Clip paper read off the runs: the tables beside the published ones, and
-verdicts on the text's claims."""
+"""Tables of the chapters on Tables 2 and 3 of the Clip paper, and verdicts on the text's claims.
+
+They are read off the runs of `clip_mnist` and `clip_ptb` and stand beside the published ones.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,25 @@ HEADS = {"best_val": "with early stopping", "val": "without early stopping", "st
 
 
 def published(table: int) -> pd.DataFrame:
-    """Table 2 or 3 as printed: a row a method, columns best_val, val and stability."""
+    """Return Table 2 or 3 as printed: a row per method, with the columns `best_val`, `val` and `stability`."""
     rows = pd.read_csv(published_root() / f"clip_table{table}.csv")
     order = list(dict.fromkeys(rows["method"]))
     return rows.pivot(index="method", columns="metric", values="value").loc[order, list(HEADS)]
 
 
 def by_seed(frame: pd.DataFrame, value: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
-    """A row for each row of a table and seed, with best_val and val in the table's unit (`value` of a cross entropy),
-    their gap "stability" in per cent, and the number of runs. Runs from several initial values are averaged; a run that
-    diverged makes its row NaN."""
+    """Return best and last validation losses for each row of a table and seed.
+
+    Runs from several initial values are averaged. A run that diverged makes its row NaN.
+
+    Args:
+        frame: runs with a column `row`, the row of the table that each belongs to.
+        value: turns cross entropies into the table's unit.
+
+    Returns:
+        The columns are `row`, `seed`, `best_val` and `val` in the table's unit, their gap `stability` in per cent, and
+        `runs`, the number of runs.
+    """
     if frame.empty:
         return pd.DataFrame(columns=["row", "seed", *HEADS, "runs"])
     kept = frame.assign(best_val=value(frame["best_val"]), val=value(frame["val"]))
@@ -42,8 +53,15 @@ def by_seed(frame: pd.DataFrame, value: Callable[[pd.Series], pd.Series]) -> pd.
 
 
 def summary(seeds: pd.DataFrame) -> pd.DataFrame:
-    """Means over the seeds with their standard errors, as columns `<name>` and `<name>_error`, and how many runs there
-    are."""
+    """Return means over the seeds with their standard errors.
+
+    Args:
+        seeds: result of `by_seed`.
+
+    Returns:
+        A row per row of the table. The columns are the numbers `runs` and `seeds`, and `<name>` and `<name>_error` for
+        each of `best_val`, `val` and `stability`.
+    """
     rows: dict[str, dict[str, float]] = {}
     for row, g in seeds.groupby("row", sort=False):
         rows[row] = {"runs": int(g["runs"].sum()), "seeds": len(g)}
@@ -54,7 +72,13 @@ def summary(seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int = 1) -> pd.DataFrame:
-    """A summary as text, mean ± standard error over seeds, with the paper's numbers beside it."""
+    """Return a summary as text, mean ± standard error over seeds, with the paper's numbers beside it.
+
+    Args:
+        table: result of `summary`.
+        against: result of `published`; None leaves out the paper's numbers.
+        digits: number of decimals of our numbers. The paper's have one.
+    """
     out = pd.DataFrame(index=table.index.rename("method"))
     for name, head in HEADS.items():
         out[head] = [plus_minus(m, e, digits) for m, e in zip(table[name], table[f"{name}_error"])]
@@ -67,14 +91,16 @@ def shown(table: pd.DataFrame, against: pd.DataFrame | None = None, digits: int 
 
 
 def mnist_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """`by_seed` of `clip_mnist`, cross entropies times 1000. Of the fixed runs of a seed the one with the lowest
-    best_val stands: the grid search over the same budget."""
+    """Return `by_seed` of `clip_mnist`, cross entropies times 1000.
+
+    Of the fixed runs of a seed the one with the lowest `best_val` stands. It is a grid search over the same budget.
+    """
     chosen = with_the_grids_best(frame)
     return by_seed(chosen.assign(row=chosen["method"]) if len(chosen) else chosen, _thousand)
 
 
 def with_the_grids_best(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs without those of fixed weight decays that are not the best of their seed."""
+    """Return the runs without those of a fixed hyperparameter that are not the best of their seed."""
     if frame.empty:
         return frame
     fixed = frame[frame["method"] == FIXED]
@@ -83,8 +109,10 @@ def with_the_grids_best(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_gaps(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs that `with_the_grids_best` leaves, with their `gap` from validation to test loss where validation is
-    best."""
+    """Return what `with_the_grids_best` leaves, with the column `gap`.
+
+    It is the step from validation to test loss where validation is best.
+    """
     chosen = with_the_grids_best(frame)
     return chosen.assign(gap=chosen["best_test"] - chosen["best_val"]) if len(chosen) else chosen
 
@@ -94,8 +122,11 @@ def _thousand(loss: pd.Series) -> pd.Series:
 
 
 def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
-    """Validation and test cross entropy (times 1000) and test error (per cent) where validation is best, and the gap of
-    the two: how far choosing by validation images has fitted them. Means over runs, and over the grid's best runs."""
+    """Return how far choosing by validation images has fitted them, on MNIST.
+
+    The values are those where validation is best: validation and test cross entropy (times 1000), their gap, and the
+    test error in per cent. They are means over the runs of a method, and over the grid's best runs.
+    """
     chosen = _with_gaps(frame)
     if chosen.empty:
         return pd.DataFrame(columns=list(GENERALISATION_HEADS))
@@ -104,8 +135,11 @@ def generalisation(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_start(frame: pd.DataFrame) -> pd.DataFrame:
-    """Validation cross entropies (times 1000) of the online methods as text: mean ± standard error over the runs from
-    all initial values but the largest, and over those from the largest."""
+    """Return validation cross entropies (times 1000) of the online methods by initial weight decay, as text.
+
+    They are mean ± standard error over the runs from all initial values but the largest, and over those from the
+    largest.
+    """
     runs = online(frame)
     columns = {
         f"{head}, {start}": (1000 * part[c]).groupby(part["method"], sort=False).agg(mean_plus_minus)
@@ -116,15 +150,17 @@ def by_start(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _start(frame: pd.DataFrame) -> pd.Series:
-    """Of every run, whether its initial weight decay is the largest or one of the others, in words."""
+    """Say of every run whether its initial weight decay is the largest or one of the others."""
     *others, largest = sorted(frame["decay"].unique())
     words = {True: f"from {largest:.2g}", False: f"from {others[0]:.2g} to {others[-1]:.2g}"}
     return (frame["decay"] == largest).map(words).astype(pd.CategoricalDtype([words[False], words[True]]))
 
 
 def moved(frame: pd.DataFrame) -> pd.DataFrame:
-    """How far the weight decays of the online methods went, in powers of ten: medians over runs from small (up to
-    1e-4) and from large initial values."""
+    """Return how far the weight decays of the online methods went, in powers of ten.
+
+    The values are medians over the runs from small (up to 1e-4) and from large initial values.
+    """
     online = frame[frame["method"] != FIXED]
     steps = np.log10(online["decay_end"] / online["decay"])
     start = np.where(online["decay"] < 3e-4, "from 1e-6 to 1e-4", "from 1e-3 to 1e-1")
@@ -135,12 +171,17 @@ Claim = tuple[str, set[str], Callable[[], object]]
 
 
 def _answered(have: set[str], claims: list[Claim]) -> dict[str, bool | None]:
-    """Each claim's answer, None where rows that it needs are missing."""
+    """Answer each claim, with None where rows that it needs are missing."""
     return {text: bool(holds()) if needed <= have else None for text, needed, holds in claims}
 
 
 def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | None]:
-    """The claims of Section 4.2 on the means over seeds, None where runs are missing."""
+    """Return whether the claims of Section 4.2 hold for the means over seeds; None where runs are missing.
+
+    Args:
+        seeds: result of `mnist_seeds`.
+        gaps: result of `generalisation`.
+    """
     mean = seeds.groupby("row")[list(HEADS)].mean().astype(float)
     online, every, unrolled, short = {*METHODS} - {FIXED}, {*METHODS}, [GTGV, *UNROLLED], ["Unroll1", "Unroll5"]
 
@@ -180,9 +221,20 @@ def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | No
 
 
 def choices(frame: pd.DataFrame, variations: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
-    """Mean validation cross entropy at the end (times 1000) of the runs of each variation and method, those from the
-    largest initial value apart; the settings that a variation does not name are those of the first one, whose values
-    are the defaults."""
+    """Return the mean validation cross entropy at the end (times 1000) for each variation and method.
+
+    Runs from the largest initial value stand apart. A setting that a variation does not name has the default of
+    `mnist.Config`.
+
+    Args:
+        frame: runs of `clip_mnist`.
+        variations: changes of the configuration by the name of the variation, the first without any
+            (`mnist.VARIATIONS`).
+
+    Returns:
+        A row per variation, and a column per method and group of initial values. Methods that are not varied are left
+        out.
+    """
     fields = {n for changes in variations.values() for n in changes}
     chosen = {f.name: f.default for f in dataclass_fields(Config) if f.name in fields}
     started, rows = frame.assign(start=_start(frame)), {}
@@ -203,7 +255,10 @@ def _below(first: pd.Series, second: pd.Series) -> bool:
 
 
 def ptb_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs of `clip_ptb` with their rows of Table 3; the runs of Clip5 stand in two."""
+    """Return the runs of `clip_ptb` with their rows of Table 3.
+
+    The runs of Clip5 with the usual outer rate stand in two rows, once beside those with a tenth of it.
+    """
     if frame.empty:
         return frame
     fixed = frame["method"] == FIXED
@@ -213,13 +268,13 @@ def ptb_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def ptb_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """`by_seed` of `clip_ptb` in perplexities; the row of both outer rates only where both are there."""
+    """Return `by_seed` of `clip_ptb` in perplexities; the row of both outer rates only where both are there."""
     out = by_seed(ptb_rows(frame), np.exp)
     return out[(out["row"] != SCALED) | (out["runs"] > 1)]
 
 
 def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
-    """The claims of Section 4.3 on the means over seeds, None where runs are missing."""
+    """Return whether the claims of Section 4.3 hold for the means over seeds; None where runs are missing."""
     mean = ptb_seeds(frame).groupby("row")[list(HEADS)].mean().astype(float)
     fixed, unrolled = [row for row in mean.index if str(row).startswith(FIXED)], [GTGV, *UNROLLED]
     online = {*METHODS} - {FIXED}
@@ -263,8 +318,16 @@ def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
 
 
 def ptb_gaps(frame: pd.DataFrame) -> pd.DataFrame:
-    """Cross entropies in nats a word on validation and test text where validation is best, their `gap`, and how much
-    `larger` it is than that of the grid's best run of the same seed, with standard error; means over seeds."""
+    """Return how far choosing by validation text has fitted it, on Penn Treebank.
+
+    Args:
+        frame: runs of `clip_ptb`. Those with the usual outer rate count.
+
+    Returns:
+        A row per method with means over the seeds, in nats a word. The columns are `best_val` and `best_test`, the
+        cross entropies where validation is best; `gap`, their difference; `larger`, by how much it exceeds that of the
+        grid's best run of the same seed; and `larger_error`, the standard error of this.
+    """
     chosen = _with_gaps(frame[frame["outer_scale"] == 1] if len(frame) else frame)
     if chosen.empty:
         return pd.DataFrame(columns=["best_val", "best_test", "gap", "larger", "larger_error"])
@@ -276,7 +339,7 @@ def ptb_gaps(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_gaps(gaps: pd.DataFrame) -> pd.DataFrame:
-    """`ptb_gaps` as text."""
+    """Return the result of `ptb_gaps` as text."""
     read = {"validation": gaps["best_val"], "test": gaps["best_test"], "test - validation": gaps["gap"]}
     table = pd.DataFrame({n: v.map("{:.3f}".format) for n, v in read.items()})
     pairs = zip(gaps["larger"], gaps["larger_error"], strict=True)
@@ -284,21 +347,29 @@ def shown_gaps(gaps: pd.DataFrame) -> pd.DataFrame:
 
 
 def parting(frame: pd.DataFrame) -> pd.DataFrame:
-    """Perplexities of the runs with fixed keep probabilities, means over seeds: at the best reading, and on validation
-    and training text at the end."""
+    """Return the perplexities of the runs with fixed keep probabilities, of mean cross entropies over the seeds.
+
+    The columns are `best_val`, at the best reading, and `val` and `train`, on validation and training text at the end.
+    """
     fixed = frame[frame["method"] == FIXED].assign(keep=lambda f: f["keep"].map("{:.2f}".format))
     return np.exp(fixed.groupby("keep")[["best_val", "val", "train"]].mean())
 
 
 def drift(frame: pd.DataFrame) -> pd.DataFrame:
-    """Keep probabilities of the online methods where validation is best and at the end, means over seeds."""
+    """Return the keep probabilities of the online methods where validation is best and at the end, and their difference.
+
+    The values are means over the seeds, with the usual outer rate.
+    """
     plain = frame[(frame["method"] != FIXED) & (frame["outer_scale"] == 1)]
     means = plain.groupby("method", sort=False)[["keep_best", "keep_end"]].mean()
     return means.assign(drift=means["keep_end"] - means["keep_best"])
 
 
 def marks(text_losses: dict[str, float]) -> pd.DataFrame:
-    """Cross entropies in nats a word as perplexity and bits a word: what a working language model is between."""
+    """Return cross entropies in nats a word as perplexity and bits a word.
+
+    They are the marks that a working language model lies between.
+    """
     losses = pd.Series(text_losses)
     return pd.DataFrame({"perplexity": np.exp(losses), "bits a word": losses / np.log(2)})
 
@@ -314,5 +385,5 @@ GENERALISATION_HEADS = {
 
 
 def online(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the methods that tune while they train."""
+    """Return the runs of the methods that tune while they train."""
     return frame[frame["method"] != FIXED] if len(frame) else frame

@@ -1,5 +1,7 @@
-"""One training of the Clip paper's experiments on networks, shared by the studies `clip_mnist` and `clip_ptb`: its
-methods, its decaying learning rate, and what is read off it."""
+"""One training of the Clip paper's experiments on networks: its methods, its learning rate, and what is read off it.
+
+The studies `clip_mnist` and `clip_ptb` share it.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,20 @@ _CLIPPED = 1 - 1e-5  # of the radius: longer sensitivities have been projected
 
 
 def method(name: str, outer: Callable[[bool], Outer], warm_up: int = 0, product: float | str | None = None) -> Method:
-    """The method `name`, one of `METHODS`; outer(scaled) gives its outer rule, with a rate that follows the learning
-    rate when `scaled`.
+    """Return one of `METHODS`.
 
-    Unroll1-gTgV is Unroll1 with the learning rate taken out of the sensitivity, which is the same as an outer rate that
-    lacks the learning rate once; so one estimator serves both.
+    Unroll1-gTgV is Unroll1 with the learning rate taken out of the sensitivity. This is the same as an outer rate that
+    lacks the learning rate once, so that one estimator serves both.
+
+    Args:
+        name: name of the method.
+        outer: returns its outer rule. The argument is True for a rate that follows the learning rate, False for
+            Unroll1-gTgV.
+        warm_up: number of training steps before outer updates begin.
+        product: how Hessian products are taken, as in `Forward`.
+
+    Raises:
+        GradtuneError: the name is unknown.
     """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
@@ -49,8 +60,15 @@ def method(name: str, outer: Callable[[bool], Outer], warm_up: int = 0, product:
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps: of the training; lr: learning rate at the start; decay: its factor after every `every` steps; panels:
-    further steps after which everything is read."""
+    """Learning rates of a training, and when it is read.
+
+    Attributes:
+        steps: number of training steps.
+        lr: learning rate at the start.
+        decay: its factor after every `every` steps.
+        every: number of steps between two falls of the learning rate.
+        panels: further numbers of steps after which everything is read.
+    """
 
     steps: int
     lr: float
@@ -60,12 +78,15 @@ class Schedule:
 
     @property
     def ends(self) -> list[int]:
-        """Steps after which everything is read: whenever the learning rate falls, the panels, and the end."""
+        """Numbers of steps after which everything is read.
+
+        They are those at which the learning rate falls, the panels, and the end.
+        """
         falls = range(self.every, self.steps, self.every)
         return sorted({*falls, *(p for p in self.panels if 0 < p < self.steps), self.steps})
 
     def at(self, t: int) -> float:
-        """Learning rate of step t."""
+        """Return the learning rate of step t."""
         return self.lr * self.decay ** (t // self.every)
 
 
@@ -73,8 +94,13 @@ class Schedule:
 class Trained:
     """R trained runs.
 
-    ends `[K]`: the steps after which `table[name] [R, K]` was read; NaN where not finite. lengths `[R, n]`: sampled
-    |y|, after the projection (n = 0 for fixed hyperparameters). cpu_s, wall_s: seconds of training, a run.
+    Attributes:
+        ends: numbers of steps `[K]` after which `table` was read.
+        table: readings `[R, K]` by name, NaN where they are not finite.
+        lengths: sampled `|y|` after the projection, `[R, n]`, with n = 0 for fixed hyperparameters.
+        radius: radius of ClipR; None for other methods.
+        cpu_s: seconds of training that the processor computed, per run (on CUDA as `wall_s`).
+        wall_s: seconds of training, per run.
     """
 
     ends: np.ndarray
@@ -85,16 +111,19 @@ class Trained:
     wall_s: float
 
     def best(self) -> np.ndarray:
-        """Index `[R]` of each run's reading with the lowest "val"."""
+        """Return the index `[R]` of each run's reading with the lowest "val"."""
         return np.where(np.isnan(self.table["val"]), np.inf, self.table["val"]).argmin(1)
 
     def clipped(self, k: int) -> float:
-        """Share of the sampled steps at which the sensitivity of run k was clipped; NaN without a radius."""
+        """Return the share of the sampled steps at which the sensitivity of run k was clipped; NaN without a radius."""
         return np.nan if self.radius is None else float((self.lengths[k] >= _CLIPPED * self.radius).mean())
 
     def sensitivity(self, k: int) -> dict[str, np.ndarray]:
-        """Of run k in up to 40 equal parts of the training, what there is of: "length", the mean |y|, and
-        "clip_share", the share of clipped steps."""
+        """Return the sensitivity of run k over up to 40 equal parts of the training.
+
+        The series are "length", the mean `|y|`, and with a radius "clip_share", the share of clipped steps. There are
+        none for fixed hyperparameters.
+        """
         if not self.lengths.shape[1]:
             return {}
         parts = np.array_split(self.lengths[k], min(_PARTS, self.lengths.shape[1]))
@@ -105,8 +134,17 @@ class Trained:
 
 
 def train(loop: Loop, w: Tensor, schedule: Schedule, read: Callable[[Run], dict[str, Tensor]], sample: int) -> Trained:
-    """Trains runs from weights `w [R, D]` and reads them at `schedule.ends`; |y| is taken after every `sample` steps.
-    The learning rate is the hyperparameter "lr", fixed. Readings cost no training time."""
+    """Train runs and read them at `schedule.ends`.
+
+    The learning rate is the hyperparameter "lr", which must be fixed. Readings cost no training time.
+
+    Args:
+        loop: the training.
+        w: initial weights `[R, D]`.
+        schedule: learning rates, and when the runs are read.
+        read: returns the readings `[R]` by name; among them "val" for `Trained.best`.
+        sample: number of steps between two samples of `|y|`.
+    """
     run, readings, lengths = loop.start(w), [], []
 
     def watch(now: Run) -> None:
@@ -129,6 +167,6 @@ def train(loop: Loop, w: Tensor, schedule: Schedule, read: Callable[[Run], dict[
 
 
 def in_force(loop: Loop, run: Run, name: str) -> Tensor:
-    """Value `[R]` of a global hyperparameter, tuned or not, in natural units."""
+    """Return the value `[R]` of a global hyperparameter, tuned or not, in natural units."""
     tuned = loop.hypers.natural(run.raw)
     return (tuned[name] if name in tuned else run.fixed[name][:, 0])[:, 0]

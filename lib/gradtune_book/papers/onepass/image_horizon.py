@@ -1,7 +1,11 @@
 """Short-horizon bias on Fashion-MNIST (OnePass, Appendices B.7.1 and B.7.2): Tables 11 and 12, Figures 16 and 17.
 
-Truncated problem: 1000 steps, and "Long-Diff-through-Opt" through all of them with 50 restarts. Medium horizon: 10,000
-steps, and "Medium-Diff-through-Opt" through the last 200 with 50 updates. Where Fashion-MNIST is absent, MNIST.
+* Truncated problem: 1000 steps. "Long-Diff-through-Opt" differentiates through all of them and trains again from the
+  start after each update, 50 times in all.
+* Medium horizon: 10,000 steps. "Medium-Diff-through-Opt" differentiates through the last 200 steps at each of 50
+  updates.
+
+Where Fashion-MNIST is absent, MNIST takes its place, and where that is absent too, scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from gradtune_book.tasks.classification import Classification
 LONG, MEDIUM = "Long-Diff-through-Opt", "Medium-Diff-through-Opt"
 SHORT = ("Random", "WD+LR+M", "Diff-through-Opt")
 OUTLYING = 1e3
-"""Final losses above it count as diverged (Section 4.2)."""
+"""Cross-entropies of this or more count as diverged (Section 4.2)."""
 
 _READINGS = 20
 
@@ -44,7 +48,7 @@ _READINGS = 20
 class Config:
     """One training of a 50-unit net on images, or several from the start."""
 
-    method: str
+    method: str  # one of `SHORT`, `LONG` or `MEDIUM`
     seed: int  # draws the initial weights and hyperparameters
     dataset: str = "fashion"  # fashion, mnist or digits
     steps: int = 1000  # training steps
@@ -53,7 +57,7 @@ class Config:
     every: int = 10  # training steps between two hyperparameter updates
     look_back: int = 5  # steps looked back on
     trainings: int = 1  # from the start; 50 of the restarted method
-    dtype: str = "float32"
+    dtype: str = "float32"  # of images and weights
     version: int = 2
 
 
@@ -61,12 +65,12 @@ class Config:
 class Sizes:
     """What a scale sets."""
 
-    dataset: str
+    dataset: str  # as `fashion.resolve` takes it
     runs: int  # initialisations of the truncated problem
-    steps: int
+    steps: int  # training steps of the truncated problem
     trainings: int  # of the restarted method
     medium_runs: int  # initialisations of the medium horizon
-    medium_steps: int
+    medium_steps: int  # its training steps
     horizon: int  # its look-back and update interval
 
 
@@ -78,7 +82,7 @@ SIZES = {
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """The truncated problem, then the medium horizon."""
+    """Configurations of the truncated problem, then of the medium horizon."""
     name = fashion.resolve(sizes.dataset)
     out = [Config(m, seed + k, name, sizes.steps) for m in SHORT for k in range(sizes.runs)]
     whole: dict[str, Any] = {"every": sizes.steps, "look_back": sizes.steps, "trainings": sizes.trainings}
@@ -90,7 +94,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def _method(c: Config) -> tuple[str, Method]:
-    """The setting (what is tuned) and the method of a configuration."""
+    """The name of the setting (what is tuned) and the method of a configuration."""
     if c.method in (LONG, MEDIUM):
         return "Diff-through-Opt", methods.diff_through_opt(c.look_back, c.every)
     if c.method not in SHORT:
@@ -99,9 +103,18 @@ def _method(c: Config) -> tuple[str, Method]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of runs. Metrics: initial values, final test_ce (cross-entropy) and test_error, val_ce, best_ce and
-    best_error (lowest at any reading), diverged. Series: ce_curve and error_curve at 21 steps of one training, or at
-    the end of each of several."""
+    """Compute a batch of runs that agree in all but their seeds.
+
+    Metrics: initial values (`uci_training.Start.metrics`), final `test_ce` (cross-entropy), `test_error` (share of
+    errors) and `val_ce`, `best_ce` and `best_error` (lowest at any reading), and `diverged` (1 where the final test
+    cross-entropy is not finite or reaches `OUTLYING`).
+
+    Series: `ce_curve` and `error_curve`. Of one training they are read before the first step and some 20 times after
+    it, whole update intervals apart; of several, at the end of each.
+
+    Raises:
+        GradtuneError: The method or the data set is unknown, or the data set is absent.
+    """
     c, seeds = batch[0], [b.seed for b in batch]
     name, method = _method(c)
     images = fashion.load(c.dataset, getattr(torch, c.dtype), device)
@@ -130,7 +143,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 
 
 class _Reading:
-    """Test losses while runs train, outside of the clocks."""
+    """Test losses while runs train; reading them counts as no training time."""
 
     def __init__(self, task: Classification, device: torch.device) -> None:
         self.task, self.device = task, device
@@ -167,7 +180,7 @@ def _cost(c: Config) -> float:
 
 
 def _chunk(c: Config) -> int:
-    """Runs side by side: of the restarted method six take 5 GB, copies of the weights for every step."""
+    """Number of runs side by side: six of the restarted method take 5 GB, copies of the weights for every step."""
     return 6 if c.method == LONG else 10
 
 
@@ -177,30 +190,37 @@ STUDY = Study("image_horizon", Config, SIZES, configs, run, chunk=_chunk, cost=_
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------
 
 MEASURES = {"cross-entropy": "ce", "error": "error"}
-"""As the published tables call them."""
+"""Measures as the published tables call them, and the endings of their columns."""
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """`uci_tables.summary` of cross-entropies and errors, index (dataset, method) with the measure as the data set."""
+    """`uci_tables.summary` of cross-entropies and errors, with the measure in place of the data set in the index."""
     parts = [uci_tables.summary(frame.assign(dataset=name), loss=f"test_{column}") for name, column in MEASURES.items()]
     return pd.concat(parts)
 
 
 def of_length(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
-    """The runs of the truncated problem (1000 steps) or of the medium horizon (10,000)."""
+    """The runs of so many steps: those of the truncated problem (1000) or of the medium horizon (10,000)."""
     return frame[frame["steps"] == steps] if len(frame) else frame
 
 
 def draw_pair(axes: Sequence[Axes], frame: pd.DataFrame, dataset: str) -> None:
-    """Distribution of final cross-entropies (left) and evolution of the median (right), Figures 16 and 17."""
+    """Draw Figures 16 and 17: the distribution of final cross-entropies (left), the evolution of the median (right)."""
     uci_figures.draw_cdf(axes[0], frame, dataset, "test_ce", "test cross-entropy")
     uci_figures.draw_evolution(axes[1], frame, dataset, "ce_curve", "test cross-entropy")
     axes[1].set(xscale="log", xlabel="training step, restarts included")
 
 
 def claims(ours: pd.DataFrame, longer: str) -> dict[str, bool | None]:
-    """The statements of Appendices B.7.1 (longer: LONG) and B.7.2 (MEDIUM) on images: short horizons beat Random, and
-    a longer one does not improve on them (median cross-entropy, 5 % either way counting as the same)."""
+    """Verdicts on the statements of Appendices B.7.1 and B.7.2 on images; empty unless every method has runs.
+
+    Short horizons beat Random, and a longer one does not improve on them. The measure is the median cross-entropy; an
+    improvement counts from 5 % on.
+
+    Args:
+        ours: `summary` of the runs of one length.
+        longer: Method of the longer horizon: `LONG` (Appendix B.7.1) or `MEDIUM` (Appendix B.7.2).
+    """
     if "cross-entropy" not in ours.index.get_level_values("dataset"):
         return {}
     t = ours.loc["cross-entropy"]

@@ -39,7 +39,13 @@ SPACE = Space(
 
 @dataclass
 class Repetition:
-    """One search: its trials' configurations, final validation and test MSE in the target's unit squared."""
+    """One search, with an entry for each of its trials.
+
+    Attributes:
+        configs: Configurations.
+        val: Final validation MSE in the target's unit squared.
+        test: Final test MSE in the target's unit squared.
+    """
 
     configs: list[Configuration] = field(default_factory=list)
     val: list[float] = field(default_factory=list)
@@ -48,7 +54,14 @@ class Repetition:
 
 @dataclass(frozen=True)
 class Searched:
-    """R searches, and the seconds of training of each."""
+    """R searches and what they took.
+
+    Attributes:
+        repetitions: The searches.
+        cpu_s: Seconds of training of each search that the processor computed (`environment.busy_seconds`).
+        wall_s: Seconds of training of each search by the clock.
+        task: The regression problem.
+    """
 
     repetitions: list[Repetition]
     cpu_s: float
@@ -69,11 +82,21 @@ def _training(c: Config, runs: int, device: torch.device, trace: bool) -> tuple[
 def search(
     c: Config, seeds: Sequence[int], trials: int, device: torch.device, options: Bayes | None = None
 ) -> Searched:
-    """`search.search("bayes", ...)` for R seeds at once: in each round every repetition asks for its next
-    configuration, and all of them are trained as one stack. The same searches, faster; they do not see one another.
+    """Run `search.search("bayes", ...)` for R seeds at once: the same searches, faster.
 
-    Training rows train and validation rows compare configurations, as in Appendix B.5. Raises GradtuneError when optuna
-    is missing.
+    In each round every repetition asks for its next configuration, and all of them are trained as one stack. The
+    repetitions do not see one another. Training rows train and validation rows compare configurations, as in Appendix
+    B.5.
+
+    Args:
+        c: Configuration of the trainings, but for seed and method.
+        seeds: Seed of each search.
+        trials: Number of trainings of each search.
+        device: Where to train.
+        options: Options of the search; `Bayes()` by default.
+
+    Raises:
+        GradtuneError: optuna is not installed, or the configuration's dtype or form of the loss is unknown.
     """
     import_optuna()
     options = options or Bayes()

@@ -1,7 +1,8 @@
 """What the OnePass paper leaves open, measured: OnePass WD+LR+M on UCI Energy with one choice changed at a time.
 
-Every run has a partner, the run of the same seed with the choices of this book: same initial weights (but where they
-are what is changed), same initial hyperparameters. The page "What the papers leave out" describes the choices.
+Every run has a partner, the run of the same seed with the choices of this book. Both have the same initial
+hyperparameters, and the same initial weights unless these are what is changed. The page "What the papers leave out"
+describes the choices.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ METHOD, USUAL, SPLIT = "WD+LR+M", "as in this book", "another split"
 
 
 def glorot(task: TableRegression, seeds: Sequence[int]) -> Tensor:
-    """Initial weights `[R, D]` uniform by Glorot's rule, biases 0."""
+    """Initial weights `[R, D]`, uniform by Glorot's rule, with biases of 0; a row for each seed."""
     rows = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -55,20 +56,24 @@ CHOICES = tuple(_CHANGES)
 
 @dataclass(frozen=True)
 class Config(Training):
-    """One run. The fields of `uci_training.Config`, and:"""
+    """One run: a `uci_training.Config` with one choice changed."""
 
     choice: str = USUAL  # one of `CHOICES`
-    split: int = 0  # of the data set's 20
+    split: int = 0  # one of the data set's 20
     version: int = 4
 
     def setting(self) -> Setting:
-        """The method with the choice's change."""
+        """The setting of OnePass WD+LR+M with the choice's change.
+
+        Raises:
+            GradtuneError: The choice is unknown.
+        """
         if self.choice not in _CHANGES:
             raise unknown("choice", self.choice, CHOICES)
         return replace(SETTINGS[METHOD], **_CHANGES[self.choice])
 
     def table(self, device: torch.device) -> Table:
-        """The rows of its split."""
+        """The rows of its split, scaled by training and validation rows or, if that is the choice, by training rows."""
         rows = "train" if self.choice == "scaled by the training rows" else "train_val"
         return load(self.dataset, self.split, getattr(torch, self.dtype), device, scaled_by=rows)
 
@@ -77,11 +82,11 @@ class Config(Training):
 class Sizes:
     """What a scale sets."""
 
-    dataset: str
+    dataset: str  # a name from `gradtune data`
     runs: int  # initialisations for each choice
     splits: int  # data splits, the first of them this book's
     split_runs: int  # initialisations for each of the others
-    steps: int
+    steps: int  # training steps a run
 
 
 SIZES = {
@@ -92,7 +97,7 @@ SIZES = {
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Choice by choice, then split by split."""
+    """Configurations choice by choice, then split by split."""
     first = Config(METHOD, seed, sizes.dataset, sizes.steps)
     out = [replace(first, choice=c, seed=seed + k) for c in CHOICES if c != SPLIT for k in range(sizes.runs)]
     other = replace(first, choice=SPLIT)
@@ -101,8 +106,15 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of runs. Metrics: initial values, final test_mse and val_mse in the target's unit squared, best_mse (the
-    lowest test MSE at some 20 readings), diverged, and log10_lr_end, log10_decay_end, momentum_end."""
+    """Compute a batch of runs that agree in all but their seeds.
+
+    Metrics: initial values (`uci_training.Start.metrics`), final `test_mse` and `val_mse` in the target's unit squared,
+    `best_mse` (the lowest test MSE at some 20 readings), `diverged` (1 where the final test loss is not finite), and
+    the final values `log10_lr_end`, `log10_decay_end` and `momentum_end`.
+
+    Raises:
+        GradtuneError: The choice is unknown.
+    """
     c = batch[0]
     trained = train(c, [b.seed for b in batch], device, c.every * max(1, c.steps // c.every // 20))
     out = []
@@ -123,9 +135,13 @@ STUDY = Study("uci_choices", Config, SIZES, configs, run, chunk=50)
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each choice: runs, NaN, the median final test MSE, and its pairs with the usual choice: the median of
-    (changed / usual - 1) in per cent with its bootstrap standard error, and the share of pairs in which the change is
-    better. For the splits the pairs compare other rows, so that they say how much the rows matter."""
+    """What each choice does to the final test MSE, a row for each.
+
+    The columns are the number of runs, how many are NaN, the median final test MSE, and two numbers on the pairs with
+    the usual choice: the median of `changed / usual - 1` in per cent with its bootstrap standard error, and the share
+    of pairs in which the change is better. For the splits the pairs compare other rows, so that they say how much the
+    rows matter.
+    """
     if frame.empty:
         return pd.DataFrame()
     usual = frame[frame["choice"] == USUAL].set_index("seed")["test_mse"]
@@ -143,22 +159,25 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def splits(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each split of the rows, sorted by the median final test MSE of its runs: that, the median final
-    validation MSE, and the median of log10 of the weight decay at the end."""
+    """A row for each split of the rows, sorted by the median final test MSE of its runs.
+
+    The columns are that median, the median final validation MSE, and the median of log10 of the weight decay at the
+    end.
+    """
     if frame.empty or SPLIT not in set(frame["choice"]):
         return pd.DataFrame()
     return few(frame).groupby("split")[["test_mse", "val_mse", "log10_decay_end"]].median().sort_values("test_mse")
 
 
 def few(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs on all splits, of this book's split those with the seeds of the others."""
+    """The runs on all splits; of this book's split those that have the seeds of the others."""
     other = frame[frame["choice"] == SPLIT]
     here = frame[(frame["choice"] == USUAL) & frame["seed"].isin(other["seed"])]
     return pd.concat([here, other])
 
 
 def split_spread(frame: pd.DataFrame) -> str:
-    """How far the mean final test MSE moves from split to split, beside the bootstrap error of such a mean."""
+    """Say how far the mean final test MSE moves from split to split, beside the bootstrap error of such a mean."""
     if frame.empty or SPLIT not in set(frame["choice"]):
         return "no run is recorded yet"
     each = few(frame).groupby("split")["test_mse"]

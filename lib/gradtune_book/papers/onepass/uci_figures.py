@@ -16,7 +16,17 @@ LOSS = "test MSE"
 
 
 def grid(count: int, columns: int = 4, width: float = 3.4, height: float = 2.9) -> tuple[Figure, list[Axes]]:
-    """Panels in rows of at most `columns`; the legend goes below with `legend`."""
+    """Make `count` panels in rows of at most `columns`; the legend goes below with `legend`.
+
+    Args:
+        count: Number of panels.
+        columns: Most panels in a row.
+        width: Width of a panel in inches; a figure of few panels is at least 7 inches wide.
+        height: Height of a panel in inches.
+
+    Returns:
+        The figure and its panels, row by row.
+    """
     rows, across = -(-count // columns), min(count, columns)
     width = max(width, 7.0 / across)
     fig, axes = plots.plt.subplots(
@@ -32,7 +42,13 @@ Draw = Callable[[Axes, pd.DataFrame, str], None]
 
 
 def sheet(draw: Draw, frame: pd.DataFrame, sets: Sequence[str] | None = None) -> Figure:
-    """One panel a set (all that have runs by default) and a legend below; without any run, a panel that says so."""
+    """Draw one panel a set and a legend below; without any run, a panel that says so.
+
+    Args:
+        draw: Draws the panel of one set.
+        frame: The runs.
+        sets: The sets to draw, of which those without runs are left out; by default all that have runs.
+    """
     names = present(frame) if sets is None else [name for name in sets if name in present(frame)]
     fig, axes = grid(max(1, len(names)))
     for ax, name in zip(axes, names):
@@ -46,7 +62,13 @@ def sheet(draw: Draw, frame: pd.DataFrame, sets: Sequence[str] | None = None) ->
 
 
 def tables(read: Callable[[pd.DataFrame, str], pd.DataFrame], frame: pd.DataFrame, losses: bool = True) -> pd.DataFrame:
-    """The table of every set that has runs, one below the other. losses: the tables have losses, in their units."""
+    """The tables of all sets that have runs, one below the other.
+
+    Args:
+        read: Makes the table of one set.
+        frame: The runs.
+        losses: Whether the tables have losses; the set's name then says the factor they are printed with.
+    """
     found = {of_losses(name) if losses else NAMES[name]: read(frame, name) for name in present(frame)}
     return (
         pd.concat(found, names=["data"]) if found else pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
@@ -54,7 +76,7 @@ def tables(read: Callable[[pd.DataFrame, str], pd.DataFrame], frame: pd.DataFram
 
 
 def legend(fig: Figure, axes: Iterable[Axes]) -> None:
-    """One legend for all panels, below them, as many columns as fit."""
+    """Draw one legend for all panels below them, in as many columns as fit."""
     found = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
     columns = max(2, int(fig.get_figwidth() / 2.2))
     fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
@@ -78,8 +100,11 @@ def curves(runs: pd.DataFrame, column: str = "test_curve") -> np.ndarray:
 
 
 def steps_of(runs: pd.DataFrame, points: int) -> np.ndarray:
-    """Training steps at which a series of `points` points was read: evenly spaced in one training, the ends of
-    several."""
+    """Training steps at which a series of `points` points was read, `[points]`.
+
+    They are evenly spaced in one training. Of a run of several trainings they are the steps taken up to the end of
+    each.
+    """
     if "trainings" in runs and runs["trainings"].iloc[0] > 1:
         return float(runs["steps"].iloc[0]) * np.arange(1, points + 1)
     return np.linspace(0, float(runs["steps"].iloc[0]), points).round()
@@ -89,7 +114,15 @@ def steps_of(runs: pd.DataFrame, points: int) -> np.ndarray:
 
 
 def draw_evolution(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_curve", loss: str = LOSS) -> None:
-    """Median test loss of the runs that are finite, against the training step, with its bootstrap standard error."""
+    """Draw the median loss of the runs that are finite against the training step, with its bootstrap standard error.
+
+    Args:
+        ax: The panel.
+        frame: The runs.
+        dataset: The set.
+        column: Name of the series that is drawn.
+        loss: What the vertical axis calls the loss.
+    """
     for method, runs in by_method(frame, dataset):
         if column not in runs or not isinstance(runs[column].iloc[0], list):
             continue
@@ -106,7 +139,7 @@ def draw_evolution(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "t
 def evolution_table(
     frame: pd.DataFrame, dataset: str, shares: Sequence[float] = (0, 0.1, 0.25, 0.5, 1)
 ) -> pd.DataFrame:
-    """The same as numbers: the median after some shares of the training."""
+    """`draw_evolution` of test losses as numbers: medians after some shares of the training, a row for each method."""
     rows = {}
     for method, runs in by_method(frame, dataset):
         if isinstance(runs["test_curve"].iloc[0], list):
@@ -118,7 +151,7 @@ def evolution_table(
 
 
 def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """Numbers with few significant digits: what is stable across processors."""
+    """The table with its numbers cut to few significant digits, those that are stable across processors."""
     return table.map(lambda v: float(f"{v:.{digits}g}") if isinstance(v, float) and np.isfinite(v) else v)
 
 
@@ -126,7 +159,15 @@ def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 
 def draw_cdf(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_mse", loss: str = LOSS) -> None:
-    """Share of all runs, diverged ones included, whose final loss is at most x."""
+    """Draw the share of all runs, diverged ones included, whose final loss is at most x, against x.
+
+    Args:
+        ax: The panel.
+        frame: The runs.
+        dataset: The set.
+        column: Name of the metric that is drawn.
+        loss: What the horizontal axis calls the loss.
+    """
     for method, runs in by_method(frame, dataset):
         x, share = stats.cdf(runs[column].to_numpy(dtype=float) * UNITS.get(dataset, 1.0))
         style = plots.method_style(method)
@@ -136,7 +177,10 @@ def draw_cdf(ax: Axes, frame: pd.DataFrame, dataset: str, column: str = "test_ms
 
 
 def cdf_table(frame: pd.DataFrame, dataset: str, column: str = "test_mse") -> pd.DataFrame:
-    """The same as numbers: quantiles over all runs (diverged ones count as infinite) and the share that is finite."""
+    """`draw_cdf` as numbers: quantiles over all runs and the share that is finite, a row for each method.
+
+    Diverged runs count as infinite.
+    """
     rows = {}
     for method, runs in by_method(frame, dataset):
         x = np.sort(runs[column].fillna(np.inf).to_numpy(dtype=float)) * UNITS.get(dataset, 1.0)
@@ -149,7 +193,10 @@ def cdf_table(frame: pd.DataFrame, dataset: str, column: str = "test_mse") -> pd
 
 
 def chosen(frame: pd.DataFrame, dataset: str, seed: int = 0) -> pd.DataFrame:
-    """All methods' runs from one initialisation, drawn by `seed` among those that every method has."""
+    """All methods' runs from one initialisation, drawn by `seed` among those that every method has.
+
+    Methods that record no path of the learning rate do not count and are left out.
+    """
     here = frame[frame["dataset"] == dataset]
     here = here[here["lr_path"].map(lambda v: isinstance(v, list))] if "lr_path" in here else here[:0]
     if here.empty:
@@ -162,7 +209,10 @@ def chosen(frame: pd.DataFrame, dataset: str, seed: int = 0) -> pd.DataFrame:
 
 
 def draw_rates(ax: Axes, frame: pd.DataFrame, dataset: str, seed: int = 0) -> None:
-    """Learning rate in force against the step; of a rate per weight the mean, and its range shaded."""
+    """Draw the learning rate in force against the step, for the runs of `chosen`.
+
+    Of a learning rate per weight this is the mean, with the range shaded.
+    """
     for method, runs in by_method(chosen(frame, dataset, seed), dataset):
         path = np.array(runs["lr_path"].iloc[0], dtype=float)
         step, style = steps_of(runs, len(path)), plots.method_style(method)
@@ -174,7 +224,7 @@ def draw_rates(ax: Axes, frame: pd.DataFrame, dataset: str, seed: int = 0) -> No
 
 
 def rates_table(frame: pd.DataFrame, dataset: str, seed: int = 0) -> pd.DataFrame:
-    """The same as numbers: log10 of the learning rate at the start, the quarters and the end."""
+    """`draw_rates` as numbers: log10 of the learning rate at start, quarters and end, a row for each method."""
     rows = {}
     for method, runs in by_method(chosen(frame, dataset, seed), dataset):
         path = np.array(runs["lr_path"].iloc[0], dtype=float)
@@ -187,8 +237,16 @@ def rates_table(frame: pd.DataFrame, dataset: str, seed: int = 0) -> pd.DataFram
 
 
 def incumbents(runs: pd.DataFrame, times: np.ndarray) -> np.ndarray:
-    """Lowest test loss of each run that its search knows at `times` (seconds of training): `[N, T]`, NaN before the
-    first. Of a one-pass run the lowest so far; of Bayesian optimisation that of the training of lowest validation loss.
+    """Lowest test loss of each run that its search knows at some times, `[N, T]`.
+
+    Of a one-pass run it is the lowest so far; of Bayesian optimisation, that of the training of lowest validation loss.
+
+    Args:
+        runs: N runs of one set.
+        times: T times in seconds of training (`cpu_s`).
+
+    Returns:
+        Losses in the units of `UNITS`; NaN before a run's first.
     """
     unit = UNITS.get(str(runs["dataset"].iloc[0]), 1.0)
     out = np.full((len(runs), len(times)), np.nan)
@@ -212,8 +270,10 @@ def _times(frame: pd.DataFrame, dataset: str) -> np.ndarray:
 
 
 def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
-    """Lowest test MSE that any of a method's runs has found against the seconds each has trained, with the bootstrap
-    standard error of that minimum; a curve ends where its runs end."""
+    """Draw the lowest test MSE that any of a method's runs has found against the seconds that each has trained.
+
+    The band above a curve is the bootstrap standard error of that minimum. A curve ends where its runs end.
+    """
     times = _times(frame, dataset)
     for method, runs in by_method(frame, dataset):
         here = times[times <= runs["cpu_s"].max() * 1.15]
@@ -238,8 +298,10 @@ def _lowest(x: np.ndarray, axis: int) -> np.ndarray:
 
 
 def incumbents_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """The same as numbers: the lowest test MSE when the runs of a method end, its standard error, and how long they
-    take."""
+    """`draw_incumbents` as numbers, a row for each method.
+
+    The columns are the mean seconds a run, the lowest test MSE when the method's runs end, and its standard error.
+    """
     rows = {}
     for method, runs in by_method(frame, dataset):
         end = np.array([runs["cpu_s"].max()])

@@ -1,9 +1,12 @@
-"""Short-horizon bias on the UCI sets (OnePass, Appendices B.7.1 and B.7.3): trainings of 200 steps, and of 4000 on
-Energy, with exact hypergradients through the whole training and a restart after each of 30 updates.
+"""Short-horizon bias on the UCI sets (OnePass, Appendices B.7.1 and B.7.3).
 
-"Long-Diff-through-Opt" is the restarted method at both lengths (the paper calls it Full at 4000 steps); the others are
-those of `uci_training`. Figure 16 and Table 10 (200 steps, 60 initialisations), Figure 18 and Table 13 (4000 steps, 36
-initialisations; the other methods' runs of this length are those of `uci_onepass`).
+Trainings have 200 steps, and 4000 on Energy. "Long-Diff-through-Opt" has exact hypergradients through the whole
+training and trains again from the start after each update, 30 times in all. It has this name at both lengths (the paper
+calls it Full at 4000 steps). The other methods are those of `uci_training`.
+
+* Figure 16 and Table 10: 200 steps, 60 initialisations.
+* Figure 18 and Table 13: 4000 steps, 36 initialisations. The other methods' runs of this length are those of
+  `uci_onepass`.
 """
 
 from __future__ import annotations
@@ -40,7 +43,10 @@ METHODS = ("Random", "WD+LR+M", "Diff-through-Opt", LONG)
 
 @dataclass(frozen=True)
 class Config(Training):
-    """One run. The fields of `uci_training.Config` (every and look_back of the restarted method: its steps), and:"""
+    """One run: a `uci_training.Config` that says how often it trains from the start.
+
+    `every` and `look_back` of the restarted method are its steps.
+    """
 
     trainings: int = 1  # from the start; 30 of the restarted method
 
@@ -54,7 +60,7 @@ class Sizes:
     steps: int  # its training steps
     trainings: int  # of the restarted method
     full_runs: int  # initialisations of the restarted method on the first set at full length
-    full_steps: int
+    full_steps: int  # training steps at full length
 
 
 SIZES = {
@@ -65,7 +71,7 @@ SIZES = {
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """The short problem, set by set, then the full-length one on the first set."""
+    """Configurations of the short problem, set by set, then of the full-length one on the first set."""
     out = []
     for name in sizes.datasets:
         for method in METHODS[:-1]:
@@ -80,9 +86,18 @@ def _long(seed: int, name: str, steps: int, trainings: int) -> Config:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of runs. Metrics: initial values, final test_mse and val_mse in the target's unit squared, best_mse,
-    diverged. Series: test_curve, at 21 steps of one training or at the end of each of several; the paths of the
-    hyperparameters in force there."""
+    """Compute a batch of runs that agree in all but their seeds.
+
+    Metrics: initial values (`uci_training.Start.metrics`), final `test_mse` and `val_mse` in the target's unit squared,
+    `best_mse` (the lowest test MSE at any multiple of 10 steps, or at the end of any of several trainings) and
+    `diverged` (1 where the final test loss is not finite).
+
+    Series: `test_curve`, at 21 steps of one training or at the end of each of several; and `<name>_path`, the values in
+    force there of each tuned hyperparameter.
+
+    Raises:
+        GradtuneError: The method is unknown.
+    """
     c, seeds = batch[0], [b.seed for b in batch]
     if c.method == LONG:
         return _restarted(c, seeds, device)
@@ -134,7 +149,7 @@ def _cost(c: Config) -> float:
 
 
 def _chunk(c: Config) -> int:
-    """Runs side by side; fewer where a batch takes minutes, which a stop would lose."""
+    """Number of runs side by side; fewer where a batch takes minutes, which a stop would lose."""
     return 18 if c.steps * c.trainings > 50_000 else 30
 
 
@@ -145,12 +160,18 @@ STUDY = Study("uci_horizon", Config, SIZES, configs, run, chunk=_chunk, cost=_co
 
 
 def short_runs(frame: pd.DataFrame, steps: int = SIZES["paper"].steps) -> pd.DataFrame:
-    """The runs of the truncated problem."""
+    """The runs of the truncated problem, which has `steps` training steps."""
     return frame[frame["steps"] == steps] if len(frame) else frame
 
 
 def full_runs(frame: pd.DataFrame, usual: pd.DataFrame, steps: int = SIZES["paper"].full_steps) -> pd.DataFrame:
-    """Table 13: the full-horizon runs together with `uci_onepass`'s runs on the same set."""
+    """The runs of Table 13: those of the full horizon, together with the runs of `uci_onepass` on Energy.
+
+    Args:
+        frame: Runs of this study.
+        usual: Runs of `uci_onepass`. Those of Bayesian optimisation are left out.
+        steps: Training steps of the full-horizon runs.
+    """
     mine = frame[(frame["steps"] == steps) & (frame["method"] == LONG)] if len(frame) else frame
     others = usual[(usual["dataset"] == "energy") & (usual["method"] != "Bayes")] if len(usual) else usual
     parts = [each for each in (others, mine) if len(each)]
@@ -158,8 +179,12 @@ def full_runs(frame: pd.DataFrame, usual: pd.DataFrame, steps: int = SIZES["pape
 
 
 def last_trainings(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the last training of the restarted method adds, for each set and length: median test losses at its end and
-    at the end of the one before it, and the median change of a run in per cent with its bootstrap standard error."""
+    """What the last training of the restarted method adds, a row for each set and length.
+
+    The columns are the number of runs, the median test losses at the end of the last training and of the one before it
+    (in the units of `uci_tables.UNITS`), and the median change of a run in per cent with its bootstrap standard error.
+    Runs that are not finite at both ends are left out.
+    """
     rows = {}
     long = frame[frame["method"] == LONG] if len(frame) else frame
     for (name, steps), group in long.groupby(["dataset", "steps"], sort=False) if len(long) else ():
@@ -176,15 +201,21 @@ def last_trainings(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_pair(axes: Sequence[Axes], frame: pd.DataFrame, dataset: str) -> None:
-    """Distribution of final losses (left) and evolution of the median (right), Figures 16 and 18. The restarted method
-    is drawn at all steps it has taken, over its trainings."""
+    """Draw Figures 16 and 18: the distribution of final losses (left), the evolution of the median (right).
+
+    The restarted method is drawn at all steps it has taken, over its trainings.
+    """
     uci_figures.draw_cdf(axes[0], frame, dataset)
     uci_figures.draw_evolution(axes[1], frame, dataset)
     axes[1].set(xscale="log", xlabel="training step, restarts included")
 
 
 def claims_short(ours: pd.DataFrame) -> dict[str, dict[str, bool | None]]:
-    """The statement of Appendix B.7.1 for each set: a full horizon gives lower losses than all short ones."""
+    """Verdicts on Appendix B.7.1 for each set: a full horizon gives lower losses than all short ones.
+
+    Args:
+        ours: `uci_tables.summary` of the short runs. Sets on which a method has no runs are left out.
+    """
     found: dict[str, dict[str, bool | None]] = {}
     for name in dict.fromkeys(ours.index.get_level_values("dataset")):
         t = ours.loc[name]
@@ -198,7 +229,11 @@ def claims_short(ours: pd.DataFrame) -> dict[str, dict[str, bool | None]]:
 
 
 def claims_full(ours: pd.DataFrame) -> dict[str, bool | None]:
-    """The statements of Appendix B.7.3 on Energy."""
+    """Verdicts on the statements of Appendix B.7.3 on Energy; empty unless every method has runs.
+
+    Args:
+        ours: `uci_tables.summary` of `full_runs`.
+    """
     t = ours.loc["energy"] if "energy" in ours.index.get_level_values("dataset") else pd.DataFrame()
     if not set(METHODS) <= set(t.index):
         return {}

@@ -1,9 +1,9 @@
-"""The OnePass paper's UCI study (Section 4.1, Appendices B.3 to B.5): nine one-pass methods and Bayesian optimisation
-from random initial hyperparameters on eight sets.
+"""The OnePass paper's UCI study (Section 4.1, Appendices B.3 to B.5): ten methods on eight sets.
 
-A run trains the 50-unit net for 4000 full-batch steps. For "Random-3-batched" it trains three and keeps the one of
-lowest validation loss; for "Bayes" it is a search of 30 trainings. Settings, initial values and what is common to the
-studies on these sets: `uci_training`.
+Nine one-pass methods and Bayesian optimisation start from random initial hyperparameters. A run trains the 50-unit net
+for 4000 full-batch steps. For "Random-3-batched" it trains three nets and keeps the one of lowest validation loss; for
+"Bayes" it is a search of 30 trainings. Settings, initial values and what is common to the studies on these sets are in
+`uci_training`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CURVE, _PATH = 41, 21  # points of a series: losses, hyperparameters
 
 @dataclass(frozen=True)
 class Config(Training):
-    """One run of one method on one set. The fields of `uci_training.Config`, and:"""
+    """One run of one method on one set: a `uci_training.Config` with a number of trainings."""
 
     trials: int = 1  # trainings of a run: 3 of a 3-batched one, 30 of Bayesian optimisation
 
@@ -47,7 +47,7 @@ class Config(Training):
 class Sizes:
     """What a scale sets."""
 
-    datasets: tuple[str, ...]
+    datasets: tuple[str, ...]  # names from `gradtune data`
     runs: int  # initialisations for each one-pass method
     steps: int  # training steps of a run
     searches: int  # repetitions of Bayesian optimisation
@@ -65,8 +65,13 @@ ROUNDING = 20
 
 
 def configs(sizes: Sizes, seed: int = 0, dtype: str = "float32") -> list[Config]:
-    """Set by set, the one-pass methods and then Bayesian optimisation. In float64 short runs agree across processors
-    to all digits that a table shows."""
+    """Configurations set by set, the one-pass methods and then Bayesian optimisation.
+
+    Args:
+        sizes: What the scale sets.
+        seed: Seed of the first run of each method.
+        dtype: Type of rows and weights. In float64 short runs agree across processors to all digits that a table shows.
+    """
     out = []
     for name in sizes.datasets:
         for method in ONE_PASS:
@@ -79,7 +84,12 @@ def configs(sizes: Sizes, seed: int = 0, dtype: str = "float32") -> list[Config]
 
 
 def arranged(scale: str, every: list[Config]) -> list[Config]:
-    """Add, at paper scale, the other sets and the repetitions, and put first what most depends on."""
+    """Add, at paper scale, the other sets and the runs of `rounding`, and put first the runs that most results need.
+
+    Args:
+        scale: Name of the scale. Other scales than "paper" keep their configurations as they are.
+        every: Configurations of the scale.
+    """
     if scale != "paper":
         return every
     late = [c for c in every if c.method == BAYES and c.dataset != "energy"]
@@ -89,13 +99,16 @@ def arranged(scale: str, every: list[Config]) -> list[Config]:
 
 
 def rounding(every: Sequence[Config]) -> list[Config]:
-    """The first `ROUNDING` runs of each method on Energy again, in float64 and with the loss in its two forms."""
+    """Configurations on Energy once more, in float64 and with both forms of the loss.
+
+    They are those of the methods of `SETTINGS` with a seed below `ROUNDING`.
+    """
     first = [c for c in every if c.dataset == "energy" and c.method in SETTINGS and c.seed < ROUNDING]
     return [replace(c, dtype="float64", form=form) for form in ("stacked", "module") for c in first]
 
 
 def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of the recorded runs those that the tables are made of: without the repetitions in float64."""
+    """The recorded runs that the tables are made of, which are all but the repetitions in float64."""
     return frame[(frame["dtype"] == "float32") & (frame["form"] == "stacked")] if len(frame) else frame
 
 
@@ -105,9 +118,12 @@ def timed_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def rounding_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """How far 4000 steps carry rounding: relative differences of final test losses of the same run, medians and
-    maxima over the runs that stay finite, between float32 and float64 and between two orders of summation in float64;
-    and means ± standard error of the runs that stay finite in both types."""
+    """How far 4000 steps carry rounding, a row for each method.
+
+    The columns are relative differences of final test losses of the same run, between float32 and float64 and between
+    two orders of summation in float64, as medians and maxima over the runs that stay finite; and means ± standard error
+    of the runs that stay finite in both types.
+    """
     if frame.empty or "float64" not in set(frame["dtype"]):
         return pd.DataFrame()
     here = frame[frame["dataset"] == "energy"].set_index(["dtype", "form", "method", "seed"])["test_mse"].sort_index()
@@ -129,12 +145,23 @@ def _mean(values: pd.Series) -> str:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of runs of one method on one set.
+    """Compute a batch of runs of one method on one set.
 
-    Metrics: initial values (log10_lr, log10_decay, momentum_start, multiplier), final test_mse and val_mse in the
-    target's unit squared, best_mse and best_step (the lowest test MSE at any multiple of 10 steps), diverged (1 when
-    the final weights give no finite loss: the losses are NaN then). Series: test_curve and incumbent_curve (lowest so
-    far) at 41 evenly spaced steps, the path of each moving hyperparameter at 21.
+    Metrics: initial values (`log10_lr`, `log10_decay`, `momentum_start` and, of Random-xLR, `lr_multiplier`), final
+    `test_mse` and `val_mse` in the target's unit squared, `best_mse` and `best_step` (the lowest test MSE at any
+    multiple of 10 steps, and its step), and `diverged` (1 when the final weights give no finite test loss, which is NaN
+    then).
+
+    Series: `test_curve` and `incumbent_curve` (lowest so far) at 41 evenly spaced steps, and `<name>_path` of each
+    moving hyperparameter at 21.
+
+    For Bayesian optimisation the metrics are those of the training of lowest validation MSE, but for `best_mse`, the
+    lowest test MSE of all trainings, and `diverged`, 1 when all trainings diverged. `best_step` is the number of steps
+    trained up to the end of that training. The series are the values of every training: `trial_val`, `trial_test` and
+    `trial_<name>` of each hyperparameter.
+
+    Raises:
+        GradtuneError: The method is unknown, or optuna is not installed and the method is "Bayes".
     """
     c, seeds = batch[0], [b.seed for b in batch]
     if c.method == BAYES:
@@ -180,7 +207,7 @@ def _result(c: Config, t: Trained, k: int) -> Result:
 
 
 def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
-    """Metrics of a search are those of the training of lowest validation MSE; series: every training's values."""
+    """Compute a batch of searches, one for each seed."""
     found = uci_bayes.search(c, seeds, c.trials, device)
     out = []
     for r in found.repetitions:
@@ -216,7 +243,7 @@ def _cost(c: Config) -> float:
 
 
 def _chunk(c: Config) -> int:
-    """Runs side by side. A search of 30 trainings on a large set takes minutes, which a stop would lose."""
+    """Number of runs side by side; few searches on a large set, which take minutes that a stop would lose."""
     if c.method != BAYES:
         return 20
     return 16 if data.info(c.dataset).rows < 5000 else 8

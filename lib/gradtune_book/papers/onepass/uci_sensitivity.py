@@ -1,8 +1,11 @@
-"""The OnePass paper's sensitivity studies on UCI Energy (Section 4.3, Appendices B.2 and B.8.1): update interval T,
-look-back i, the error of approximate hypergradients, and the size of the validation set.
+"""The OnePass paper's sensitivity studies on UCI Energy (Section 4.3, Appendices B.2 and B.8.1).
 
-Figure 4 (right) and 6: 400 hyperparameter updates, hence 400 T training steps, for each T and i. Figure 7: method
-"Hypergradients", both hypergradients at the first update. Table 14: `train_share`.
+They vary the update interval T, the look-back i and the size of the validation set, and measure the error of
+approximate hypergradients.
+
+* Figures 4 (right) and 6: 400 hyperparameter updates, hence 400 T training steps, for each T and i.
+* Figure 7: method "Hypergradients", the approximate and the exact hypergradient at the first update.
+* Table 14: the field `train_share`.
 """
 
 from __future__ import annotations
@@ -40,13 +43,16 @@ SHARES = (0.8, 0.675, 0.5625, 0.45)
 
 @dataclass(frozen=True)
 class Config(Training):
-    """One run. The fields of `uci_training.Config` (every: T, look_back: i, steps: 400 T), and:"""
+    """One run: a `uci_training.Config` with a proportion of training rows.
+
+    `every` is T and `look_back` is i. A training has 400 T steps at the scales laptop and paper.
+    """
 
     train_share: float = 0.8  # training rows as a share of all rows
     look_backs: tuple[int, ...] = ()  # of "Hypergradients": all values of i at once
 
     def table(self, device: torch.device) -> Table:
-        """The rows of the data set, divided as `train_share` says."""
+        """The rows of the data set's first split, divided as `train_share` says."""
         return load(self.dataset, 0, getattr(torch, self.dtype), device, self.train_share)
 
 
@@ -54,7 +60,7 @@ class Config(Training):
 class Sizes:
     """What a scale sets."""
 
-    dataset: str
+    dataset: str  # a name from `gradtune data`
     intervals: tuple[int, ...]  # T
     look_backs: tuple[int, ...]  # i
     runs: int  # initialisations for each T and i
@@ -72,7 +78,7 @@ SIZES = {
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """The grid of T and i, from short trainings to long ones; hypergradients; validation sizes.
+    """Configurations of `errors`, of `shares`, and of the grid of T and i from short trainings to long ones.
 
     Random has no look-back (i = 0). Exact differentiation goes no further back than the last update (i <= T).
     """
@@ -88,7 +94,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def errors(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Hypergradients at the first update, for each T and precision."""
+    """Configurations of hypergradients at the first update, for each precision and T."""
     return [
         Config(HYPERGRADIENTS, seed + k, sizes.dataset, every, every=every, dtype=dtype, look_backs=sizes.look_backs)
         for dtype in ("float64", "float32")
@@ -98,7 +104,7 @@ def errors(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def shares(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Table 14: other proportions of training and validation rows, at T = 10 and i = 5."""
+    """Configurations of Table 14: other proportions of training and validation rows, at T = 10 and i = 5."""
     return [
         Config(method, seed + k, sizes.dataset, 10 * sizes.updates, train_share=share)
         for share in sizes.shares
@@ -108,8 +114,15 @@ def shares(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of runs. Metrics of a training: initial values, final test_mse and val_mse in the target's unit squared,
-    best_mse (the lowest test MSE at some 20 readings), diverged. "Hypergradients": see `hypergradients`."""
+    """Compute a batch of runs that agree in all but their seeds.
+
+    Metrics of a training: initial values (`uci_training.Start.metrics`), final `test_mse` and `val_mse` in the target's
+    unit squared, `best_mse` (the lowest test MSE at some 20 readings) and `diverged` (1 where the final test loss is
+    not finite). What the method "Hypergradients" records is described at `hypergradients`.
+
+    Raises:
+        GradtuneError: The method is unknown.
+    """
     c, seeds = batch[0], [b.seed for b in batch]
     if c.method == HYPERGRADIENTS:
         return hypergradients(c, seeds, device)
@@ -139,12 +152,19 @@ class Read:
 
 
 def hypergradients(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
-    """Approximate (Neumann) and exact hypergradients after the first T steps, without limits on the learning rate, in
-    the coordinates that are optimised (Appendix B.2.2).
+    """Compute approximate (Neumann) and exact hypergradients after the first T steps (Appendix B.2.2).
 
-    Series over `look_backs`: approximate_<name> and exact_<name> for log10 lr, log10 weight decay and logit momentum.
-    Exact differentiation reaches back to the start (min(i, T) steps). Metrics: error_<name>, |approximate - exact| /
-    |exact|, at the last of them.
+    They are in the coordinates that are optimised: log10 learning rate, log10 weight decay and logit momentum. The
+    learning rate has no limits. Exact differentiation goes back to the start at most (`min(i, T)` steps).
+
+    Series: `approximate_<name>` and `exact_<name>`, a value for each i of `look_backs`.
+
+    Metrics: initial values, and `error_<name>`, which is `|approximate - exact| / |exact|` at the last of them.
+
+    Args:
+        c: Configuration of the runs, but for their seeds.
+        seeds: Seed of each run.
+        device: Where to compute.
     """
     start, found = draw(seeds), {}
     task = regression(c, device, merged=False)
@@ -171,7 +191,7 @@ def hypergradients(c: Config, seeds: Sequence[int], device: torch.device) -> lis
 
 
 def _cost(c: Config) -> float:
-    """A step, and the Hessian products of an update spread over its interval."""
+    """Cost of a step and, spread over its interval, of an update's Hessian products, times the steps."""
     products = 0.0 if c.method == RANDOM else 1 + 0.5 * c.look_back
     return c.steps * (1 + products / c.every) / 4000 if c.method != HYPERGRADIENTS else 0.01
 
@@ -186,7 +206,7 @@ _EPS = 1e-8  # of Adam
 
 
 def grid_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs of Figure 6: trainings at the usual proportion of rows."""
+    """The runs of Figure 6, which are trainings at the usual proportion of rows."""
     return frame[(frame["method"] != HYPERGRADIENTS) & (frame["train_share"] == SHARES[0])] if len(frame) else frame
 
 
@@ -203,9 +223,9 @@ def medians(frame: pd.DataFrame) -> pd.DataFrame:
 def gradient_errors(frame: pd.DataFrame, dtype: str = "float64") -> pd.DataFrame:
     """Errors of approximate hypergradients, a row for each run, T, i and hyperparameter.
 
-    honest: |approximate - exact| / |exact|. published: the same of the first update that Adam makes of each,
-    g / (|g| + 1e-8), which knows little but the sign of g. Where both are 0, as the
-    momentum's at T = 1, the error is 0.
+    The column `honest` is `|approximate - exact| / |exact|`. The column `published` is the same of the first update
+    that Adam makes of each hypergradient g, `g / (|g| + 1e-8)`, which knows little but the sign of g. Where both
+    hypergradients are 0, as the momentum's at T = 1, the error is 0.
     """
     rows = []
     here = frame[(frame["method"] == HYPERGRADIENTS) & (frame["dtype"] == dtype)] if len(frame) else frame
@@ -222,19 +242,30 @@ def gradient_errors(frame: pd.DataFrame, dtype: str = "float64") -> pd.DataFrame
 
 
 def _relative(a: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """|a - exact| / |exact|; 0 where both are 0."""
+    """The relative error `|a - exact| / |exact|`; 0 where both are 0."""
     return np.divide(np.abs(a - exact), np.abs(exact), out=np.zeros_like(exact), where=(a != exact) | (exact != 0))
 
 
 def error_grid(errors: pd.DataFrame, name: str, measure: str, statistic: str = "mean") -> pd.DataFrame:
-    """One panel of Figure 7: an error in per cent for each i (rows) and T (columns)."""
+    """One panel of Figure 7: an error in per cent for each i (rows) and T (columns).
+
+    Args:
+        errors: Table of `gradient_errors`.
+        name: Hyperparameter.
+        measure: Column of the error, "honest" or "published".
+        statistic: How errors of different runs are put together, as pandas calls it.
+    """
     here = errors[errors["hyperparameter"] == name]
     return 100 * here.groupby(["i", "T"])[measure].agg(statistic).unstack("T")
 
 
 def share_table(frame: pd.DataFrame, usual: pd.DataFrame) -> pd.DataFrame:
-    """`uci_tables.summary` of Table 14's runs, index (dataset, method) with the proportion as the data set's name.
-    usual: the runs of `uci_onepass` on the same set, which are the column of the usual proportion."""
+    """`uci_tables.summary` of Table 14's runs, with the proportion in place of the data set in the index.
+
+    Args:
+        frame: Runs of this study.
+        usual: Runs of `uci_onepass`; those on Energy stand for the usual proportion.
+    """
     other = frame[frame["train_share"] != SHARES[0]] if len(frame) else frame
     parts = []
     if len(usual):
@@ -246,12 +277,18 @@ def share_table(frame: pd.DataFrame, usual: pd.DataFrame) -> pd.DataFrame:
 
 
 def proportion(share: float) -> str:
-    """Training/validation/test rows in the paper's words."""
+    """Shares of training, validation and test rows, written as in the paper."""
     return f"{100 * share:g}%/{100 * (0.9 - share):g}%/10%"
 
 
 def draw_medians(axes: Sequence[Axes], table: pd.DataFrame, unit: float = 1000.0) -> None:
-    """Figure 6: a panel for each method, i upwards and T to the right, one colour scale for all."""
+    """Draw Figure 6: a panel for each method, i upwards and T to the right, one colour scale for all.
+
+    Args:
+        axes: The panels.
+        table: Table of `medians`.
+        unit: Factor that the printed losses are multiplied by.
+    """
     low, high = (float(np.log10(f(table.to_numpy(dtype=float)))) for f in (np.nanmin, np.nanmax))
     for ax, (method, part) in zip(axes, table.groupby(level="method", sort=False)):
         here = part.droplevel("method").sort_index(ascending=False)
@@ -263,7 +300,13 @@ def draw_medians(axes: Sequence[Axes], table: pd.DataFrame, unit: float = 1000.0
 
 
 def draw_errors(axes: Sequence[Axes], errors: pd.DataFrame, measure: str) -> None:
-    """Figure 7: mean error in per cent, a panel for each hyperparameter."""
+    """Draw Figure 7: the mean error in per cent, a panel for each hyperparameter.
+
+    Args:
+        axes: The panels.
+        errors: Table of `gradient_errors`.
+        measure: Column of the error, "honest" or "published".
+    """
     for ax, (name, title) in zip(axes, HYPERS.items()):
         here = error_grid(errors, name, measure).sort_index(ascending=False)
         logged = np.log10(here.clip(lower=0.1))
@@ -283,7 +326,7 @@ _BEATS = "WD+LR+M beats Random for every T and i"
 
 
 def complete(frame: pd.DataFrame, sizes: Sizes) -> bool:
-    """Whether every run of the grid of T and i is there."""
+    """Whether every run of the grid of T and i at these sizes is there."""
     cells = grid_runs(frame).groupby(["method", "look_back", "every"]).size().to_dict() if len(frame) else {}
     wanted = [(TUNED, i, every) for every in sizes.intervals for i in sizes.look_backs]
     wanted += [(EXACT, i, every) for _, i, every in wanted if i <= every]
@@ -292,7 +335,7 @@ def complete(frame: pd.DataFrame, sizes: Sizes) -> bool:
 
 
 def claims(frame: pd.DataFrame, sizes: Sizes) -> dict[str, bool | None]:
-    """The statements of Section 4.3 and Appendix B.2 on the grid of T and i; None until it is complete."""
+    """Verdicts on Section 4.3 and Appendix B.2 about the grid of T and i; None until the grid is `complete`."""
     if not complete(frame, sizes):
         return dict.fromkeys((_BEATS,))
     table = medians(frame)
@@ -314,7 +357,11 @@ def claims(frame: pd.DataFrame, sizes: Sizes) -> dict[str, bool | None]:
 
 
 def error_claims(errors: pd.DataFrame) -> dict[str, bool | None]:
-    """The statements of Appendix B.2.2, on the published measure, and that one term is exact."""
+    """Verdicts on Appendix B.2.2 by the published measure, and on whether one term is exact; None without runs.
+
+    Args:
+        errors: Table of `gradient_errors`.
+    """
     if errors.empty:
         return dict.fromkeys(("approximate weight-decay hypergradients are better at short look-backs",))
     decay = error_grid(errors, "weight_decay", "published").mean(axis=1)
@@ -327,15 +374,24 @@ def error_claims(errors: pd.DataFrame) -> dict[str, bool | None]:
 
 
 def sign_shares(errors: pd.DataFrame) -> pd.Series:
-    """Share of the published measure's values, for i > 1, that are within 1 % of 0 or of 200 %: those in which nothing
-    but the sign of a hypergradient is left. By hyperparameter."""
+    """Share of the published measure's values in which only the sign of a hypergradient is left, by hyperparameter.
+
+    These are the values for i > 1 that lie within one percentage point of 0 or of 200 %.
+
+    Args:
+        errors: Table of `gradient_errors`.
+    """
     long = errors[errors["i"] > 1]
     sign_only = (long["published"] < 0.01) | ((long["published"] - 2).abs() < 0.01)
     return sign_only.groupby(long["hyperparameter"], sort=False).mean()
 
 
 def share_claims(table: pd.DataFrame) -> dict[str, bool | None]:
-    """The statements of Appendix B.8.1; None without runs."""
+    """Verdicts on the statements of Appendix B.8.1; None without runs.
+
+    Args:
+        table: Table of `share_table`.
+    """
     first, second, last = (proportion(s) for s in (SHARES[0], SHARES[1], SHARES[-1]))
     have = set(table.index)
 

@@ -1,5 +1,7 @@
-"""What the chapters on the OnePass paper's UCI experiments read off the runs: tables beside the published ones, and
-the verdicts on the text's claims."""
+"""What the chapters on the OnePass paper's UCI experiments read off the runs.
+
+These are tables beside the published ones, and the verdicts on the text's claims.
+"""
 
 from __future__ import annotations
 
@@ -72,10 +74,16 @@ def of_losses(dataset: str) -> str:
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "method"), loss: str = "test_mse") -> pd.DataFrame:
-    """A row for each group: runs, nan (their number), mean and median of the final test loss with bootstrap standard
-    errors of 1000 sets, and best, the lowest loss at any time of any run. Averages ignore NaN, as the paper's do.
+    """Averages of final test losses, a row for each group of runs.
 
-    Losses are in the units of `UNITS`.
+    The columns are `runs` and `nan` (numbers of runs), `mean` and `median` of the final test loss, `mean_error` and
+    `median_error` (bootstrap standard errors of 1000 sets), and `best`, the lowest loss at any time of any run.
+    Averages ignore NaN, as the paper's do. Losses are in the units of `UNITS`.
+
+    Args:
+        frame: The runs.
+        by: Columns that tell the groups apart.
+        loss: Column of the final test loss, `test_<name>`; the lowest loss of a run is in the column `best_<name>`.
     """
     rows = {}
     for key, g in frame.groupby(list(by), sort=False) if len(frame) else ():
@@ -93,8 +101,12 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "method"), loss
 
 
 def published(file: str) -> pd.DataFrame:
-    """A table of the paper in `data/published`: index (dataset, method) in our names, columns as in `summary`, and the
-    cells printed bold as `bold_<statistic>`."""
+    """Read a table of the paper from a file in `data/published`.
+
+    Returns:
+        A frame with index (dataset, method) in our names, the columns `mean`, `median` and `best` and the errors as in
+        `summary`, and `bold_<statistic>`, True for the cells that are printed bold.
+    """
     rows = pd.read_csv(published_root() / file, dtype={"value": str, "error": str})
     rows["method"] = rows["method"].replace(PUBLISHED)
     rows["dataset"] = rows["dataset"].replace(SETS)
@@ -105,8 +117,16 @@ def published(file: str) -> pd.DataFrame:
 
 
 def beside(ours: pd.DataFrame, theirs: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """One set's table as text, ours and the paper's side by side; in bold what lies in the error bar of the best of its
-    class (Markdown's asterisks). Methods without runs are left out; a set without any gives a table that says so."""
+    """One set's table as text, ours and the paper's side by side.
+
+    Bold (Markdown's asterisks) are our values in the error bar of the best (`emboldened`), and the paper's where the
+    paper prints them bold. Methods without runs are left out; a set without any gives a table that says so.
+
+    Args:
+        ours: `summary` of the runs.
+        theirs: The `published` table; if it lacks the set, our columns stand alone.
+        dataset: The set.
+    """
     if dataset not in ours.index.get_level_values("dataset"):
         return pd.DataFrame({"runs": [0]}, index=pd.Index(["no run is recorded yet"], name="method"))
     here = ours.loc[[dataset]].droplevel("dataset")
@@ -123,8 +143,11 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, dataset: str) -> pd.DataFra
 
 
 def conventions(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """What two conventions do to one set's table: the best final loss beside the best at any time, and the median that
-    leaves diverged runs out beside the one that counts them as infinite. A row for each method."""
+    """What two conventions do to one set's table, a row for each method.
+
+    It has the best final loss beside the best at any time, and the median that leaves diverged runs out beside the one
+    that counts them as infinite.
+    """
     rows = {}
     for method, g in frame[frame["dataset"] == dataset].groupby("method") if len(frame) else ():
         final, unit = g["test_mse"], UNITS.get(dataset, 1.0)
@@ -140,10 +163,13 @@ def conventions(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def chosen_of_three(frame: pd.DataFrame) -> pd.DataFrame:
-    """Whether the lowest validation loss finds the lowest test loss, although the validation rows are training rows for
-    random settings: the runs of Random in threes, as the paper uses them. A row for each set: whole triples, the share
-    of them whose chosen run is also the best by final test MSE, and by how many per cent it is above the best, median
-    and largest. Diverged runs are never chosen; triples that have diverged altogether are left out."""
+    """Whether the lowest validation loss finds the lowest test loss among three runs of Random, a row for each set.
+
+    The validation rows are training rows for random settings. The runs are taken in threes, as the paper uses them, in
+    the order of their seeds. The columns are the number of whole triples, the share of them whose chosen run is also
+    the best by final test MSE, and by how many per cent the chosen run is above the best, median and largest. Diverged
+    runs are never chosen; triples that have diverged altogether are left out.
+    """
     rows = {}
     for dataset, g in frame[frame["method"] == "Random"].groupby("dataset", sort=False) if len(frame) else ():
         g = g.sort_values("seed").head(len(g) // 3 * 3)
@@ -159,13 +185,18 @@ def chosen_of_three(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def listed(ours: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
-    """Tables of several sets, ours alone, one below the other."""
+    """The tables of several sets, ours alone, one below the other."""
     found = [beside(ours, ours.iloc[:0], name).reset_index().assign(data=of_losses(name)) for name in datasets]
     return pd.concat(found).set_index("data").rename_axis("data") if found else beside(ours, ours, "")
 
 
 def emboldened(table: pd.DataFrame, name: str) -> np.ndarray:
-    """Which methods lie in the error bar of the best, those of `NOT_RANKED` apart."""
+    """Whether each method lies in the error bar of the best; False for those of `NOT_RANKED`, which do not compete.
+
+    Args:
+        table: Rows of one set, by method.
+        name: Statistic. An error that the table lacks counts as 0.
+    """
     ranked = ~table.index.isin(NOT_RANKED)
     errors = table[f"{name}_error"] if f"{name}_error" in table else pd.Series(0.0, index=table.index)
     bold = np.zeros(len(table), dtype=bool)
@@ -180,8 +211,10 @@ def _column(table: pd.DataFrame, name: str, bold: np.ndarray) -> list[str]:
 
 
 def shown(value: float, error: float = np.nan) -> str:
-    """A value with the digits its error leaves it (one digit of the error), or three digits without an error; a dash
-    for NaN."""
+    """A value as text with the digits that its error leaves it, that is, one digit of the error.
+
+    Without an error the value has three digits. NaN is a dash.
+    """
     if np.isnan(value):
         return "–"
     if np.isnan(error) or error == 0:
@@ -205,7 +238,12 @@ def rank_correlation(ours: pd.Series, theirs: pd.Series) -> float:
 
 
 def ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of our averages with the published ones, set by set; NaN below three common methods."""
+    """Rank correlation of our averages with the published ones, set by set; NaN below three common methods.
+
+    Args:
+        ours: `summary` of the runs.
+        theirs: The `published` table of the same sets.
+    """
     rows = {}
     for dataset in SETS.values():
         if {dataset} <= set(ours.index.get_level_values("dataset")):
@@ -220,9 +258,14 @@ def ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(ours: pd.DataFrame, frame: pd.DataFrame, dataset: str) -> dict[str, bool | None]:
-    """The statements of Section 4.1 and Appendix B.5 about one set; None where runs are missing.
+    """Verdicts on the statements of Section 4.1 and Appendix B.5 about one set; None where runs are missing.
 
-    ours: `summary` of the frame. Two averages "agree" within two standard errors of their difference.
+    Two averages are indistinguishable, or one is as good as the other, within two standard errors of their difference.
+
+    Args:
+        ours: `summary` of `frame`.
+        frame: The runs.
+        dataset: The set. Without any run of it there are no verdicts.
     """
     if dataset not in ours.index.get_level_values("dataset"):
         return {}
@@ -261,8 +304,13 @@ def claims(ours: pd.DataFrame, frame: pd.DataFrame, dataset: str) -> dict[str, b
 
 
 def across(ours: pd.DataFrame) -> dict[str, bool | None]:
-    """The statements about WD+HDLR+M that speak of all sets: it helps on some and hurts on others (medians, beyond two
-    standard errors), and diverges more often."""
+    """Verdicts on the statements about WD+HDLR+M that speak of all sets; empty where its or WD+LR+M's runs are missing.
+
+    It helps on some sets and hurts on others (medians, beyond two standard errors), and diverges more often.
+
+    Args:
+        ours: `summary` of the runs.
+    """
     wide = {m: ours.xs(m, level="method") for m in ("WD+LR+M", "WD+HDLR+M") if m in ours.index.get_level_values(1)}
     if len(wide) < 2:
         return {}
@@ -292,8 +340,11 @@ def _not(ok: bool | None) -> bool | None:
 
 
 def core_minutes(frame: pd.DataFrame, runs: int = 200) -> pd.DataFrame:
-    """Core-minutes of `runs` trainings, from the seconds that the records hold, and relative to Random; the trainings
-    of a run are counted."""
+    """Core-minutes that `runs` runs of each method take, and the same relative to Random.
+
+    They follow from the mean of the seconds that the records hold. All trainings of a run count. There is a row for
+    each method; each set has a column of both.
+    """
     if frame.empty:
         return frame
     minutes = frame.groupby(["dataset", "method"], sort=False)["cpu_s"].mean().unstack("dataset") * runs / 60

@@ -1,8 +1,9 @@
-"""One training of the OnePass paper's UCI experiments, shared by the studies `uci_*`: its methods, its initial
-hyperparameters, and what is read off it.
+"""One training of the OnePass paper's UCI experiments, which the studies `uci_*` share.
 
-Source: Clarke et al. (2022), Section 4 (the nine settings) and Appendix B.3 (Table 5). Every method starts a seed from
-the same weights and hyperparameters.
+The module has its methods, its initial hyperparameters, and what is read off it. Every method starts a seed from the
+same weights and hyperparameters.
+
+Source: Clarke et al. (2022), Section 4 (the nine settings) and Appendix B.3 (Table 5).
 """
 
 from __future__ import annotations
@@ -60,22 +61,33 @@ class Config:
         return load(self.dataset, dtype=getattr(torch, self.dtype), device=device)
 
     def setting(self) -> Setting:
-        """What it tunes and how."""
+        """What it tunes and how.
+
+        Raises:
+            GradtuneError: The method is unknown.
+        """
         return setting(self.method)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One of the paper's settings: the hyperparameters it tunes, its method from (look_back, every), whether the
-    validation rows are training rows, whether each weight has a learning rate of its own, the learning rate's limits,
-    and the initial weights."""
+    """One of the paper's settings.
+
+    Attributes:
+        tuned: Names of the hyperparameters that it tunes.
+        make: Makes its method from look-back and update interval.
+        merged: Whether the validation rows are training rows.
+        per_weight: Whether each weight has a learning rate of its own.
+        bounds: Limits of the learning rate.
+        init: Makes the initial weights `[R, D]` from the task and R seeds. None stands for the task's own.
+    """
 
     tuned: tuple[str, ...]
     make: Callable[[int, int], Method]
     merged: bool = False
     per_weight: bool = False
     bounds: tuple[float, float] = BOUNDS
-    init: Callable[[TableRegression, Sequence[int]], Tensor] | None = None  # None: the task's own
+    init: Callable[[TableRegression, Sequence[int]], Tensor] | None = None
 
 
 SETTINGS = {
@@ -91,7 +103,11 @@ SETTINGS = {
 
 
 def setting(method: str) -> Setting:
-    """The setting of a method; GradtuneError with the nearest name when there is none."""
+    """The setting of a method.
+
+    Raises:
+        GradtuneError: There is no such method; names the nearest.
+    """
     if method not in SETTINGS:
         raise unknown("method", method, SETTINGS)
     return SETTINGS[method]
@@ -99,7 +115,14 @@ def setting(method: str) -> Setting:
 
 @dataclass(frozen=True)
 class Start:
-    """Initial values `[R]` in natural units, float64, one a seed."""
+    """Initial values of R runs, each a tensor `[R]` in natural units and float64.
+
+    Attributes:
+        lr: Learning rates.
+        weight_decay: Weight decays.
+        momentum: Momenta.
+        multiplier: Factors of the learning rate, which Random xLR alone uses.
+    """
 
     lr: Tensor
     weight_decay: Tensor
@@ -107,7 +130,7 @@ class Start:
     multiplier: Tensor
 
     def metrics(self, k: int) -> dict[str, float | int | None]:
-        """Run k's values as they are recorded."""
+        """The values of run k as they are recorded: `log10_lr`, `log10_decay` and `momentum_start`."""
         return {
             "log10_lr": float(self.lr[k].log10()),
             "log10_decay": float(self.weight_decay[k].log10()),
@@ -116,7 +139,7 @@ class Start:
 
 
 def draw(seeds: Sequence[int]) -> Start:
-    """Initial hyperparameters, each from its run's own seed and independent of the weights that this seed draws."""
+    """Draw initial hyperparameters, each from its run's seed and independent of the weights that this seed draws."""
     rows = [np.random.default_rng([seed, 1]).uniform(size=4) for seed in seeds]
     u = torch.from_numpy(np.stack(rows))
     lr, decay, momentum, multiplier = (low + (high - low) * u[:, k] for k, (low, high) in enumerate(RANGES.values()))
@@ -124,8 +147,13 @@ def draw(seeds: Sequence[int]) -> Start:
 
 
 def declared(s: Setting, start: Start | None = None, like: Tensor | None = None) -> list[Hyper]:
-    """The three hyperparameters as a setting tunes them: of R runs, in the type of `like`, or with placeholders for
-    values."""
+    """The three hyperparameters as a setting tunes them.
+
+    Args:
+        s: The setting.
+        start: Initial values of R runs. None gives placeholders for values.
+        like: Tensor whose type and device the values have, such as the weights. None leaves them as they are.
+    """
     values: list[Any] = [0.1, 1e-3, 0.5]
     if start is not None:
         values = [x.to(like) for x in (start.lr, start.weight_decay, start.momentum)]
@@ -138,7 +166,16 @@ def declared(s: Setting, start: Start | None = None, like: Tensor | None = None)
 
 
 def regression(c: Config, device: torch.device, merged: bool) -> TableRegression:
-    """The regression problem of a configuration."""
+    """The regression problem of a configuration.
+
+    Args:
+        c: The configuration.
+        device: Device of the rows.
+        merged: Whether the validation rows are training rows.
+
+    Raises:
+        GradtuneError: The configuration's form of the loss, dtype or set is unknown, or the set cannot be read.
+    """
     if c.form not in ("stacked", "module"):
         raise unknown("form of the loss", c.form, ["stacked", "module"])
     if c.dtype not in ("float32", "float64"):
@@ -148,10 +185,15 @@ def regression(c: Config, device: torch.device, merged: bool) -> TableRegression
 
 
 class Trainer:
-    """Trains many batches of runs that agree in all but their seeds; they share the recorded training steps.
+    """Training of many batches of runs that agree in all but their seeds; they share the recorded training steps.
 
-    `members` is what goes on: a `search.trainable.Members` where the learning rate is multiplied (Random xLR), else
-    its like with a run of the one-pass loop inside.
+    What continues from one step to the next is a `trainable.Members`. For Random xLR it holds a run of a
+    `trainable.Training` and the factors of its learning rates; for all other methods, a run of the one-pass loop and no
+    factors.
+
+    Args:
+        c: Configuration of the runs, but for their seeds.
+        device: Where to train.
     """
 
     def __init__(self, c: Config, device: torch.device) -> None:
@@ -175,13 +217,13 @@ class Trainer:
         return start, Members(self.loop.start(w)._replace(raw=raw, fixed=fixed), None)
 
     def advance(self, members: Members, steps: int) -> Members:
-        """Every run trained for `steps` more steps."""
+        """Return the runs after `steps` more training steps of each."""
         if members.factor is not None:
             return self.stepped.advance(members, steps)
         return Members(self.loop.advance(members.run, steps), None)
 
     def warm_up(self, members: Members, steps: int) -> None:
-        """Takes `steps` steps for nothing, once, so that their recording does not count as training."""
+        """Take `steps` steps for nothing, once, so that their recording does not count as training."""
         if not self._warm:
             self.advance(members, steps)
             self._warm = True
@@ -198,18 +240,28 @@ def _trainer(c: Config, runs: int, device: torch.device) -> Trainer:
 
 
 def trainer(c: Config, runs: int, device: torch.device) -> Trainer:
-    """The trainer of a configuration for this number of runs, kept for the next batch (recorded steps hold for one
-    shape)."""
+    """The trainer of a configuration for this number of runs, kept for the next batch.
+
+    Recorded steps hold for one shape, so that each number of runs has a trainer of its own. At most four are kept.
+    """
     return _trainer(replace(c, seed=0), runs, device)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """R trained runs.
+    """R trained runs, read at K steps.
 
-    steps `[K]`, the first of them 0; test `[R, K]`: test MSE there; val `[R]`: final validation MSE; both in the
-    target's unit squared, NaN where not finite. tuned: `[R, K]` a hyperparameter that moved, natural units (of a
-    learning rate per weight the mean, and with `_min`, `_max` its range). cpu_s, wall_s: seconds a run.
+    Attributes:
+        steps: Training steps at which the runs were read, `[K]`; the first is 0.
+        test: Test MSE there, `[R, K]`, in the target's unit squared; NaN where not finite.
+        val: Final validation MSE, `[R]`, in the target's unit squared; NaN where not finite.
+        tuned: Values there of each hyperparameter that moved, `[R, K]` by name, in natural units. Of a learning rate
+            per weight these are the means, and its range is under the names ending in `_min` and `_max`.
+        start: Initial hyperparameters.
+        cpu_s: Seconds of training a run that the processor computed (`environment.busy_seconds`).
+        wall_s: Seconds of training a run by the clock.
+        dataset: Name of the set.
+        sha256: Digest of the set.
     """
 
     steps: np.ndarray
@@ -224,8 +276,18 @@ class Trained:
 
 
 def train(c: Config, seeds: Sequence[int], device: torch.device, watch_every: int) -> Trained:
-    """Trains a run a seed side by side and reads it after every `watch_every` steps and at the end. Reading costs no
-    training time."""
+    """Train a run for each seed, side by side, and read them as they go.
+
+    Args:
+        c: Configuration of the runs, but for their seeds.
+        seeds: Seed of each run.
+        device: Where to train.
+        watch_every: Training steps between two readings. The runs are also read before the first step and at the end.
+            Reading does not count as training time.
+
+    Raises:
+        GradtuneError: The configuration names something unknown, or its set cannot be read.
+    """
     t = trainer(c, len(seeds), device)
     start, members = t.start(seeds)
     t.warm_up(members, min(watch_every, c.steps))
@@ -253,7 +315,7 @@ def train(c: Config, seeds: Sequence[int], device: torch.device, watch_every: in
 
 
 def _tuned(t: Trainer, run: Run) -> dict[str, Tensor]:
-    """Values in force `[R]`; of a learning rate per weight the smallest, the mean and the largest."""
+    """The values in force, `[R]` by name; of a learning rate per weight the smallest, the mean and the largest."""
     if t.c.method == "Random-xLR":
         return {LR: run.fixed[LR][:, 0, 0]}
     out = {}
@@ -266,6 +328,6 @@ def _tuned(t: Trainer, run: Run) -> dict[str, Tensor]:
 
 
 def points(trained: Trained, count: int) -> np.ndarray:
-    """Indices into `trained.steps` of `count` evenly spaced points, ends included (all when there are fewer)."""
+    """Indices into `trained.steps` of `count` evenly spaced points, ends included; all where there are fewer."""
     last = len(trained.steps) - 1
     return np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(int))

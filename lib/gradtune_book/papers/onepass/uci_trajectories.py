@@ -1,8 +1,7 @@
-"""Figure 3 of the OnePass paper: final test loss over (learning rate, weight decay), with trajectories of OnePass
-WD+LR drawn over it.
+"""Figure 3 of the OnePass paper: a map of the final test loss with trajectories of OnePass WD+LR drawn over it.
 
-`Random` trains with fixed hyperparameters on training + validation rows; `WD+LR` moves both while it trains on the
-training rows. Momentum is fixed.
+The axes of the map are learning rate and weight decay. "Random" trains with fixed hyperparameters on training and
+validation rows. "WD+LR" moves both while it trains on the training rows. Momentum is fixed.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Config:
 class Sizes:
     """What a scale sets."""
 
-    datasets: tuple[str, ...]
+    datasets: tuple[str, ...]  # names from `gradtune data`
     random: int  # runs behind the heat map
     tuned: int  # trajectories
     steps: int  # training steps a run
@@ -74,7 +73,7 @@ _TUNED_SEEDS = 100_000  # trajectories start from other draws than the heat map'
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Heat-map runs, then trajectories, for every data set."""
+    """Configurations of the heat map's runs, then of the trajectories, set by set."""
     out = []
     for name in sizes.datasets:
         out += [Config(RANDOM, seed + k, name, sizes.steps) for k in range(sizes.random)]
@@ -86,8 +85,16 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of trainings. Metrics: initial and final log10 values, final test MSE (NaN where training diverged);
-    the tuned ones also as series."""
+    """Compute a batch of trainings that agree in all but their seeds.
+
+    Metrics: `log10_lr` and `log10_decay` at the start, `log10_lr_end` and `log10_decay_end`, and `test_mse`, the final
+    test MSE in the target's unit squared (NaN where training diverged).
+
+    Series, of WD+LR alone: `path_lr` and `path_decay`, the same log10 values at up to 50 steps.
+
+    Raises:
+        GradtuneError: The method is unknown.
+    """
     c = batch[0]
     if c.method not in (RANDOM, TUNED):
         raise unknown("method", c.method, (RANDOM, TUNED))
@@ -124,7 +131,7 @@ def _draw(batch: Sequence[Config]) -> tuple[Tensor, Tensor]:
 
 
 def _stride(c: Config) -> int:
-    """Steps between two points of a series: whole update intervals, at most 50 points with the start."""
+    """Number of steps between two points of a series: whole update intervals, at most 50 points with the start."""
     return c.every * math.ceil(c.steps / c.every / 49)
 
 
@@ -149,11 +156,11 @@ Map = Callable[[np.ndarray], np.ndarray]
 
 
 def surface(frame: pd.DataFrame) -> Map:
-    """Predictive mean of a Gaussian process (RBF + white noise, scikit-learn's defaults) fitted to the Random runs.
+    """Predictive mean of a Gaussian process fitted to log10 of the Random runs' final test MSE (OnePass, Appendix B.1).
 
-    Source: OnePass, Appendix B.1. The process has mean zero, so the unit of the loss matters: the target's own on
-    Energy,
-    as in the paper; the cut-off elsewhere, because a process that must reach far from zero flattens out.
+    The kernel is RBF plus white noise, with scikit-learn's defaults. The process has mean zero, so the unit of the loss
+    matters. It is the target's own on Energy, as in the paper. Elsewhere it is the cut-off `WORST`, because a process
+    that must reach far from zero flattens out.
     """
     points = frame[frame["method"] == RANDOM]
     name = points["dataset"].iloc[0]
@@ -168,7 +175,12 @@ def surface(frame: pd.DataFrame) -> Map:
 
 
 def grid(height: Map, points: int = 61) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Axes and predicted log10 loss `[decay, lr]` over the range of the Random runs' values."""
+    """Evaluate a map over the range of the Random runs' values.
+
+    Returns:
+        log10 of learning rates `[points]`, log10 of weight decays `[points]`, and the predicted log10 loss
+        `[points, points]`, a row for each weight decay.
+    """
     c = Config(RANDOM, 0)
     lr, decay = np.linspace(c.lr_low, c.lr_high, points), np.linspace(c.decay_low, c.decay_high, points)
     xy = np.stack(np.meshgrid(lr, decay), axis=-1).reshape(-1, 2)
@@ -176,8 +188,10 @@ def grid(height: Map, points: int = 61) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Runs, NaNs, and median, mean and best final test MSE of both methods; medians and means ignore NaN, errors by
-    the bootstrap."""
+    """Runs, NaNs, and median, mean and best final test MSE of both methods.
+
+    Medians and means ignore NaN; their errors are by the bootstrap.
+    """
     rows = {}
     for name, g in frame.groupby("method", sort=False):
         x = g["test_mse"].to_numpy(dtype=float)
@@ -193,8 +207,11 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def movement(frame: pd.DataFrame, height: Map) -> pd.DataFrame:
-    """Every trajectory that stayed finite: start, end, largest weight decay on the way, and the map's log10 loss at
-    start and end."""
+    """A row for every trajectory that stayed finite.
+
+    It has start and end, the final test MSE, the largest weight decay on the way (all hyperparameters as log10), and
+    the map's log10 loss at start and end.
+    """
     t = frame[(frame["method"] == TUNED) & frame["test_mse"].notna()]
     out = t[["log10_lr", "log10_decay", "log10_lr_end", "log10_decay_end", "test_mse"]].reset_index(drop=True)
     out["largest_decay"] = [max(path) for path in t["path_decay"]]
@@ -204,7 +221,10 @@ def movement(frame: pd.DataFrame, height: Map) -> pd.DataFrame:
 
 
 def checks(frame: pd.DataFrame, height: Map) -> dict[str, bool]:
-    """The claims of Section 4.1 and Appendix B.1, each as a majority of trajectories or a place on the map."""
+    """Verdicts on the claims of Section 4.1 and Appendix B.1.
+
+    Each claim is a share of the trajectories, a place on the map, or a comparison of medians.
+    """
     lr, decay, loss = grid(height)
     low = loss < loss.min() + 0.1 * (loss.max() - loss.min())
     moved = movement(frame, height)
@@ -228,7 +248,7 @@ def checks(frame: pd.DataFrame, height: Map) -> dict[str, bool]:
 
 
 def draw(ax: Axes, frame: pd.DataFrame) -> None:
-    """Figure 3: the map, and every trajectory from its start (circle) to its end (star; none when it diverged)."""
+    """Draw Figure 3: the map, and every trajectory from its start (circle) to its end (star; none when it diverged)."""
     lr, decay, loss = grid(surface(frame))
     image = ax.pcolormesh(lr, decay, loss, cmap="viridis", shading="auto", rasterized=True)
     for _, way in frame[frame["method"] == TUNED].iterrows():

@@ -17,8 +17,8 @@ def _draws(mu: np.ndarray, covariance: np.ndarray, n: int = 4000) -> np.ndarray:
 
 @pytest.mark.parametrize("profile", range(4))
 def test_the_theorem_holds_for_gaussian_draws(profile: int) -> None:
-    """Mean squared errors of 4000 draws stay below the bound for every number of windows, whether it divides T or
-    not, and agree with the closed form within their own sampling error."""
+    """Mean squared errors of 4000 draws stay below the bound for every number of windows, whether it divides T or not,
+    and agree with the closed form within their own sampling error."""
     mu = sharing.profiles(T, 4, EPSILON)[profile]
     variance = np.random.default_rng(0).uniform(0.5, 1.5, T)
     covariance = sharing.equal_correlation(variance, C)
