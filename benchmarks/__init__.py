@@ -1,1 +1,1 @@
-"""What a step of each method costs beside plain training: `python benchmarks/step_cost.py`."""
+"""What a step of each method costs compared with plain training: `python benchmarks/step_cost.py`."""

@@ -14,19 +14,31 @@ from benchmarks.timing import Work, seconds
 
 
 def energy(runs: int, device: torch.device, steps: int = 200) -> Work:
-    """R runs of OnePass WD+LR+M side by side, replayed."""
+    """Prepare R runs of OnePass WD+LR+M on UCI Energy side by side, recorded once and replayed.
+
+    Args:
+        runs: R, the number of runs.
+        device: Where they are computed.
+        steps: Training steps of one call.
+    """
     net = regression(mlp([8, 50, 1]), (614, 78), 8, device)
     return looped(net, steps, sgd(), net.hypers(_three()), methods.onepass(), trace=True, runs=runs)
 
 
 def wide(runs: int, device: torch.device, batch: int = 256) -> Work:
-    """R runs of WRN-16-1 with one learning rate, momentum and weight decay, forward mode; R > 1 under `vmap`."""
+    """Prepare one step of R runs of WRN-16-1 with one learning rate, momentum and weight decay, in forward mode.
+
+    Args:
+        runs: R, the number of runs; more than one are computed under `vmap`.
+        device: Where they are computed.
+        batch: Number of images of a batch.
+    """
     net: Subject = classifier(wrn(), [3, 32, 32], batch, device)
     return looped(net, 1, sgd(), net.hypers(_schedule(1, True)), methods.fds(10**9), runs=runs)
 
 
 def main(device: torch.device) -> None:
-    """Print both comparisons."""
+    """Time and print both comparisons."""
     for runs in (1, 10, 200):
         work = energy(runs, device)
         work.call()

@@ -1,7 +1,7 @@
 """Measurements as run records: one line a row and measurement in `data/records/step_cost/paper/ROW.jsonl`.
 
-A line says, as every record does, where, when and with which versions it was computed (`gradtune_book.records.store.line`). A row
-measured again gets the next number as its `seed`; the last line of a device counts.
+A line says, as every record does, where, when and with which versions it was computed (`records.store.line`). A row
+that is measured again gets the next number as its `seed`. The last line of a device counts.
 """
 
 from __future__ import annotations
@@ -24,25 +24,46 @@ STUDY, SCALE = "step_cost", "paper"
 
 @dataclass(frozen=True)
 class StepCost:
-    """Identity of one measurement of one row."""
+    """Identity of one measurement of one row.
 
-    method: str  # the row's name
-    seed: int  # number of the measurement, counted from 0
+    Attributes:
+        method: Name of the row.
+        seed: Number of the measurement, counted from 0.
+        repeats: Number of repeats.
+        device: "cpu" for CPU time, or "cuda" for wall time with synchronisation.
+        threads: Number of threads.
+        version: Raised by a change of the code that changes the numbers.
+    """
+
+    method: str
+    seed: int
     repeats: int
-    device: str  # cpu: CPU time, cuda: wall time with synchronisation
+    device: str
     threads: int = 1
     version: int = 1
 
 
 def metrics(timing: Timing) -> dict[str, float | int | None]:
-    """Ratio (median over the repeats), its quartiles, and median milliseconds a step of both sides."""
+    """Sum up a timing.
+
+    Returns:
+        ratio, its median over the repeats; low and high, its quartiles; base_ms and method_ms, the median milliseconds
+        a step of both sides.
+    """
     low, _, high = statistics.quantiles(timing.ratios, n=4) if len(timing.ratios) > 1 else timing.ratios * 3
     base, method = (1e3 * statistics.median(side) for side in (timing.base, timing.method))
     return {"ratio": timing.ratio, "low": low, "high": high, "base_ms": base, "method_ms": method}
 
 
 def line(row: Row, timing: Timing, device: torch.device, seed: int = 0) -> Line:
-    """The record of one measurement."""
+    """Make the record of one measurement.
+
+    Args:
+        row: The row.
+        timing: What was measured.
+        device: Where it was measured.
+        seed: Number of the measurement.
+    """
     cfg = StepCost(row.name, seed, len(timing.base), device.type)
     result = store.Result(
         metrics(timing),
@@ -54,15 +75,30 @@ def line(row: Row, timing: Timing, device: torch.device, seed: int = 0) -> Line:
 
 
 def keep(row: Row, timing: Timing, device: torch.device, root: Path | None = None) -> Path:
-    """Append a measurement to the records and return their file."""
+    """Append a measurement to the records and return their file.
+
+    Args:
+        row: The row.
+        timing: What was measured.
+        device: Where it was measured.
+        root: Root of the records. None stands for `paths.records_root()`.
+    """
     file = store.path(STUDY, SCALE, row.name, root)
     jsonl.append(file, [line(row, timing, device, seed=len(jsonl.read(file)))])
     return file
 
 
 def load(device: str = "cpu", root: Path | None = None) -> pd.DataFrame:
-    """The last measurement of every row on a kind of device, indexed by the row's name; empty when there is none. The
-    column `machine` names the processor."""
+    """Load the last measurement of every row on a kind of device.
+
+    Args:
+        device: "cpu" or "cuda".
+        root: Root of the records. None stands for `paths.records_root()`.
+
+    Returns:
+        What `store.load` gives, indexed by the row's name, with the device as people read it in the column `machine`.
+        Empty, without this index and column, where no measurement is recorded.
+    """
     frame = store.load(STUDY, SCALE, root=root)
     if frame.empty:
         return frame
@@ -73,5 +109,5 @@ def load(device: str = "cpu", root: Path | None = None) -> pd.DataFrame:
 
 
 def published() -> pd.Series:
-    """Cost of the published program by row, measured in the same way."""
+    """Return the cost of the published program by row, measured in the same way."""
     return pd.read_csv(paths.published_root() / "step_cost.csv").set_index("row")["value"]

@@ -1,7 +1,7 @@
-"""The same hypergradient by other means: dL_V / d l2 through five SGD steps on a loss with the penalty l2/2 |w|^2.
+"""The same hypergradient by other means: `dL_V / d l2` through five SGD steps on a loss with a penalty.
 
-`unrolled` is autograd as one writes it by hand; `higher` and `torchopt` are libraries that a user could install. None
-is needed: a row whose library is absent is skipped with a line that says so.
+The penalty is `l2/2 |w|^2`. `unrolled` is autograd as one writes it by hand; `higher` and `torchopt` are libraries that
+a user could install. Neither library is needed: a row whose library is absent is skipped with a line that says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ class Absent(GradtuneError):
 
 
 def installed(name: str) -> object:
-    """The library of that name; raises `Absent`, which the table prints as a skipped row."""
+    """Import the library of a name.
+
+    Raises:
+        Absent: It is not installed, or cannot be imported here. The row that needs it is skipped.
+    """
     if importlib.util.find_spec(name) is None:
         raise Absent(f"{name} is not installed (pip install {name})")
     try:
@@ -45,11 +49,15 @@ def installed(name: str) -> object:
 
 
 def penalty(params: Iterable[Tensor]) -> Tensor:
+    """Compute `|w|^2 / 2` over all parameters."""
     return sum((p.square().sum() for p in params), torch.zeros(())) / 2
 
 
 def unrolled(subject: Subject, l2: Tensor) -> Tensor:
-    """Weights as a dictionary, steps written out, one `autograd.grad` with a graph a step."""
+    """Compute the hypergradient by autograd as one writes it by hand.
+
+    The weights are a dictionary and the steps are written out, with one `autograd.grad` with a graph a step.
+    """
     params = {n: p.detach().clone().requires_grad_() for n, p in subject.net.named_parameters()}
     for _ in range(STEPS):
         loss = _loss(subject, params, subject.train) + l2 * penalty(params.values())
@@ -64,7 +72,7 @@ def _loss(subject: Subject, params: Mapping[str, Tensor], batch: tuple[Tensor, T
 
 
 def with_higher(subject: Subject, l2: Tensor) -> Tensor:
-    """`higher.innerloop_ctx`, its differentiable SGD."""
+    """Compute the hypergradient by `higher.innerloop_ctx`, its differentiable SGD."""
     higher = installed("higher")
     (x, y), (xv, yv) = subject.train, subject.val
     optimiser = torch.optim.SGD(subject.net.parameters(), lr=LR)
@@ -75,7 +83,10 @@ def with_higher(subject: Subject, l2: Tensor) -> Tensor:
 
 
 def with_torchopt(subject: Subject, l2: Tensor) -> Tensor:
-    """`torchopt.MetaSGD` on a copy of the net, whose weights it replaces by tensors with a graph."""
+    """Compute the hypergradient by `torchopt.MetaSGD`.
+
+    It works on a copy of the net, whose weights it replaces by tensors with a graph.
+    """
     torchopt = installed("torchopt")
     net, (x, y), (xv, yv) = copy.deepcopy(subject.net), subject.train, subject.val
     inner = torchopt.MetaSGD(net, lr=LR)  # type: ignore[attr-defined]
@@ -93,7 +104,15 @@ class _Penalised(Subject):
 
 
 def ours(subject: Subject, trace: bool = True) -> Callable[[], Tensor]:
-    """The same with `Reverse(5, "graph")`, as Diff-through-Opt computes it; its result is `[1, 1]`."""
+    """Prepare the hypergradient by `Reverse(5, "graph")`, as Diff-through-Opt computes it.
+
+    Args:
+        subject: The net, its loss and its batches.
+        trace: Whether the loop records its operations once and replays them.
+
+    Returns:
+        A function that computes the hypergradient `[1, 1]`.
+    """
     problem = _Penalised(subject.net, subject.loss, subject.train, subject.val, stationary=False)
     hypers = problem.hypers([Hyper("lr", LR, tuned=False), Hyper("l2", L2)])
     rule = rules.sgd(momentum=False, weight_decay=False)
@@ -103,7 +122,19 @@ def ours(subject: Subject, trace: bool = True) -> Callable[[], Tensor]:
 
 
 def pair(name: str, device: torch.device, quick: bool) -> Pair:
-    """A peer and ours on the MLP 784-128x3-10, batch 100. Raises `Absent` when the peer is not installed."""
+    """Prepare a peer and ours on the MLP 784-128x3-10 with batches of 100.
+
+    Args:
+        name: Name of the peer, one of `PEERS`.
+        device: Where both are computed.
+        quick: Compute one hypergradient a repeat in place of five.
+
+    Returns:
+        The peer as the base and ours as the method. A step of their `Work` is one whole hypergradient.
+
+    Raises:
+        Absent: The peer is not installed.
+    """
     subject = classifier(mlp([784, 128, 128, 128, 10]), [784], 100, device)
     peer, l2 = PEERS[name], torch.tensor(L2, device=device, requires_grad=True)
     if peer is not unrolled:

@@ -16,9 +16,15 @@ COLUMNS = ("cost", "goal", "published", "met")
 
 
 def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One line a row: median cost (and quartiles), goal, the published program's cost, whether the goal is met.
+    """Make the table of measurements, one line a row.
 
-    found: metrics by row name, as `kept.metrics` gives them; a row without is marked "not run".
+    Args:
+        rows: The rows.
+        found: Metrics by name of the row, as `kept.metrics` gives them. A row without is marked "not run".
+
+    Returns:
+        The columns are the median cost (and its quartiles), the milliseconds a step (method / base), the goal, the
+        published program's cost, and whether the goal is met. The index has the titles of the rows.
     """
     programs = kept.published()
     lines = {}
@@ -39,13 +45,19 @@ def _ms(value: float) -> str:
 
 
 def why(row: Row, ratio: float, work: Work) -> str:
-    """One sentence on a missed goal: which operators take the method's time."""
+    """Say in one sentence which operators take the time of a method that misses its goal.
+
+    Args:
+        row: The row, which has a goal.
+        ratio: Its measured cost.
+        work: The method's side of the row. It is run once more.
+    """
     shares = ", ".join(f"{name} {share:.0%}" for name, share in where_time_goes(work))
     return f"{row.name}: {ratio:.2f} misses the goal of {row.goal:g}; of the method's time: {shares}"
 
 
 def growth(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Cost by series and size: columns series, x, ratio."""
+    """Return the cost by series and size from metrics by row name; the columns are series, x and ratio."""
     rows = [(r.series, r.x, found[r.name]["ratio"]) for r in GROWTH if r.name in found]
     return pd.DataFrame(rows, columns=["series", "x", "ratio"])
 
@@ -58,7 +70,12 @@ _AXES = {
 
 
 def draw_growth(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
-    """Three panels: cost over the number of columns, the width of the net, the number of runs."""
+    """Draw three panels: cost over the number of columns, the width of the net and the number of runs.
+
+    Args:
+        axes: Three axes.
+        frame: What `growth` gives.
+    """
     for ax, (series, (label, title)) in zip(axes, _AXES.items(), strict=True):
         part = frame[frame["series"] == series]
         ax.plot(part["x"], part["ratio"], "o-")

@@ -23,10 +23,16 @@ from benchmarks.timing import Pair, Work
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `make(device, quick)` prepares both sides; `quick` takes fewer steps a repeat.
+    """A line of the table.
 
-    against: what the cost is relative to. goal: the largest ratio that is good enough. series, x: name of the growth
-    series and the position in it, for rows without a goal.
+    Attributes:
+        name: Name by which the row is asked for and recorded.
+        title: Name that the table shows.
+        make: `make(device, quick)` prepares both sides. With `quick` a repeat has fewer steps or a smaller batch.
+        goal: Largest ratio that is good enough. None for a row of a growth series.
+        against: What the cost is relative to.
+        series: Name of the growth series, "" for a row with a goal.
+        x: Position in the growth series.
     """
 
     name: str
@@ -50,7 +56,7 @@ def _oho(device: torch.device, quick: bool, width: int = 128) -> Pair:
 
 
 def _schedule(windows: int, tuned: bool) -> list[Hyper]:
-    """FDS: `windows` learning rates, and one momentum and one weight decay, tuned or not."""
+    """Declare the hyperparameters of FDS: `windows` learning rates, one momentum and one weight decay, tuned or not."""
     return [
         Hyper("lr", 0.01, windows=windows),
         Hyper("momentum", 0.9, tuned=tuned),
@@ -59,8 +65,11 @@ def _schedule(windows: int, tuned: bool) -> list[Hyper]:
 
 
 def _fds_lenet(windows: int, device: torch.device, quick: bool) -> Pair:
-    """Ten evenly spaced steps of a training of 250 (quick: two); (windows + 1) / 2 columns are in use on average. The
-    one outer update in 250 steps, less than half a per cent, is left out."""
+    """Prepare ten (quick: two) evenly spaced steps of a training of 250.
+
+    On average `(windows + 1) / 2` columns are in use. The one outer update in 250 steps, less than half a per cent of
+    the cost, is left out.
+    """
     net, count = classifier(lenet(), [1, 28, 28], 128, device), 2 if quick else 10
     hypers = net.hypers(_schedule(windows, False), 250)
     times = [(2 * k + 1) * 125 // count for k in range(count)]
@@ -69,7 +78,7 @@ def _fds_lenet(windows: int, device: torch.device, quick: bool) -> Pair:
 
 
 def _fds_wrn(device: torch.device, quick: bool) -> Pair:
-    """The dearest step, in the last of seven windows, when all 7 + 1 + 1 columns are in use."""
+    """Prepare the dearest step, in the last of seven windows, when all 7 + 1 + 1 columns are in use."""
     net = classifier(wrn(), [3, 32, 32], 8 if quick else 256, device)
     hypers = net.hypers(_schedule(7, True), 7)
     base = plain(net, 1, SGD, lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -107,7 +116,7 @@ def _uci(
 
 
 def _metaoptimize(alone: bool, device: torch.device, quick: bool) -> Pair:
-    """784-768-512-10, 1,001,738 weights, batch 128; `alone`: the optimiser's step without the gradient."""
+    """Prepare the MLP 784-768-512-10 (1,001,738 weights), batch 128; `alone` leaves the gradient out of a step."""
     if importlib.util.find_spec("gradtune.optim.metaoptimize") is None:
         raise peers.Absent("gradtune.optim.metaoptimize is not there")
     from gradtune.optim.metaoptimize import MetaOptimize
@@ -119,7 +128,7 @@ def _metaoptimize(alone: bool, device: torch.device, quick: bool) -> Pair:
 
 
 def _update(subject: Subject, steps: int, make: Callable[..., torch.optim.Optimizer], **options: object) -> Work:
-    """`optimiser.step()` alone, on gradients that stay."""
+    """Prepare `optimiser.step()` alone, on gradients that stay."""
     params = [p.detach().clone().requires_grad_() for p in subject.net.parameters()]
     rng = torch.Generator().manual_seed(1)
     for p in params:
@@ -137,7 +146,10 @@ def _update(subject: Subject, steps: int, make: Callable[..., torch.optim.Optimi
 
 
 def _columns(count: int, device: torch.device, quick: bool) -> Pair:
-    """MLP 784-128x3-10, batch 100: forward mode over `count` windows of the learning rate, all columns in use."""
+    """Prepare forward mode over `count` windows of the learning rate, all columns in use.
+
+    The net is the MLP 784-128x3-10, with batches of 100.
+    """
     net, steps = classifier(mlp([784, 128, 128, 128, 10]), [784], 100, device), 2 if quick else 10
     hypers = [Hyper("lr", 1e-3, windows=count), Hyper("weight_decay", 1e-4, tuned=False)]
     base = plain(net, steps, SGD, lr=1e-3, weight_decay=1e-4)
@@ -146,7 +158,7 @@ def _columns(count: int, device: torch.device, quick: bool) -> Pair:
 
 
 def _runs(count: int, device: torch.device, quick: bool) -> Pair:
-    """`count` runs of OnePass WD+LR+M side by side, against one plain run."""
+    """Prepare `count` runs of OnePass WD+LR+M side by side, against one plain run."""
     net, steps = _energy(device), 20 if quick else 100
     base = plain(net, steps, SGD, lr=0.01, momentum=0.5, weight_decay=1e-4)
     return Pair(base, looped(net, steps, sgd(), net.hypers(_three()), methods.onepass(), trace=True, runs=count))

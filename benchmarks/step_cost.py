@@ -1,11 +1,12 @@
 """Cost of one step of each method relative to a plain `torch.optim` step of the same model.
 
-CPU time of this process with one thread, both sides in turns, median over the repeats:
+It is the CPU time of this process with one thread, both sides in turns, median over the repeats::
 
     python benchmarks/step_cost.py [--rows NAME ...] [--repeats 10] [--record] [--quick] [--growth] [--device cuda]
 
-`--record` keeps every measurement in data/records/step_cost; `--growth` also measures how cost grows with the number of
-columns, weights and runs. On CUDA it is wall time with synchronisation, and R = 1, 10, 200 runs at once are timed too.
+`--record` keeps every measurement in `data/records/step_cost`. `--growth` also measures how cost grows with the number
+of columns, the width of the net and the number of runs. On CUDA it is wall time with synchronisation, and many runs at
+once are timed too (`at_once`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ ALL = (*ROWS, *PEERS, *GROWTH)
 
 
 def chosen(names: Sequence[str] | None, growth: bool) -> list[Row]:
-    """The rows of these names; None: all with a goal, and the growth series where they are asked for."""
+    """Return the rows of some names.
+
+    Args:
+        names: Names of rows. None or an empty list stands for all rows with a goal.
+        growth: Add the growth series to all rows with a goal.
+
+    Raises:
+        GradtuneError: A name is unknown.
+    """
     by_name = {row.name: row for row in ALL}
     for name in names or ():
         if name not in by_name:
@@ -44,7 +53,21 @@ def chosen(names: Sequence[str] | None, growth: bool) -> list[Row]:
 def measure(
     rows: Sequence[Row], repeats: int, device: torch.device, quick: bool = False, record: bool = False
 ) -> tuple[dict[str, Timing], list[str]]:
-    """Timings by row name, and sentences on rows that were skipped or (not when quick) that miss their goal."""
+    """Measure rows one after the other.
+
+    Args:
+        rows: The rows.
+        repeats: How often each side is timed, at least once.
+        device: Where they are computed.
+        quick: Take fewer steps a repeat and a small batch for WRN, and do not look at goals.
+        record: Keep every measurement in the records.
+
+    Returns:
+        Timings by name of the row, and sentences on rows that were skipped or that miss their goal.
+
+    Raises:
+        GradtuneError: `repeats` is below 1.
+    """
     at_least(1, repeats=repeats)
     found: dict[str, Timing] = {}
     notes: list[str] = []
@@ -77,7 +100,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; returns the exit status."""
+    """Measure, print and return the exit status.
+
+    Args:
+        argv: Arguments of the command line. None takes them from `sys.argv`.
+    """
     arguments = _arguments(argv)
     try:
         device, rows = environment.device(arguments.device), chosen(arguments.rows, arguments.growth)

@@ -1,6 +1,6 @@
 """What is timed: a net on one batch, trained plainly by `torch.optim` or by a `Loop` of the library.
 
-Inputs are generated in the shape of the data set that a row names: what a step costs hardly depends on their values.
+Inputs are generated in the shape of the dataset that a row names: what a step costs hardly depends on their values.
 Fetching a batch is left out on both sides.
 """
 
@@ -24,14 +24,27 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Subject:
-    """A net, its loss, a training batch and a validation batch; a `core.Problem` for any number of runs."""
+    """A net, its loss, a training batch and a validation batch: a `step.Problem` for any number of runs.
+
+    The arguments are attributes of the same names.
+
+    Args:
+        net: The net.
+        loss: `loss(output, y)`, the mean over a batch.
+        train: Inputs and targets of the training batch.
+        val: Inputs and targets of the validation batch.
+        stationary: Whether the losses are declared independent of the step number, as those on all rows are.
+
+    Attributes:
+        layout: Where each parameter lies in the flat weights.
+    """
 
     def __init__(self, net: nn.Module, loss: Callable[..., Tensor], train: Batch, val: Batch, stationary: bool) -> None:
         self.net, self.loss, self.train, self.val, self.stationary = net, loss, train, val, stationary
         self.layout, self._loss = Layout.of(net), batched(net, loss)
 
     def init(self, runs: int = 1) -> Tensor:
-        """The net's own initial weights for every run, `[R, D]`."""
+        """Return the net's own initial weights for every run, `[R, D]`."""
         return self.layout.flatten(dict(self.net.named_parameters())).expand(runs, -1).clone()
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
@@ -53,7 +66,15 @@ class Subject:
 
 
 def classifier(net: nn.Module, shape: Sequence[int], batch: int, device: torch.device, classes: int = 10) -> Subject:
-    """`net` on images or vectors of a shape, cross entropy; a validation batch of the same size."""
+    """Make a classifier with cross entropy, on random inputs and labels.
+
+    Args:
+        net: The net.
+        shape: Shape of one input.
+        batch: Number of inputs in the training batch, and as many in the validation batch.
+        device: Where the net and the batches lie.
+        classes: Number of classes.
+    """
     rng = torch.Generator().manual_seed(0)
 
     def draw() -> Batch:
@@ -64,10 +85,16 @@ def classifier(net: nn.Module, shape: Sequence[int], batch: int, device: torch.d
 
 
 def regression(net: nn.Module, rows: tuple[int, int], features: int, device: torch.device) -> Subject:
-    """`net` on all training rows at once, mean squared error; rows: of training and validation.
+    """Make a regression with mean squared error, on all training rows at once.
 
     The targets can be learnt: on noise a tuned weight decay would shrink the weights to denormal numbers, on which
     processors are slow.
+
+    Args:
+        net: The net, with one output.
+        rows: Number of training rows and of validation rows.
+        features: Number of features of a row.
+        device: Where the net and the rows lie.
     """
     rng = torch.Generator().manual_seed(0)
     direction = torch.randn(features, 1, generator=rng)
@@ -80,7 +107,14 @@ def regression(net: nn.Module, rows: tuple[int, int], features: int, device: tor
 
 
 def plain(subject: Subject, steps: int, make: Callable[..., torch.optim.Optimizer], **options: object) -> Work:
-    """The bare training loop: zero_grad, loss, backward, step."""
+    """Prepare the bare training loop: `zero_grad`, loss, `backward`, `step`.
+
+    Args:
+        subject: What is trained. The loop has a copy of its net.
+        steps: Training steps of one call.
+        make: Makes the optimiser from the parameters.
+        **options: Further arguments of `make`.
+    """
     net, (x, y) = copy.deepcopy(subject.net), subject.train
     optimiser = make(net.parameters(), **options)
 
@@ -96,7 +130,17 @@ def plain(subject: Subject, steps: int, make: Callable[..., torch.optim.Optimize
 def looped(
     subject: Subject, steps: int, rule: Rule, hypers: Hypers, method: Method, trace: bool = False, runs: int = 1
 ) -> Work:
-    """A one-pass loop that goes on where the last call left it."""
+    """Prepare a one-pass loop that goes on where the last call left it.
+
+    Args:
+        subject: What is trained.
+        steps: Training steps of one call.
+        rule: Update rule of the weights.
+        hypers: The hyperparameters.
+        method: The hypergradient method.
+        trace: Whether the loop records its operations once and replays them.
+        runs: Number of runs side by side.
+    """
     loop = Loop(subject, rule, hypers, method, trace=trace)
     kept: list[Run] = [loop.start(subject.init(runs))]
 
@@ -107,7 +151,15 @@ def looped(
 
 
 def sampled(subject: Subject, times: Sequence[int], rule: Rule, hypers: Hypers, method: Method) -> Work:
-    """A restarted training, one step at each of the `times`."""
+    """Prepare a training that every call starts anew, with one step at each of some times.
+
+    Args:
+        subject: What is trained.
+        times: Numbers of the steps that are taken.
+        rule: Update rule of the weights.
+        hypers: The hyperparameters.
+        method: The hypergradient method.
+    """
     loop = Loop(subject, rule, hypers, method)
     start = loop.start(subject.init())
 

@@ -15,7 +15,12 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Work:
-    """`call()` takes `steps` training steps; what it needs is made before."""
+    """Work that can be timed; what it needs is made before.
+
+    Attributes:
+        call: Function without arguments that does the work once.
+        steps: Training steps of one call.
+    """
 
     call: Callable[[], object]
     steps: int
@@ -23,7 +28,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Pair:
-    """A method and what it is compared with."""
+    """A method and what it is compared with.
+
+    Attributes:
+        base: What the method is compared with.
+        method: The method.
+    """
 
     base: Work
     method: Work
@@ -31,24 +41,30 @@ class Pair:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a step, one entry a repeat: of what is compared with, and of the method."""
+    """Timing of both sides of a `Pair`.
+
+    Attributes:
+        base: Seconds a step of what the method is compared with, one entry a repeat.
+        method: Seconds a step of the method, likewise.
+    """
 
     base: list[float]
     method: list[float]
 
     @property
     def ratios(self) -> list[float]:
+        """The method's time relative to the base's, one entry a repeat."""
         return [m / b for b, m in zip(self.base, self.method, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """Median over the repeats of the ratio within a repeat, which a machine that slows down leaves alone."""
+        """Median of `ratios`; a machine that slows down changes both sides of a repeat and so leaves it alone."""
         return statistics.median(self.ratios)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch computes with one thread inside."""
+    """Let torch compute with one thread inside the `with` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -58,7 +74,7 @@ def one_thread() -> Iterator[None]:
 
 
 def seconds(work: Work, device: torch.device) -> float:
-    """Seconds a step of one call: CPU time of this process, or on CUDA wall time with synchronisation."""
+    """Time one call and return its seconds a step: CPU time of this process, on CUDA wall time with synchronisation."""
     clock = time.process_time
     if device.type == "cuda":
         clock = time.perf_counter
@@ -71,7 +87,13 @@ def seconds(work: Work, device: torch.device) -> float:
 
 
 def interleaved(pair: Pair, repeats: int, device: torch.device) -> Timing:
-    """Time both in turns, `repeats` times each, after one call of each that does not count; the order alternates."""
+    """Time both sides in turns, in alternating order, after one call of each that does not count.
+
+    Args:
+        pair: The two sides.
+        repeats: How often each side is timed.
+        device: Where they are computed.
+    """
     timing = Timing([], [])
     sides = [(pair.base, timing.base), (pair.method, timing.method)]
     with one_thread():
@@ -85,7 +107,15 @@ def interleaved(pair: Pair, repeats: int, device: torch.device) -> Timing:
 
 
 def where_time_goes(work: Work, count: int = 4) -> list[tuple[str, float]]:
-    """The `count` operators with the largest own share of the CPU time of one call, largest first."""
+    """Return the operators with the largest own share of the CPU time of one call, largest first.
+
+    Args:
+        work: The work. It is called once.
+        count: Number of operators.
+
+    Returns:
+        Name and share of each, the share between 0 and 1.
+    """
     with one_thread(), profile(activities=[ProfilerActivity.CPU]) as seen:
         work.call()
     events: list[FunctionEventAvg] = list(seen.key_averages())

@@ -23,15 +23,15 @@ def _from_environment(variable: str, default: Path) -> Path:
 
 
 def data_root() -> Path:
-    """Folder of the downloaded datasets: `GRADTUNE_DATA`, else `data/raw`."""
+    """Return the folder of the downloaded datasets: `GRADTUNE_DATA`, else `data/raw`."""
     return _from_environment("DATA", ROOT / "data" / "raw")
 
 
 def records_root() -> Path:
-    """Folder of the run records: `GRADTUNE_RECORDS`, else `data/records`."""
+    """Return the folder of the run records: `GRADTUNE_RECORDS`, else `data/records`."""
     return _from_environment("RECORDS", ROOT / "data" / "records")
 
 
 def published_root() -> Path:
-    """Folder of the papers' numbers as CSV: `data/published`."""
+    """Return the folder of the papers' numbers as CSV: `data/published`."""
     return ROOT / "data" / "published"

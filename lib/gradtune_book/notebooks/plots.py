@@ -44,7 +44,7 @@ METHODS = {
     name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}
     for k, name in enumerate(_METHODS)
 }
-# (colour, dash, marker) of methods of one paper only; they may be those of another paper's, as no figure has both
+# methods of one paper only, as (colour, dash, marker): they share those of another paper's, as no figure has both
 _LATER = {
     "Random-xLR": (1, 1, 6),
     "Random-3-batched": (2, 2, 7),

@@ -23,7 +23,7 @@ def restarted(
     """Train again and again from the same weights, each time with the hyperparameters of the last update.
 
     The update comes at the end of a training. The outer rule's state goes on; weights and buffers start again. It
-    differs from `restarts.Restarts`, which starts each training from new weights on new validation rows.
+    differs from `training.restarts.Restarts`, which asks for a new task, with new weights, before each training.
 
     Args:
         loop: the training. Its method updates once, after `steps` steps (`every=steps`).

@@ -52,6 +52,32 @@ FIGURES = """figures => figures.map(figure => {
           caption: caption?.innerText.trim() ?? '', room: figure.parentElement.clientWidth};
 })"""
 
+# Words of table cells that stand on more than one line. A word may part after a hyphen, a dash or a slash, a number never.
+BROKEN_WORDS = """cells => cells.flatMap(cell => {
+  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
+  for (let node; (node = walker.nextNode());) {
+    if (node.parentElement.closest('mjx-container')) continue;
+    for (const word of node.data.matchAll(/[^\\s]+/g)) {
+      const parts = /^[\\d.,:e+\\u2212-]+$/i.test(word[0]) ? [word[0]] : word[0].split(/(?<=[-\\u2013\\u2014/])/);
+      let at = word.index;
+      for (const part of parts) {
+        const range = document.createRange();
+        range.setStart(node, at);
+        range.setEnd(node, at += part.length);
+        const tops = [...range.getClientRects()].filter(box => box.width > 0).map(box => box.top);
+        if (Math.max(...tops) - Math.min(...tops) > 4) broken.push(part);
+      }
+    }
+  }
+  return broken;
+})"""
+
+# Tables that are wider than their place and cannot be scrolled there.
+STUCK = """tables => tables.filter(table => {
+  const box = table.closest('.text_html, .pst-scrollable-table-container') ?? table.parentElement;
+  return table.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== 'auto';
+}).map(table => table.innerText.slice(0, 80))"""
+
 CONTRASTS = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
 
 
@@ -187,6 +213,24 @@ def test_theme_is_readable(visit: Visit, book: Path, theme: str) -> None:
 def test_a_narrow_screen_needs_no_sideways_scrolling(visit: Visit) -> None:
     visit.page.set_viewport_size({"width": 390, "height": 800})
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 391
+
+
+@pytest.mark.parametrize("width", [1000, 1400])
+def test_no_table_breaks_a_word_or_a_number(visit: Visit, width: int) -> None:
+    visit.page.set_viewport_size({"width": width, "height": 900})
+    assert visit.page.eval_on_selector_all("article :is(td, th)", BROKEN_WORDS) == []
+    assert visit.page.eval_on_selector_all("article table", STUCK) == []
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width + 1
+
+
+def test_broken_words_are_found(browser: Any) -> None:
+    page = browser.new_context(viewport={"width": 800, "height": 600}).new_page()
+    cell = "<table style='width: 40px; table-layout: fixed'><td style='overflow-wrap: anywhere'>{}</td></table>"
+    page.set_content(cell.format("0.11641 Diff-through-Opt reproduced"))
+    found = page.eval_on_selector_all("td", BROKEN_WORDS)
+    assert "0.11641" in found and "reproduced" in found and "Diff-" not in found
+    page.set_content("<table><td>0.11641 Diff-through-Opt reproduced</td></table>")
+    assert page.eval_on_selector_all("td", BROKEN_WORDS) == []
 
 
 def test_search_finds_the_hypergradient(browser: Any, site: str) -> None:

@@ -74,7 +74,7 @@ VARIED = ("Unroll10", "Clip10")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a scale sets: fields of `Config` by their names there, and which runs there are."""
+    """What a scale sets: the fields of `Config` that have the same names, and which runs there are."""
 
     data: str
     steps: int

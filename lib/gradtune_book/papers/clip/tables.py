@@ -34,7 +34,7 @@ def published(table: int) -> pd.DataFrame:
 def by_seed(frame: pd.DataFrame, value: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
     """Return best and last validation losses for each row of a table and seed.
 
-    Runs from several initial values are averaged. A run that diverged makes its row NaN.
+    Runs from several initial values are averaged. A run that diverged makes `val` and `stability` NaN.
 
     Args:
         frame: runs with a column `row`, the row of the table that each belongs to.
@@ -347,18 +347,19 @@ def shown_gaps(gaps: pd.DataFrame) -> pd.DataFrame:
 
 
 def parting(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the perplexities of the runs with fixed keep probabilities, of mean cross entropies over the seeds.
+    """Return the perplexities of the runs with fixed keep probabilities.
 
-    The columns are `best_val`, at the best reading, and `val` and `train`, on validation and training text at the end.
+    They are those of cross entropies averaged over the seeds. The columns are `best_val`, at the best reading, and
+    `val` and `train`, on validation and training text at the end.
     """
     fixed = frame[frame["method"] == FIXED].assign(keep=lambda f: f["keep"].map("{:.2f}".format))
     return np.exp(fixed.groupby("keep")[["best_val", "val", "train"]].mean())
 
 
 def drift(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the keep probabilities of the online methods where validation is best and at the end, and their difference.
+    """Return the keep probabilities of the online methods where validation is best and at the end.
 
-    The values are means over the seeds, with the usual outer rate.
+    The column `drift` is their difference. The values are means over the seeds, with the usual outer rate.
     """
     plain = frame[(frame["method"] != FIXED) & (frame["outer_scale"] == 1)]
     means = plain.groupby("method", sort=False)[["keep_best", "keep_end"]].mean()

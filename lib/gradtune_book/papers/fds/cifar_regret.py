@@ -1,11 +1,11 @@
-"""Figures 1, 4, 7 and 8 of the FDS paper: learning rates over time, a momentum and a weight decay for CIFAR-10, found
-by FDS, by greedy hypergradients, and by black-box searches of the same wide range.
+"""Figures 1, 4, 7 and 8 of the FDS paper: learning rates over time, a momentum and a weight decay for CIFAR-10.
 
-"FDS" takes a very short first training and longer ones after it (Figure 1); "FDS-full" trains for the full length at
-every outer step, with fewer learning rates (Figures 4 and 7). "HD" starts again and again from random hyperparameters
-and moves them online. "Grid" is one training of Appendix F, the measure of regret (Figure 8).
+They are found by FDS, by greedy hypergradients, and by black-box searches of the same wide range. "FDS" takes a very
+short first training and longer ones after it (Figure 1). "FDS-full" trains for the full length at every outer step,
+with fewer learning rates (Figures 4 and 7). "HD" moves hyperparameters online, from zero at first and then again and
+again from random values. "Grid" is one training of Appendix F, the measure of regret (Figure 8).
 
-Seconds are the processor's on a CPU, and leave out evaluation: the trainings that tell what an answer is worth.
+Seconds are the processor's on a CPU. They leave out evaluation, the trainings that tell what an answer is worth.
 """
 
 from __future__ import annotations
@@ -60,8 +60,15 @@ GRID_VALUES = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a scale sets: a configuration without method and seed, seeds for each method, settings of the grid (every
-    how many of the 135), and trainings for each setting."""
+    """What a scale sets.
+
+    Attributes:
+        base: configuration without method and seed.
+        seeds: number of seeds of each method but "FDS-full" and the grid.
+        grid_every: every how many of the 135 settings of the grid are run.
+        grid_repeats: number of trainings of each of these settings.
+        full_seeds: number of seeds of "FDS-full".
+    """
 
     base: Config
     seeds: int
@@ -88,13 +95,26 @@ FULL_WINDOWS = 5  # learning rates of Figure 4
 
 
 def sized(scale: str, seeds: int | None = None) -> Sizes:
-    """What a scale sets, with another number of seeds where it is given."""
+    """Return what a scale sets, with another number of seeds where it is given.
+
+    Args:
+        scale: name of the scale.
+        seeds: number of seeds of each method, "FDS-full" included, but not of the grid. None: the scale's own.
+
+    Raises:
+        GradtuneError: the scale is unknown.
+    """
     sizes = SIZES[config.check_scale(scale)]
     return sizes if seeds is None else replace(sizes, seeds=seeds, full_seeds=seeds)
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Method by method: those of Figure 1, the grid, and Figure 4 at last."""
+    """Return the runs of a scale, method by method: those of Figure 1, the grid, and Figure 4 at last.
+
+    Args:
+        sizes: what the scale sets.
+        seed: first seed.
+    """
     out = []
     for method in METHODS:
         base = replace(sizes.base, method=method)
@@ -114,12 +134,31 @@ def _grid_configs(sizes: Sizes, base: Config, seed: int) -> list[Config]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """One run after the other.
+    """Compute one run after the other.
 
-    Metrics: accuracy, what the final answer is worth (test accuracy); training_steps and hypergradient_steps spent on
-    finding it; seconds in doing so and evaluation_seconds apart; trials or outer steps. Series, a value each time the
-    answer changed: at_steps, at_seconds, at_accuracy, and the answers themselves (answer_lr_0, ..., answer_momentum,
-    answer_weight_decay); of FDS also raw hypergradients (hypergradient_lr_0, ...).
+    The metrics are:
+
+    * `accuracy`: test accuracy, what the final answer is worth;
+    * `training_steps` and `hypergradient_steps`: steps spent on finding it, and those among them that carried
+      hypergradients;
+    * `seconds`: time spent on finding it, and `evaluation_seconds`, which are not in it;
+    * `answers`: how often the answer changed, which for FDS is the number of outer steps.
+
+    The series have a value each time the answer changed:
+
+    * `at_steps`, `at_seconds` and `at_accuracy`: cost until then, and what the answer is worth;
+    * `answer_lr_0`, ..., `answer_momentum` and `answer_weight_decay`: the answers themselves;
+    * `hypergradient_lr_0`, ...: raw hypergradients divided by the horizon, of FDS only.
+
+    Args:
+        batch: configurations.
+        device: where to compute.
+
+    Returns:
+        A result per configuration, in order.
+
+    Raises:
+        GradtuneError: a method is unknown.
     """
     return [_one(c, device) for c in batch]
 
@@ -145,8 +184,15 @@ def _one(c: Config, device: torch.device) -> Result:
 
 
 class Answer(NamedTuple):
-    """What a method would answer from some moment on: training steps and seconds spent until then, what it is worth,
-    the recipe, and the hypergradients that led to the next one (nothing for methods without)."""
+    """What a method would answer from some moment on.
+
+    Attributes:
+        steps: training steps spent until then.
+        seconds: seconds spent until then.
+        accuracy: what the answer is worth, a test accuracy.
+        recipe: the answer.
+        hypergradient: hypergradients that led to it, divided by the horizon; empty for methods that keep none.
+    """
 
     steps: int
     seconds: float
@@ -179,7 +225,7 @@ class _Account:
             self._since = None
 
     def answer(self, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float] = ()) -> None:
-        """Takes down an answer, at the cost so far, and what it is worth, at no cost."""
+        """Take down an answer at the cost so far, and what it is worth at no cost."""
         self.pause()
         self._at(self.training_steps, self.seconds, recipe, worth, hypergradient)
         self.resume()
@@ -192,7 +238,7 @@ class _Account:
         self.evaluation_seconds += environment.busy_seconds(self.device) - begin
 
     def series(self) -> dict[str, list[float | None]]:
-        """The answers as curves."""
+        """Return the answers as curves."""
         found: dict[str, Any] = {
             f"at_{n}": [getattr(a, n) for a in self.answers] for n in ("steps", "seconds", "accuracy")
         }
@@ -211,18 +257,23 @@ class _Account:
 
 
 def _declared(windows: int) -> list[Hyper]:
-    """All hyperparameters from zero."""
+    """Return all hyperparameters, declared from zero."""
     return [Hyper(LR, 0.0, windows=windows), Hyper(MOMENTUM, 0.0), Hyper(DECAY, 0.0)]
 
 
 def _recipe(raw: Tensor) -> Recipe:
-    """The recipe of raw coordinates `[P]`: learning rates, momentum, weight decay, all as they are."""
+    """Return the recipe of raw coordinates `[P]`: learning rates, momentum, weight decay, all as they are."""
     *lr, momentum, decay = raw.tolist()
     return Recipe(tuple(lr), momentum, decay)
 
 
 def fds_search(bench: Bench, tasks: dict[int, PerRun]) -> Restarts:
-    """FDS as a search that can be stopped anywhere (Algorithm 2); `tasks` holds the task of the current outer step."""
+    """Return FDS as a search that can be stopped anywhere (Algorithm 2).
+
+    Args:
+        bench: trainings of the configuration.
+        tasks: filled with the task of the current outer step, by its number.
+    """
     c = bench.c
     gamma = torch.tensor([GAMMA[LR]] * c.lr_windows + [GAMMA[MOMENTUM], GAMMA[DECAY]], device=bench.device)
     outer = Kept(Masked(SignHalving(gamma)))
@@ -257,8 +308,11 @@ def _fds(bench: Bench, account: _Account) -> None:
 
 
 def _hd(bench: Bench, account: _Account) -> None:
-    """Online trainings from random hyperparameters until the budget is spent; the one of highest validation accuracy is
-    the answer, worth the test accuracy of its own net, as it has no recipe that could be trained again."""
+    """Train online, from zero and then from random hyperparameters, until the budget is spent.
+
+    The training of highest validation accuracy is the answer. It is worth the test accuracy of its own net, as it has
+    no recipe that could be trained again.
+    """
     c, best, trial = bench.c, -math.inf, 0
     while account.training_steps < c.budget_steps:
         steps = min(c.steps, c.budget_steps - account.training_steps)
@@ -277,8 +331,20 @@ def _hd(bench: Bench, account: _Account) -> None:
 
 
 def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tuple[PerRun, Run]:
-    """Greedy hypergradients of all three hyperparameters at every step, from these values: horizon 1, a validation
-    batch a step, SGD of rate 0.2 and hypergradients clipped at 1 (Appendix C)."""
+    """Train with greedy hypergradients of all three hyperparameters at every step (Appendix C).
+
+    The horizon is 1, with a validation batch per step. Hypergradients are clipped at 1, and the outer rule is SGD of
+    rate 0.2.
+
+    Args:
+        bench: trainings of the configuration.
+        start: initial value of each hyperparameter by name.
+        steps: number of training steps.
+        trial: number of the training, from which it has its seed.
+
+    Returns:
+        The task, and the training at its end.
+    """
     task = bench.task([bench.seed(trial)], one_batch=True)
     method = Method(Reverse(1), Masked(Clipped(SGD(0.2), 1.0)))
     loop = Loop(task, bench.rule, Hypers([Hyper(n, v) for n, v in start.items()], task.layout.sizes), method)
@@ -298,7 +364,13 @@ class _Members(NamedTuple):
 
 @dataclass
 class Trials:
-    """What the searches train: each trial a net of its own, with its own validation rows."""
+    """What the searches train: each trial a net of its own, with its own validation rows.
+
+    It is a `Trainable` of `gradtune.search`.
+
+    Attributes:
+        bench: trainings of the configuration.
+    """
 
     bench: Bench
 
@@ -325,13 +397,13 @@ class Trials:
 
 
 def recipe_of(found: Mapping[str, float]) -> Recipe:
-    """The recipe of a search's configuration."""
+    """Return the recipe of a search's configuration."""
     lr = [found[n] for n in found if n.startswith(f"{LR}_")]
     return Recipe(tuple(lr), found[MOMENTUM], found[DECAY])
 
 
 def space(lr_windows: int) -> Space:
-    """The range that FDS's ten steps span, as a search's space."""
+    """Return the range that FDS's ten steps span, as the space of a search."""
     names = [*(f"{LR}_{k}" for k in range(lr_windows)), MOMENTUM, DECAY]
     return Space({n: Dimension(*RANGES[LR if n.startswith(LR) else n]) for n in names})
 
@@ -363,7 +435,7 @@ def _grid(bench: Bench, account: _Account) -> None:
 
 
 def _cost(c: Config) -> float:
-    """In training steps, a hypergradient step counted as two for each column in use."""
+    """Return the cost in training steps, where a hypergradient step counts as two for each column in use."""
     if c.method == GRID:
         return float(c.steps)
     if c.method in SEARCHES:

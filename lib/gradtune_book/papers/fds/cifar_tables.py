@@ -23,20 +23,26 @@ COMPARED = (FDS, *SEARCHES, HD)
 
 
 def grid_means(frame: pd.DataFrame) -> pd.Series:
-    """Test accuracy of each recorded setting of the grid, mean over its trainings."""
+    """Return the test accuracy of each recorded setting of the grid, the mean over its trainings."""
     return frame[frame["method"] == GRID].groupby(list(GRID_VALUES))["accuracy"].mean()
 
 
 def best_of_grid(frame: pd.DataFrame) -> tuple[float, pd.Series]:
-    """Test accuracy of the best setting of the grid, mean over its trainings, and the setting. The best of many means
-    is a little too high by the luck of the draw: regret against it errs on the strict side."""
+    """Return the test accuracy of the best setting of the grid, the mean over its trainings, and the setting.
+
+    The best of many means is a little too high by the luck of the draw: regret against it errs on the strict side.
+    """
     means = grid_means(frame)
     return float(means.max()), pd.Series(dict(zip(GRID_VALUES, means.idxmax())), name="best of the grid")
 
 
 def account(frame: pd.DataFrame) -> pd.DataFrame:
-    """The honest count, a row a method, means over the seeds: accuracy of the final answer, training steps and among
-    them those that carried hypergradients, seconds of finding it, and seconds of evaluation, which are not in them."""
+    """Return what each method gave and what it cost, a row per method with means over the seeds.
+
+    The columns are the number of runs, test accuracy of the final answer in per cent, training steps and those among
+    them that carried hypergradients, seconds spent on finding the answer, milliseconds per training step, and seconds
+    of evaluation, which are not in the others. The grid has no time of its own.
+    """
     rows = {}
     for method in METHODS:
         runs = frame[frame["method"] == method]
@@ -57,8 +63,16 @@ def account(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def worth_at(runs: pd.DataFrame, places: Sequence[float], axis: str) -> Array:
-    """What the answers at these places of an axis ("steps" or "seconds") are worth, `[runs, places]`: that of the last
-    answer until then, NaN before the first."""
+    """Return what the answers at some places of an axis are worth.
+
+    Args:
+        runs: runs with the series `at_accuracy` and `at_<axis>`.
+        places: places on the axis.
+        axis: "steps" or "seconds".
+
+    Returns:
+        Test accuracies `[runs, places]` of the last answer until then, NaN before the first.
+    """
     out = np.full((len(runs), len(places)), np.nan)
     for k, (_, run) in enumerate(runs.iterrows()):
         at, value = np.array(run[f"at_{axis}"], dtype=float), np.array(run["at_accuracy"], dtype=float)
@@ -68,8 +82,17 @@ def worth_at(runs: pd.DataFrame, places: Sequence[float], axis: str) -> Array:
 
 
 def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") -> pd.DataFrame:
-    """Test accuracy in per cent of the answer within so many training steps or seconds, mean ± standard error; "-"
-    where some seed has no answer yet."""
+    """Return the test accuracy in per cent of the answer within so many training steps or seconds.
+
+    Args:
+        frame: runs of all methods.
+        places: numbers of training steps or seconds.
+        axis: "steps" or "seconds".
+
+    Returns:
+        A row per method and a column per place: mean ± standard error over the seeds, "-" where some seed has no answer
+        yet.
+    """
     rows = {}
     for method in COMPARED:
         runs = frame[frame["method"] == method]
@@ -80,8 +103,15 @@ def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") ->
 
 
 def to_regret(frame: pd.DataFrame, regret: float = 0.0) -> pd.DataFrame:
-    """Seconds and training steps until an answer within `regret` of the grid's best, mean over the seeds that got
-    there, and how many did."""
+    """Return the cost of an answer within `regret` of the grid's best.
+
+    Args:
+        frame: runs of all methods and of the grid.
+        regret: test accuracy, as a share, that the answer may lack.
+
+    Returns:
+        A row per method: how many seeds got there, and seconds and training steps until then, means over these seeds.
+    """
     best, _ = best_of_grid(frame)
     rows = {}
     for method in COMPARED:
@@ -101,7 +131,14 @@ def _first(run: pd.Series, level: float) -> tuple[float, float] | None:
 
 
 def learned(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
-    """Learned hyperparameters after each outer step and the test accuracy they give (Figure 4), means over seeds."""
+    """Return learned hyperparameters after each outer step and the test accuracy they give in per cent (Figure 4).
+
+    The values are means over the seeds.
+
+    Args:
+        frame: runs of the method, and maybe others.
+        method: "FDS" or "FDS-full".
+    """
     runs = frame[frame["method"] == method]
     names = [c for c in runs if c.startswith("answer_") and runs[c].map(np.ndim).eq(1).all()]
     table = {c.removeprefix("answer_"): np.array(runs[c].tolist(), dtype=float).mean(0) for c in names}
@@ -111,7 +148,12 @@ def learned(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
 
 
 def hypergradients(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
-    """Raw hypergradients of each outer step, divided by the horizon (Figure 7), of the first seed."""
+    """Return the raw hypergradients of each outer step, divided by the horizon (Figure 7), of the first seed.
+
+    Args:
+        frame: runs of the method, and maybe others.
+        method: "FDS" or "FDS-full".
+    """
     run = frame[frame["method"] == method].iloc[0]
     names = [c for c in run.index if c.startswith("hypergradient_") and np.ndim(run[c]) == 1]
     table = {c.removeprefix("hypergradient_"): np.array(run[c], dtype=float) for c in names}
@@ -119,15 +161,22 @@ def hypergradients(frame: pd.DataFrame, method: str = FULL) -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """What the paper's text says about Figures 1, 4 and 8."""
+    """Return what the paper's text says about Figures 1, 4 and 8."""
     return pd.read_csv(published_root() / "fds_figure1.csv").set_index(["quantity", "metric"])[
         ["value", "unit", "source"]
     ]
 
 
 def checks(frame: pd.DataFrame, grid: bool = True) -> dict[str, bool | None]:
-    """The claims of Sections 5.3 and 5.4, on means over the seeds; None where a method is missing, or for claims about
-    the grid with grid=False (not all of it recorded)."""
+    """Return whether the claims of Sections 5.3 and 5.4 hold for the means over the seeds.
+
+    Args:
+        frame: runs of all methods and of the grid.
+        grid: whether the grid is recorded whole.
+
+    Returns:
+        An answer per claim, None where a method is missing, and for claims about the grid where `grid` is False.
+    """
     best = best_of_grid(frame)[0] if grid else np.nan
     end = {m: mean_of(frame, "accuracy", method=m) for m in COMPARED}
     budget = mean_of(frame, "seconds", method=FDS)
@@ -143,7 +192,7 @@ def checks(frame: pd.DataFrame, grid: bool = True) -> dict[str, bool | None]:
 
 
 def _worth_by(frame: pd.DataFrame, method: str, seconds: float) -> float:
-    """What a method's answers until then are worth, none as nothing; NaN without runs."""
+    """Return what a method's answers until then are worth, none as nothing; NaN without runs."""
     runs = frame[frame["method"] == method]
     return float(np.nan_to_num(worth_at(runs, [seconds], "seconds")).mean()) if len(runs) else float("nan")
 
@@ -160,8 +209,14 @@ _STYLES = {m: line(m) for m in (FDS, *SEARCHES)} | {HD: line("greedy"), FULL: li
 
 
 def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
-    """Figure 1: regret in test accuracy by seconds and by training steps, every seed thin, the mean from where all of
-    them have an answer."""
+    """Draw Figure 1: regret in test accuracy by seconds and by training steps.
+
+    Every seed is a thin line, the mean a thick one from where all of them have an answer.
+
+    Args:
+        axes: two axes, by seconds and by training steps.
+        frame: runs of all methods and of the grid.
+    """
     best, _ = best_of_grid(frame)
     runs = frame[frame["method"].isin(COMPARED)]
     ends = {"seconds": runs["seconds"].max(), "steps": runs["training_steps"].max()}
@@ -180,8 +235,14 @@ def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
 
 
 def draw_learned(axes: Sequence[Axes], frame: pd.DataFrame, method: str = FULL) -> None:
-    """Figure 4: learning rates over time after each outer step (later ones darker), momentum and weight decay by outer
-    step, mean over the seeds."""
+    """Draw Figure 4, means over the seeds: learned hyperparameters by outer step, and what they are worth.
+
+    Args:
+        axes: four axes. The first has learning rates over time after each outer step, later ones darker; the others
+            have momentum, weight decay and test accuracy by outer step, the last with a line for HD.
+        frame: runs of the method, and maybe of HD.
+        method: "FDS" or "FDS-full".
+    """
     table = learned(frame, method)
     lr = table[[c for c in table if c.startswith(f"{LR}_")]].to_numpy()
     for k, rates in enumerate(lr):
@@ -201,7 +262,12 @@ def draw_learned(axes: Sequence[Axes], frame: pd.DataFrame, method: str = FULL) 
 
 
 def draw_hypergradients(ax: Axes, table: pd.DataFrame) -> None:
-    """Figure 7: raw hypergradients by outer step on a symmetric logarithmic axis."""
+    """Draw Figure 7: raw hypergradients by outer step on a symmetric logarithmic axis.
+
+    Args:
+        ax: axes to draw on.
+        table: result of `hypergradients`.
+    """
     for k, name in enumerate(table):
         dash = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))][k % 4]
         ax.plot(table.index, table[name], linestyle=dash, marker="osD^vPX*<>"[k % 10], markersize=3, label=name)
@@ -214,8 +280,12 @@ def draw_hypergradients(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_grid(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
-    """Figure 8: test accuracies of the grid's settings, means over their trainings, by the value of each
-    hyperparameter, and their distribution."""
+    """Draw Figure 8: test accuracies of the grid's settings, means over their trainings.
+
+    Args:
+        axes: five axes: the accuracies by the value of each hyperparameter, and their distribution.
+        frame: runs of the grid, and maybe others.
+    """
     runs = grid_means(frame).reset_index()
     labels = ("first learning rate", "its factor", "momentum", "weight decay")
     for ax, name, label in zip(axes, GRID_VALUES, labels):

@@ -1,8 +1,8 @@
-"""One training of the FDS paper's CIFAR-10 experiments: the net, the images, the hyperparameters, and what an answer is
-worth. Shared by the parts of the study `fds_cifar_regret`.
+"""One training of the FDS paper's CIFAR-10 experiments: net, images, hyperparameters, and what an answer is worth.
 
-A recipe is what every method answers with: learning rates over time, a momentum and a weight decay. It is worth the
-test accuracy of a net trained with it from new weights for the full length, whoever found it and in whatever way.
+The parts of the study `fds_cifar_regret` share it. A recipe is what every method answers with: learning rates over
+time, a momentum and a weight decay. It is worth the test accuracy of a net trained with it from new weights for the
+full length, whoever found it and in whatever way.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from gradtune_book.tasks.per_run import PerRun, split
 LR, MOMENTUM, DECAY = "lr", "momentum", "weight_decay"
 NAMES = (LR, MOMENTUM, DECAY)
 GAMMA = {LR: 0.1, MOMENTUM: 0.15, DECAY: 4e-4}
-"""First steps of the sign rule (Appendix C); ten of them span the search range."""
+"""First steps of the sign rule (Appendix C). Ten of them span the search range."""
 RANGES = {name: (-10 * gamma, 10 * gamma) for name, gamma in GAMMA.items()}
-"""What every search searches, in natural units: learning rates in [-1, 1], momentum in [-1.5, 1.5], weight decay in
-[-4e-3, 4e-3] (Section 5.4)."""
+"""Range of every search in natural units (Section 5.4).
+
+Learning rates lie in `[-1, 1]`, the momentum in `[-1.5, 1.5]`, the weight decay in `[-4e-3, 4e-3]`.
+"""
 _EVALUATION = 10**6  # number of the training that evaluates: other weights and rows than in any outer step or trial
 
 
@@ -38,53 +40,73 @@ _EVALUATION = 10**6  # number of the training that evaluates: other weights and 
 class Config:
     """One run of one method, or one training of the grid."""
 
-    method: str  # a key of `fds_cifar_regret.METHODS`
+    method: str  # one of `cifar_regret.METHODS`
     seed: int  # draws everything: weights, rows, batches, the search's own decisions
     data: str = "cifar10"  # cifar10, digits or another set of images
     images: int | None = None  # training images, equally many of a class; None: all
-    test_images: int | None = None
+    test_images: int | None = None  # the same for test images
     pool: int = 1  # images are averaged over squares of this many pixels, to save time
     net: str = "wrn-16-1"  # or "small", a residual net with three blocks of 8, 16 and 32 channels
     augment: bool = True  # random crop and flip
-    batch: int = 256
+    batch: int = 256  # images of a training batch
     validation: int = 2500  # images, redrawn at every outer step and for every trial
     steps: int = 9250  # training steps of the full length (paper: 50 epochs)
     first_steps: int = 185  # of FDS's first outer step (paper: 1 epoch); the shortest trial of Hyperband and BOHB
     outer_step_steps: int = 1850  # of FDS's other outer steps (paper: 10 epochs)
-    outer_steps: int = 10
+    outer_steps: int = 10  # of FDS
     lr_windows: int = 7  # learning rates over time (Figure 1: 7, Figure 4: 5)
     product_limit: float = 10.0  # Hessian products are clipped here
     budget_steps: int = 0  # training steps of a black-box search or of HD's restarts
-    grid_lr: float = 0.0  # Grid: first learning rate,
-    grid_factor: float = 0.0  # its factor after 30, 60 and 80 % of the steps,
-    grid_momentum: float = 0.0
-    grid_decay: float = 0.0
+    grid_lr: float = 0.0  # first learning rate of a setting of the grid
+    grid_factor: float = 0.0  # its factor after 30, 60 and 80 % of the steps
+    grid_momentum: float = 0.0  # momentum of the setting
+    grid_decay: float = 0.0  # weight decay of the setting
     version: int = 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters in natural units: learning rates `[N]` over N windows of equal length, momentum, weight decay."""
+    """Hyperparameters in natural units.
+
+    Attributes:
+        lr: learning rates `[N]` over N windows of equal length.
+        momentum: the momentum.
+        weight_decay: the weight decay.
+    """
 
     lr: tuple[float, ...]
     momentum: float
     weight_decay: float
 
     def hypers(self) -> list[Hyper]:
-        """The hyperparameters of a training with this recipe, none of them tuned."""
+        """Return the hyperparameters of a training with this recipe, none of them tuned."""
         rates = torch.tensor(self.lr, dtype=torch.float64)
         lr = Hyper(LR, rates[None, None], windows=len(rates), tuned=False)
         return [lr, Hyper(MOMENTUM, self.momentum, tuned=False), Hyper(DECAY, self.weight_decay, tuned=False)]
 
 
 def grid_recipe(c: Config) -> Recipe:
-    """A setting of the grid (Appendix F): the learning rate is multiplied by a factor at 30, 60 and 80 %."""
+    """Return a setting of the grid (Appendix F).
+
+    The learning rate is multiplied by a factor after 30, 60 and 80 % of the steps.
+    """
     powers = (0, 0, 0, 1, 1, 1, 2, 2, 3, 3)
     return Recipe(tuple(c.grid_lr * c.grid_factor**k for k in powers), c.grid_momentum, c.grid_decay)
 
 
 class Bench:
-    """The trainings of one configuration: makes tasks, and evaluates recipes."""
+    """The trainings of one configuration: makes tasks, and evaluates recipes.
+
+    The arguments are attributes of the same names.
+
+    Args:
+        c: configuration.
+        device: where to compute.
+
+    Attributes:
+        rule: update rule of the weights, SGD with momentum and weight decay.
+        given: the images, averaged over squares of `pool` pixels.
+    """
 
     def __init__(self, c: Config, device: torch.device) -> None:
         self.c, self.device, self.rule = c, device, sgd()
@@ -97,26 +119,35 @@ class Bench:
         return wrn(16, channels=channels) if self.c.net == "wrn-16-1" else residual(channels=channels)
 
     def task(self, seeds: Sequence[int], one_batch: bool = False) -> PerRun:
-        """Training of a net for each seed: new weights, new validation rows, a new order. one_batch: validate on a
-        batch of training size, another at every step."""
+        """Return the training of a net for each seed: new weights, new validation rows, a new order.
+
+        Args:
+            seeds: seed of each net.
+            one_batch: validate on a batch of training size, another at every step, in place of all validation rows.
+        """
         c = self.c
         rows = split(len(self.given.y_train), c.validation, self.device)
         size = c.batch if one_batch else min(c.validation, 500)
         return PerRun(self.net, self.given, rows, seeds, c.batch, size, one_batch, c.augment)
 
     def seed(self, *key: int) -> int:
-        """The seed of a training, from the run's own seed."""
+        """Return the seed of a training, drawn from the run's own seed and a key."""
         return number(self.c.seed, *key)
 
     def accuracy(self, task: PerRun, w: Tensor) -> list[float]:
-        """Test accuracy of trained nets `[R]`; chance for those that diverged."""
+        """Return the test accuracies of trained nets `w [R, D]`; chance for those that diverged."""
         classes = len(self.given.y_test.unique())
         right = task.accuracies(torch.nan_to_num(w, 0.0, 0.0, 0.0), *self.given.test)
         finite = w.isfinite().all(1)
         return torch.where(finite, right, 1 / classes).tolist()
 
     def worth(self, recipe: Recipe, repeat: int = 0) -> float:
-        """Test accuracy after a training of the full length with a recipe."""
+        """Return the test accuracy after a training of the full length with a recipe.
+
+        Args:
+            recipe: the recipe.
+            repeat: number of the training: another one has other weights and rows.
+        """
         task = self.task([self.seed(_EVALUATION, repeat)])
         loop = Loop(task, self.rule, Hypers(recipe.hypers(), task.layout.sizes, self.c.steps), Method())
         run = loop.start(task.init())

@@ -1,5 +1,7 @@
-"""What the studies of the FDS paper share: images on the device, schedules, and long series cut into pieces that a
-record keeps whole (`fds_tables.whole` joins them)."""
+"""What the studies of the FDS paper share: images on the device, schedules, and long series cut into pieces.
+
+A record keeps the pieces whole, and `tables.whole` joins them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from gradtune_book.records import store
 from gradtune_book.tasks import images
 
 PAPER = "svhn"
-"""The set of Figures 2 and 3 that is hard; where its files are absent a notebook uses `EMBEDDED`."""
+"""Name of the set of Figures 2 and 3 that is hard. Where its files are absent a notebook uses `EMBEDDED`."""
 EMBEDDED = "svhn_like"
 
 
@@ -27,19 +29,37 @@ def pictures(
     test_rows: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> images.Images:
-    """A set with no validation images of its own (a task draws them), kept for the next run."""
+    """Return a set with no validation images of its own, as a task draws them.
+
+    The last two sets are kept for the next runs.
+
+    Args:
+        data: name of the set, as `images.load` takes it.
+        device: device of the images.
+        rows: number of training images; None: all.
+        test_rows: number of test images; None: all.
+        dtype: type of the images.
+    """
     return images.load(data, dtype, device, 0, rows, test_rows)
 
 
 def lenet_for(pictures: images.Images) -> nn.Sequential:
-    """FDS's LeNet for these images, Xavier-normal."""
+    """Return FDS's LeNet for these images, drawn Xavier-normal."""
     _, channels, size, _ = pictures.x_train.shape
     return xavier(lenet(size, channels))
 
 
 def schedule(kind: str, lr: float, steps: int) -> Tensor:
-    """Learning rates `[T]`, float64: "cosine" falls from lr at step 0 towards 0 at step T, "constant" stays. Raises
-    GradtuneError for another kind."""
+    """Return the learning rates `[T]` of a schedule, float64.
+
+    Args:
+        kind: "cosine" falls from `lr` at step 0 towards 0 at step T, "constant" stays.
+        lr: learning rate of step 0.
+        steps: T.
+
+    Raises:
+        GradtuneError: `kind` is neither.
+    """
     if kind == "constant":
         return torch.full((steps,), lr, dtype=torch.float64)
     if kind != "cosine":
@@ -48,6 +68,15 @@ def schedule(kind: str, lr: float, steps: int) -> Tensor:
 
 
 def pieces(name: str, values: Sequence[float], digits: int = 5) -> dict[str, list[float | None]]:
-    """A long series as several that a record does not thin: name_0, name_1, ... of at most 50 values."""
+    """Cut a long series into several that a record does not thin.
+
+    Args:
+        name: name of the series.
+        values: its values.
+        digits: number of significant digits to keep.
+
+    Returns:
+        Series of at most 50 values with the names `<name>_0`, `<name>_1` and so on.
+    """
     short = [float(f"{v:.{digits}g}") for v in values]
     return {f"{name}_{k}": list(short[i : i + store.POINTS]) for k, i in enumerate(range(0, len(short), store.POINTS))}

@@ -1,11 +1,12 @@
 """Figure 3 of the FDS paper: a LeNet's learning rate schedule over one epoch, learned from zero.
 
-A run takes `outer_steps` outer steps, each a training from new weights, on new validation rows, with a value of the
-learning rate for each window of steps: one a step ("greedy", updated online by the horizon 1, and "non-greedy", exact)
-or about ten ("FDS", exact). The schedule of the highest validation accuracy is kept (early stopping), and tested by
-training with it once more. "cosine" is a schedule off the shelf, tested in the same way.
+A run takes `outer_steps` outer steps, each a training from new weights, on new validation rows. Each window of steps
+has a value of the learning rate. "greedy" and "non-greedy" have one per step: the former updates it online by the
+horizon 1, the latter has exact hypergradients. "FDS" has about ten, and exact hypergradients. The schedule of the
+highest validation accuracy is kept (early stopping), and tested by training with it once more. "cosine" is a schedule
+off the shelf, tested in the same way.
 
-All exact hypergradients come by reverse mode here, whose cost does not grow with the number of windows; the forward
+All exact hypergradients come by reverse mode here, whose cost does not grow with the number of windows. The forward
 mode of FDS gives the same numbers in constant memory (a test compares them, `carried` measures the memory).
 """
 
@@ -49,9 +50,9 @@ class Config:
     data: str = "mnist"  # mnist, svhn, svhn_like or digits
     images: int | None = None  # use so many images, equally many of a class; None: all
     steps: int = 460  # T: one epoch
-    batch: int = 128
+    batch: int = 128  # images of a training batch
     windows: int = 10  # learning rates of FDS
-    outer_steps: int = 50
+    outer_steps: int = 50  # trainings that learn
     outer_lr: float = 0.1  # step on the mean hypergradient of a window (Algorithm 1); MNIST takes a smaller one
     limit: float = 3.0  # hypergradients are clipped here, up and down
     momentum: float = 0.0  # the text names none; with 0.9 the first outer step ends all learning
@@ -63,10 +64,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a scale sets."""
+    """What a scale sets: the fields of `Config` that have the same names, and which runs there are."""
 
-    sets: tuple[str, ...]
-    seeds: int
+    sets: tuple[str, ...]  # values of `Config.data`
+    seeds: int  # seeds of each set and method
     steps: int  # T
     batch: int
     windows: int
@@ -74,7 +75,7 @@ class Sizes:
     validation: int
     images: int | None = None
     dtype: Literal["float32", "float64"] = "float32"
-    more_outer_lr: tuple[float, ...] = ()  # further outer steps, beside those of `OUTER_LR`
+    more_outer_lr: tuple[float, ...] = ()  # further outer learning rates, beside those of `OUTER_LR`
 
 
 SIZES = {
@@ -85,11 +86,19 @@ SIZES = {
 
 
 OUTER_LR = {"mnist": 0.03}
-"""Steps other than Algorithm 1's 0.1, with which trainings on MNIST diverge after the second outer step."""
+"""Outer learning rates other than Algorithm 1's 0.1, by set.
+
+With 0.1, trainings on MNIST diverge after the second outer step.
+"""
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Set by set and method by method, with the set's outer step first."""
+    """Return the runs of a scale, set by set and method by method, with the set's own outer learning rate first.
+
+    Args:
+        sizes: what the scale sets.
+        seed: first seed.
+    """
     size = {n: getattr(sizes, n) for n in ("steps", "batch", "windows", "outer_steps", "validation", "images", "dtype")}
     out = []
     for data in sizes.sets:
@@ -102,17 +111,35 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def outer_lr_of(data: str) -> float:
-    """The outer step of a set's schedules, where none is named."""
+    """Return the outer learning rate of a set's schedules, where none is named."""
     return OUTER_LR.get(data, Config.outer_lr)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """One schedule after the other.
+    """Compute one schedule after the other.
 
-    Metrics: test_accuracy of the schedule kept (NaN weights count as chance), its val_accuracy and outer step, the
-    accuracy of the last schedule, diverged: how many of the outer steps ended with weights that are not finite.
-    Series: val_curve, the validation accuracy of each outer step's training; the schedule kept and the last one, a
-    value a window, in pieces of 50.
+    The metrics are:
+
+    * `test_accuracy`: test accuracy of the schedule kept, where weights that are not finite count as chance;
+    * `last_test_accuracy`: that of the last schedule;
+    * `best_outer_step`: number of the outer step at which the schedule was kept, counted from 0;
+    * `diverged`: how many of the outer steps ended with weights that are not finite.
+
+    The series are:
+
+    * `val_curve`: validation accuracy of each outer step's training;
+    * `schedule_0`, ... and `last_schedule_0`, ...: the schedule kept and the last one, a value per window, in pieces of
+      50.
+
+    Args:
+        batch: configurations.
+        device: where to compute.
+
+    Returns:
+        A result per configuration, in order.
+
+    Raises:
+        GradtuneError: a method is unknown.
     """
     return [_one(c, device) for c in batch]
 
@@ -139,7 +166,7 @@ def _one(c: Config, device: torch.device) -> Result:
 
 @dataclass
 class _Learned:
-    """Learning rates `[N]` before each outer step, the validation accuracy they gave, and how many diverged."""
+    """Learning rates `[N]` before each outer step, the validation accuracies they gave, and how many diverged."""
 
     rates: list[Tensor]
     accuracies: list[float]
@@ -160,7 +187,7 @@ class _Trainer:
         self.rule = sgd(weight_decay=False)
 
     def task(self, outer_step: int) -> PerRun:
-        """New weights, new validation rows, a new order."""
+        """Return a task with new weights, new validation rows and a new order."""
         rows = split(len(self.given.y_train), self.c.validation, self.device)
         seed = number(self.c.seed, outer_step)
         greedy = self.c.method == GREEDY  # a validation batch as large as a training batch, another at every step
@@ -168,7 +195,7 @@ class _Trainer:
         return PerRun(lambda: lenet_for(self.given), self.given, rows, [seed], self.c.batch, size, greedy)
 
     def learn(self) -> _Learned:
-        """All outer steps, from learning rates of zero."""
+        """Take all outer steps, from learning rates of zero."""
         c = self.c
         windows = c.windows if c.method == FDS else c.steps
         tasks: dict[int, PerRun] = {}
@@ -193,7 +220,7 @@ class _Trainer:
         return learned
 
     def _method(self, steps: int) -> Method:
-        """The step is outer_lr times the hypergradient's mean over the window, clipped."""
+        """Return the method: a step is `outer_lr` times the mean hypergradient of a window, clipped."""
         c = self.c
         horizon = 1 if c.method == GREEDY else steps
         length = steps / c.windows if c.method == FDS else 1
@@ -201,7 +228,7 @@ class _Trainer:
         return Method(Reverse(horizon), outer, every=horizon)
 
     def test(self, rates: Tensor) -> float:
-        """Test accuracy after a training with these learning rates `[N]`; chance where it diverged."""
+        """Return the test accuracy after a training with these learning rates `[N]`; chance where it diverged."""
         task = self.task(_TEST)
         hypers = [Hyper("lr", rates, windows=len(rates), tuned=False), self.momentum]
         loop = Loop(task, self.rule, Hypers(hypers, task.layout.sizes, self.c.steps), Method())
@@ -212,9 +239,19 @@ class _Trainer:
 
 
 def carried(c: Config, lengths: Sequence[int], device: torch.device) -> dict[str, list[float]]:
-    """Megabytes that a training of each length T carries from step to step just before its only outer step, weights
-    included: by FDS's forward mode ("FDS") and by reverse mode over stored states ("reverse"), with c.windows learning
-    rates. What a single step needs besides does not depend on T and is not counted."""
+    """Return the memory that a training carries from step to step, just before its only outer step.
+
+    What a single step needs besides does not depend on its length and is not counted.
+
+    Args:
+        c: configuration, with `c.windows` learning rates.
+        lengths: lengths T of trainings.
+        device: where to compute.
+
+    Returns:
+        Megabytes (of `2^20` bytes) for each length, weights included: by FDS's forward mode ("FDS") and by reverse mode
+        over stored states ("reverse").
+    """
     ways = {FDS: lambda steps: methods.fds(steps, SGD(0.0)), "reverse": lambda steps: methods.per_step(steps, 0.0)}
     return {name: [_megabytes(c, steps, how, device) for steps in lengths] for name, how in ways.items()}
 
@@ -231,7 +268,7 @@ def _megabytes(c: Config, steps: int, how: Callable[[int], Method], device: torc
 
 
 def _cost(c: Config) -> float:
-    """In gradients of a training batch."""
+    """Return the cost in gradients of a training batch."""
     if c.method == COSINE:
         return 2.0 * c.steps
     each = 2.5 if c.method == GREEDY else 5.0

@@ -15,8 +15,11 @@ from gradtune_book.papers.fds.tables import less, line, mean_of, whole
 
 
 def by_step(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the runs of further outer steps as sets of their own, "mnist, outer step 0.01", each with the
-    set's cosine schedule, which takes no outer step."""
+    """Return the runs with those of further outer learning rates as sets of their own.
+
+    Such a set has a name like "mnist, outer step 0.01", and the cosine schedule of its images, which takes no outer
+    step.
+    """
     if not len(frame):
         return frame
     parts = []
@@ -30,8 +33,16 @@ def by_step(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row a set and method: test accuracy in per cent of the schedule kept and of the last one, the outer step it
-    was kept at, and the mean learning rate of the schedule."""
+    """Return what each method found.
+
+    Args:
+        frame: runs, maybe by `by_step`.
+
+    Returns:
+        A row per set and method: test accuracy in per cent of the schedule kept and of the last one, the outer step at
+        which it was kept, mean learning rate of the schedule kept, mean absolute difference of its neighbouring
+        learning rates, outer steps that diverged (of all seeds), and number of seeds.
+    """
     rows = {}
     for data, part in frame.groupby("data", sort=False):
         for method in METHODS:
@@ -55,13 +66,22 @@ def _row(runs: pd.DataFrame) -> dict[str, str | int]:
 
 
 def _roughness(rates: np.ndarray) -> float:
-    """Mean absolute difference of neighbouring learning rates."""
+    """Return the mean absolute difference of neighbouring learning rates."""
     return float(np.abs(np.diff(rates, axis=1)).mean()) if rates.shape[1] > 1 else 0.0
 
 
 def rates_at(frame: pd.DataFrame, data: str, points: int = 6, which: str = "schedule") -> pd.DataFrame:
-    """Mean learning rate over the seeds in `points` equal parts of the training, a column a method; of the schedules
-    kept, or with which="last_schedule" of the last ones."""
+    """Return the mean learning rate over the seeds in equal parts of the training.
+
+    Args:
+        frame: runs.
+        data: name of the set.
+        points: number of parts.
+        which: "schedule" for the schedules kept, "last_schedule" for the last ones.
+
+    Returns:
+        A row per part and a column per method.
+    """
     columns = {}
     for method, runs in frame[frame["data"] == data].groupby("method", sort=False):
         rates = whole(runs, which).mean(0)
@@ -71,8 +91,16 @@ def rates_at(frame: pd.DataFrame, data: str, points: int = 6, which: str = "sche
 
 
 def checks(frame: pd.DataFrame, sets: Sequence[str], hard: str) -> dict[str, bool | None]:
-    """The claims of Section 5.2, on means over the seeds; None where a method is missing. `hard` is the set in the
-    place of SVHN, with whatever outer step."""
+    """Return whether the claims of Section 5.2 hold for the means over the seeds.
+
+    Args:
+        frame: runs, maybe by `by_step`.
+        sets: names of the sets.
+        hard: name of the set in the place of SVHN, with whatever outer learning rate.
+
+    Returns:
+        An answer per claim, None where a method is missing.
+    """
     claims: dict[str, bool | None] = {}
     for data in sets:
         kept = {m: mean_of(frame, "test_accuracy", data=data, method=m) for m in METHODS}
@@ -96,7 +124,13 @@ _STYLES = {m: line(m) for m in (GREEDY, NON_GREEDY, FDS)} | {COSINE: {"color": "
 
 
 def draw(axes: Sequence[Axes], frame: pd.DataFrame, which: str = "schedule") -> None:
-    """Learning rates over the training, a panel a set: every seed thin, the mean bold; `which` as for `rates_at`."""
+    """Draw learning rates over the training: every seed thin, the mean bold.
+
+    Args:
+        axes: one axes per set.
+        frame: runs.
+        which: "schedule" or "last_schedule", as for `rates_at`.
+    """
     for ax, data in zip(axes, frame["data"].unique()):
         for method in (NON_GREEDY, GREEDY, FDS, COSINE):
             runs = frame[(frame["data"] == data) & (frame["method"] == method)]
@@ -113,7 +147,12 @@ def draw(axes: Sequence[Axes], frame: pd.DataFrame, which: str = "schedule") -> 
 
 
 def draw_progress(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
-    """Validation accuracy of each outer step's training, mean over the seeds."""
+    """Draw the validation accuracy of each outer step's training, mean over the seeds.
+
+    Args:
+        axes: one axes per set.
+        frame: runs.
+    """
     for ax, data in zip(axes, frame["data"].unique()):
         for method in (GREEDY, NON_GREEDY, FDS):
             runs = frame[(frame["data"] == data) & (frame["method"] == method)]

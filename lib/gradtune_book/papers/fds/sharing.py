@@ -1,9 +1,9 @@
 """What sharing one hyperparameter over a window of steps does to the noise of its hypergradient (FDS, Theorem 4.1).
 
-`g [S, T]` are per-step hypergradients of S independent trainings, `mu [T]` their mean over all trainings, which counts
-as the right answer. Sharing over windows replaces each entry by the mean of its window: less noise, and a bias where mu
-drifts inside the window. Windows are the library's (`hypers.Hypers.window`): step t of T lies in window floor(n t / T)
-of n, so they need not be equally long.
+`g [S, T]` are per-step hypergradients of S independent trainings, and `mu [T]` their mean over all trainings, which
+counts as the right answer. Sharing over windows replaces each entry by the mean of its window. There is less noise, and
+a bias where mu drifts inside the window. Windows are those of `Hypers.window`: step t of T lies in window
+`floor(n t / T)` of n, so that they need not be equally long.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Noise:
-    """The quantities of Theorem 4.1: mean and variance `[T]` of the hypergradients, epsilon = max |mu_{t+1} - mu_t| and
-    c = max |correlation| of two different steps."""
+    """The quantities of Theorem 4.1.
+
+    Attributes:
+        mu: mean `[T]` of the hypergradients.
+        variance: their variance `[T]`.
+        epsilon: largest drift, `max |mu_{t+1} - mu_t|`.
+        c: largest `|correlation|` of two different steps.
+    """
 
     mu: Array
     variance: Array
@@ -29,7 +35,15 @@ class Noise:
 
 
 def windows(steps: int, count: int) -> NDArray[np.int64]:
-    """Number of the window that holds each of `steps` steps, `[T]`. Raises GradtuneError unless 1 <= count <= steps."""
+    """Return the number of the window that holds each step, `[T]`.
+
+    Args:
+        steps: T.
+        count: number of windows.
+
+    Raises:
+        GradtuneError: `count` is not from 1 to T.
+    """
     at_least(1, steps=steps)
     if not 1 <= count <= steps:
         raise GradtuneError(f"{count} windows over {steps} steps; expected 1 to {steps}")
@@ -37,8 +51,20 @@ def windows(steps: int, count: int) -> NDArray[np.int64]:
 
 
 def shared(g: ArrayLike, count: int) -> Array:
-    """`g [..., T]` with every entry replaced by the mean of its window: what `count` shared hyperparameters see of it,
-    divided by the window's length."""
+    """Return hypergradients with every entry replaced by the mean of its window.
+
+    This is what shared hyperparameters see of them, divided by the window's length.
+
+    Args:
+        g: hypergradients `[..., T]`.
+        count: number of windows.
+
+    Returns:
+        The means, in the shape of `g`.
+
+    Raises:
+        GradtuneError: `count` is not from 1 to T.
+    """
     g = np.asarray(g, dtype=float)
     index = windows(g.shape[-1], count)
     starts = np.flatnonzero(np.diff(index, prepend=-1))
@@ -47,25 +73,57 @@ def shared(g: ArrayLike, count: int) -> Array:
 
 
 def squared_error(g: ArrayLike, mu: ArrayLike, count: int) -> float:
-    """MSE_W with W = T / count: the squared difference of the shared hypergradients `g [S, T]` and `mu [T]`, averaged
-    over trainings and steps."""
+    """Return `MSE_W` with `W = T / count`.
+
+    It is the squared difference of the shared hypergradients and `mu`, averaged over trainings and steps.
+
+    Args:
+        g: hypergradients `[S, T]`.
+        mu: right answer `[T]`.
+        count: number of windows.
+
+    Raises:
+        GradtuneError: `count` is not from 1 to T.
+    """
     return float(np.mean((shared(g, count) - np.asarray(mu)) ** 2))
 
 
 def expected_error(mu: ArrayLike, covariance: ArrayLike, count: int) -> float:
-    """The expectation of `squared_error` for hypergradients of mean `mu [T]` and covariance `[T, T]`, in closed form
-    (FDS, eq. 15 and 17): the variance of each window's mean plus the spread of mu inside it."""
+    """Return the expectation of `squared_error` in closed form (FDS, eq. 15 and 17).
+
+    It is the variance of each window's mean plus the spread of mu inside it.
+
+    Args:
+        mu: mean `[T]` of the hypergradients.
+        covariance: their covariance `[T, T]`.
+        count: number of windows.
+
+    Raises:
+        GradtuneError: `count` is not from 1 to T.
+    """
     mu, covariance = np.asarray(mu, dtype=float), np.asarray(covariance, dtype=float)
     noise = [covariance[np.ix_(k, k)].mean() * len(k) for k in _members(len(mu), count)]
     return float((np.sum(noise) + np.sum((mu - shared(mu, count)) ** 2)) / len(mu))
 
 
 def bound(variance: ArrayLike, epsilon: float, c: float, count: int) -> float:
-    """The upper bound on MSE_W (FDS, eq. 5): (1 + c (W - 1)) / W MSE_1 + epsilon^2 (W^2 - 1) / 12 where `count`
-    windows divide T, and else the mean over the steps of the same expression with their own window's length.
+    """Return the upper bound on `MSE_W` (FDS, eq. 5).
 
-    variance `[T]`: of each step's hypergradient, so that MSE_1 is its mean. It uses these moments alone, not that the
-    hypergradients are Gaussian. Raises GradtuneError for c outside [0, 1] or a negative epsilon or variance.
+    Where `count` windows divide T, it is, with `W = T / count`::
+
+        (1 + c (W - 1)) / W MSE_1 + epsilon^2 (W^2 - 1) / 12
+
+    Else it is the mean over the steps of the same expression with their own window's length. It uses these moments
+    alone, not that the hypergradients are Gaussian.
+
+    Args:
+        variance: variance `[T]` of each step's hypergradient, so that `MSE_1` is its mean.
+        epsilon: largest drift of the mean from a step to the next.
+        c: largest correlation of two steps, in `[0, 1]`.
+        count: number of windows.
+
+    Raises:
+        GradtuneError: `c` is outside `[0, 1]`, `epsilon` or a variance is negative, or `count` is not from 1 to T.
     """
     variance = np.asarray(variance, dtype=float)
     if not (0 <= c <= 1 and epsilon >= 0 and (variance >= 0).all()):
@@ -76,11 +134,17 @@ def bound(variance: ArrayLike, epsilon: float, c: float, count: int) -> float:
 
 
 def measured(g: ArrayLike) -> Noise:
-    """The quantities of the theorem for the empirical distribution of `g [S, T]`. With them, `bound` holds exactly for
-    `squared_error(g, noise.mu, count)`. Raises GradtuneError for fewer than two trainings, or entries not finite.
+    """Return the quantities of the theorem for the empirical distribution of hypergradients.
 
-    Both maxima are over many noisy estimates, and so too large on average: of 250 steps that are independent, 100
-    trainings show a correlation of about 0.45 somewhere.
+    With them, `bound` holds exactly for `squared_error(g, noise.mu, count)`. Both maxima are over many noisy estimates,
+    and so too large on average: of 250 steps that are independent, 100 trainings show a correlation of about 0.45
+    somewhere.
+
+    Args:
+        g: hypergradients `[S, T]`.
+
+    Raises:
+        GradtuneError: there are fewer than two trainings, or entries are not finite.
     """
     g = np.asarray(g, dtype=float)
     if g.ndim != 2 or len(g) < 2 or not np.isfinite(g).all():
@@ -90,16 +154,34 @@ def measured(g: ArrayLike) -> Noise:
 
 
 def mean_correlation(g: ArrayLike) -> float:
-    """Mean |correlation| of two different steps over all pairs: what the noise of `g [S, T]` is like on average."""
+    """Return the mean `|correlation|` of two different steps over all pairs: what the noise is like on average.
+
+    Args:
+        g: hypergradients `[S, T]`.
+    """
     g = np.asarray(g, dtype=float)
     pairs = g.shape[1] * (g.shape[1] - 1)
     return float(np.abs(_correlations(g)).sum() / pairs) if pairs else 0.0
 
 
 def profiles(steps: int, count: int, epsilon: float, seed: int = 0) -> Array:
-    """`count` profiles `mu [count, T]` that drift by at most epsilon a step (FDS, Figure 5): the first rises by
-    epsilon at every step, the second is constant, the others are random walks with steps uniform in [-epsilon,
-    epsilon]."""
+    """Return profiles of mu that drift by at most epsilon a step (FDS, Figure 5).
+
+    The first rises by epsilon at every step, the second is constant, and the others are random walks with steps uniform
+    in `[-epsilon, epsilon]`.
+
+    Args:
+        steps: T.
+        count: number of profiles, at least 2.
+        epsilon: largest drift.
+        seed: seed of the random walks.
+
+    Returns:
+        The profiles `[count, T]`, each from 0 on.
+
+    Raises:
+        GradtuneError: `count` is below 2.
+    """
     at_least(2, count=count)
     drift = np.random.default_rng(seed).uniform(-epsilon, epsilon, size=(count, steps))
     drift[0], drift[1] = epsilon, 0.0
@@ -107,14 +189,26 @@ def profiles(steps: int, count: int, epsilon: float, seed: int = 0) -> Array:
 
 
 def equal_correlation(variance: ArrayLike, c: float) -> Array:
-    """The covariance `[T, T]` of steps with these variances and one correlation c between any two: the theorem's worst
-    case."""
+    """Return the covariance `[T, T]` of steps with one correlation between any two: the theorem's worst case.
+
+    Args:
+        variance: variances `[T]`.
+        c: the correlation.
+    """
     deviation = np.sqrt(np.asarray(variance, dtype=float))
     return np.outer(deviation, deviation) * (c + (1 - c) * np.eye(len(deviation)))
 
 
 def counts(steps: int, points: int = 40) -> list[int]:
-    """Numbers of windows whose lengths T / n are evenly spaced on a logarithmic axis from 1 to T, largest n first."""
+    """Return numbers n of windows whose lengths `T / n` are evenly spaced on a logarithmic axis from 1 to T.
+
+    Args:
+        steps: T.
+        points: number of lengths. Equal n count once.
+
+    Returns:
+        The numbers, largest first.
+    """
     lengths = np.geomspace(1, steps, points)
     return sorted({round(steps / float(w)) for w in lengths}, reverse=True)
 
@@ -128,7 +222,7 @@ def _largest_drift(g: Array) -> float:
 
 
 def _correlations(g: Array) -> Array:
-    """Correlations of the steps with zeros on the diagonal, and where a step does not vary."""
+    """Return the correlations of the steps, with zeros on the diagonal and where a step does not vary."""
     centred = g - g.mean(axis=0)
     norm = np.linalg.norm(centred, axis=0)
     unit = centred / np.where(norm > 0, norm, 1.0)

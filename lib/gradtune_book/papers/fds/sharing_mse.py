@@ -1,9 +1,11 @@
-"""Figures 2 and 6 of the FDS paper: how noisy the hypergradient of every single step's learning rate is, and how much
-of the noise goes away when neighbouring steps share one.
+"""Figures 2 and 6 of the FDS paper: how noisy the hypergradient of every single step's learning rate is.
 
-A run trains a LeNet for T steps at a fixed schedule and takes the hypergradient of each step's learning rate: of the
-validation loss after the last step ("non-greedy", exact, by reverse mode over stored states), or of the validation loss
-after that very step ("greedy", H = 1). The seed draws the weights and the order of the batches.
+A run trains a LeNet for T steps at a fixed schedule and takes the hypergradient of each step's learning rate.
+"non-greedy" takes that of the validation loss after the last step, exact, by reverse mode over stored states. "greedy"
+takes that of the validation loss after that very step (H = 1). The seed draws the weights and the order of the batches.
+
+How much of the noise goes away when neighbouring steps share one learning rate is computed from the runs
+(`sharing_tables.curves`).
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a scale sets."""
+    """What a scale sets: the fields of `Config` that have the same names, and which runs there are."""
 
-    sets: tuple[str, ...]
+    sets: tuple[str, ...]  # values of `Config.data`
     seeds: int  # trainings for each method
     steps: int  # T
     batch: int
@@ -73,7 +75,12 @@ FIGURE_2_LR = Config.lr
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Set by set: Figure 2 non-greedy, Figure 6, and Figure 2 greedy."""
+    """Return the runs of a scale, set by set: Figure 2 non-greedy, Figure 6, and Figure 2 greedy.
+
+    Args:
+        sizes: what the scale sets.
+        seed: first seed.
+    """
     out = []
     size = {n: getattr(sizes, n) for n in ("steps", "batch", "validation", "images", "dtype")}
     for data in sizes.sets:
@@ -83,9 +90,20 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
-    """A batch of trainings of one method.
+    """Compute a batch of trainings of one method.
 
-    Metrics: val_loss and val_accuracy after the last step. Series: the hypergradients of all steps in pieces of 50.
+    The metrics are `val_loss` and `val_accuracy` after the last step. The series `hypergradient_0`, ... are the
+    hypergradients of all steps in pieces of 50.
+
+    Args:
+        batch: configurations that differ in `seed` only.
+        device: where to compute.
+
+    Returns:
+        A result per configuration, in order.
+
+    Raises:
+        GradtuneError: the method is unknown.
     """
     c, seeds = batch[0], [b.seed for b in batch]
     if c.method not in METHODS:
@@ -111,17 +129,33 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 
 
 def trainings(c: Config, seeds: Sequence[int], device: torch.device) -> PerRun:
-    """The trainings of these seeds. Nothing is tested, so few test images are read."""
+    """Return the trainings of these seeds.
+
+    Nothing is tested, so few test images are read where the training images are limited.
+
+    Args:
+        c: configuration, whatever its seed.
+        seeds: seed of each training.
+        device: where to compute.
+    """
     given = pictures(c.data, device, c.images, 10 if c.images else None, getattr(torch, c.dtype))
     rows = split(len(given.y_train), c.validation, device, fixed=True)
     return PerRun(lambda: lenet_for(given), given, rows, seeds, c.batch, c.validation)
 
 
 def hypergradients(task: PerRun, c: Config) -> tuple[Tensor, Run]:
-    """The hypergradient `[R, T]` of every step's learning rate, and the trained runs.
+    """Return the hypergradient of every step's learning rate, and the trained runs.
 
-    Cost of "non-greedy": two gradients and a Hessian product a step, memory 3 D a step; of "greedy": a gradient and a
-    gradient of the validation loss a step, memory as plain training.
+    Cost of "non-greedy": two gradients and a Hessian product per step. Memory: 3 D per step.
+
+    Cost of "greedy": a gradient and a gradient of the validation loss per step. Memory: that of plain training.
+
+    Args:
+        task: trainings of R seeds.
+        c: configuration, whatever its seed.
+
+    Returns:
+        The hypergradients `[R, T]` and the runs at their end.
     """
     w = task.init()
     rates = schedule(c.schedule, c.lr, c.steps).to(w)

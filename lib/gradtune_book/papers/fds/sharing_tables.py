@@ -21,7 +21,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sample:
-    """Hypergradients `[S, T]` of one setting: exact, greedy (None where not computed), and the setting's name."""
+    """Hypergradients of one setting.
+
+    Attributes:
+        name: name of the setting.
+        exact: exact hypergradients `[S, T]`.
+        greedy: greedy hypergradients `[S, T]`, maybe of fewer seeds; None where they are not computed.
+    """
 
     name: str
     exact: Array
@@ -33,8 +39,15 @@ class Sample:
 
 
 def samples(frame: pd.DataFrame, data: str) -> list[Sample]:
-    """The settings computed on a set, Figure 2's first, the smaller learning rate of Figure 6 after it. Seeds without a
-    finite hypergradient at every step are left out of a sample."""
+    """Return the settings computed on a set: Figure 2's first, the smaller learning rate of Figure 6 after it.
+
+    Seeds without a finite hypergradient at every step are left out of a sample. A setting with fewer than two exact
+    seeds is left out.
+
+    Args:
+        frame: runs of `fds_sharing_mse`.
+        data: name of the set.
+    """
     found = []
     for lr, runs in sorted(frame[frame["data"] == data].groupby("lr"), key=lambda pair: -pair[0]):
         parts = {m: _finite(whole(g, "hypergradient")) for m, g in runs.groupby("method")}
@@ -51,9 +64,17 @@ def _finite(g: Array) -> Array:
 
 
 def curves(sample: Sample, points: int = 40) -> pd.DataFrame:
-    """Mean squared error against the mean exact hypergradient by window length W = T / n, a row an n: of the exact
-    hypergradients, of the greedy ones, and the bound of Theorem 4.1. "with mean c" puts the mean correlation in place
-    of the largest one: no bound, but its shape without the pessimism."""
+    """Return the mean squared errors against the mean exact hypergradient by window length.
+
+    Args:
+        sample: the setting.
+        points: number of window lengths.
+
+    Returns:
+        A row per number n of windows, indexed by `W = T / n`. The columns are `non-greedy` and `greedy`, the errors of
+        both kinds of hypergradients; `bound`, that of Theorem 4.1; and `with mean c`, which puts the mean correlation
+        in place of the largest one: no bound, but its shape without the pessimism.
+    """
     noise, steps = sample.noise, sample.exact.shape[1]
     mean_c = sharing.mean_correlation(sample.exact)
     rows = []
@@ -68,8 +89,14 @@ def curves(sample: Sample, points: int = 40) -> pd.DataFrame:
 
 
 def numbers(found: Sequence[Sample]) -> pd.DataFrame:
-    """The theorem's quantities and what sharing achieves, a row a setting. "drift of halves" is epsilon of the mean
-    over half of the seeds, averaged over 20 draws: where it is much larger, epsilon is noise of the mean."""
+    """Return the theorem's quantities and what sharing achieves, a row per setting.
+
+    "drift of halves" is epsilon of the mean over half of the seeds, averaged over 20 draws. Where it is much larger
+    than epsilon, epsilon is noise of the mean.
+
+    Args:
+        found: settings, by `samples`.
+    """
     rows = {}
     for sample in found:
         noise, table = sample.noise, curves(sample)
@@ -97,7 +124,7 @@ def _halved(g: Array, draws: int = 20) -> float:
 
 
 def per_step(sample: Sample) -> pd.DataFrame:
-    """Mean and standard deviation over the seeds at seven steps, as a table of the left panels."""
+    """Return mean and standard deviation over the seeds at seven steps, as a table of the left panels."""
     steps = np.linspace(0, sample.exact.shape[1] - 1, 7).round().astype(int)
     columns = {"exact, mean": sample.exact.mean(0), "exact, s.d.": sample.exact.std(0)}
     if sample.greedy is not None:
@@ -106,13 +133,19 @@ def per_step(sample: Sample) -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """What the paper's text says about Figure 2."""
+    """Return what the paper's text says about Figure 2."""
     return pd.read_csv(published_root() / "fds_figure2.csv").set_index("quantity")[["value", "source"]]
 
 
 def bound_of_the_paper(correlations: Sequence[float] = (0.0, 0.5, 0.9)) -> pd.DataFrame:
-    """Theorem 4.1 with the epsilon, variance and T that the text gives for Figure 2, a row a correlation c, which it
-    does not give: the window where the bound is lowest, and the bound there, at one step and at the figure's best W."""
+    """Return the bound of Theorem 4.1 with the epsilon, variance and T that the text gives for Figure 2.
+
+    Args:
+        correlations: values of c, which the text does not give.
+
+    Returns:
+        A row per c: the window where the bound is lowest, and the bound there, at one step and at the figure's best W.
+    """
     value = published()["value"]
     steps, w = int(value["horizon"]), value["window of the lowest MSE"]
     variance = np.full(steps, value["variance of the hypergradients"])
@@ -137,8 +170,14 @@ CLAIMS = (
 
 
 def checks(found: Sequence[Sample]) -> dict[str, bool | None]:
-    """The claims of Section 5.1 and Appendix D, on the settings of one set; None for those that need a setting that is
-    not there."""
+    """Return whether the claims of Section 5.1 and Appendix D hold.
+
+    Args:
+        found: settings of one set, by `samples`.
+
+    Returns:
+        An answer per claim, None for those that need a setting that is not there.
+    """
     claims: dict[str, bool | None] = dict.fromkeys(CLAIMS)
     if not found or not found[0].name.startswith("Figure 2"):
         return claims
@@ -162,8 +201,19 @@ def checks(found: Sequence[Sample]) -> dict[str, bool | None]:
 
 
 def profile_errors(steps: int, count: int, epsilon: float, variance: float, c: float, seed: int = 0) -> pd.DataFrame:
-    """Expected mean squared errors of `count` drift profiles by window length, in closed form, columns 0, 1, ... The
-    first drifts most, the second not at all; the column "bound" is Theorem 4.1."""
+    """Return expected mean squared errors of drift profiles by window length, in closed form (Figure 5).
+
+    Args:
+        steps: T.
+        count: number of profiles. The first drifts most, the second not at all.
+        epsilon: largest drift of mu from a step to the next.
+        variance: variance of every step.
+        c: correlation of any two steps.
+        seed: seed of the other profiles.
+
+    Returns:
+        A row per window length W. The columns are the numbers of the profiles, from 0, and `bound` (Theorem 4.1).
+    """
     mu = sharing.profiles(steps, count, epsilon, seed)
     covariance = sharing.equal_correlation(np.full(steps, variance), c)
     numbers_of_windows = sharing.counts(steps)
@@ -182,7 +232,14 @@ _STYLES = {m: tables.line(m) for m in (NON_GREEDY, GREEDY)} | {
 
 
 def draw_seeds(ax: Axes, g: Array, mu: Array, title: str) -> None:
-    """Every seed's hypergradients (thin), their own mean, and the mean exact one (dotted)."""
+    """Draw every seed's hypergradients (thin), their own mean, and the mean exact one (dotted).
+
+    Args:
+        ax: axes to draw on.
+        g: hypergradients `[S, T]`.
+        mu: mean exact hypergradient `[T]`.
+        title: "non-greedy" or "greedy".
+    """
     ax.plot(g.T, color="#949494", linewidth=0.4, alpha=0.5)
     ax.plot(g.mean(0), color=_STYLES[title]["color"], label=title)
     ax.plot(mu, color="black", linestyle=":", label=r"$\mu$: mean exact")
@@ -193,7 +250,12 @@ def draw_seeds(ax: Axes, g: Array, mu: Array, title: str) -> None:
 
 
 def draw_errors(ax: Axes, table: pd.DataFrame) -> None:
-    """Mean squared errors by window length, both axes logarithmic, and the best window."""
+    """Draw mean squared errors by window length, both axes logarithmic, and the best window.
+
+    Args:
+        ax: axes to draw on.
+        table: result of `curves`.
+    """
     for name in table:
         ax.plot(table.index, table[name], label=name, **_STYLES[str(name)])
     best = table["non-greedy"].idxmin()
@@ -202,7 +264,15 @@ def draw_errors(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_profiles(axes: Sequence[Axes], steps: int, epsilon: float, table: pd.DataFrame, seed: int = 0) -> None:
-    """Figure 5: drift profiles, and their expected errors by window; the extremes in colour."""
+    """Draw Figure 5: drift profiles, and their expected errors by window; the extremes in colour.
+
+    Args:
+        axes: axes of the profiles and of the errors.
+        steps: T.
+        epsilon: largest drift.
+        table: result of `profile_errors` for the same `steps`, `epsilon` and `seed`.
+        seed: seed of the profiles.
+    """
     count = table.shape[1] - 1
     mu = sharing.profiles(steps, count, epsilon, seed)
     styles = {0: ("#0173b2", "largest drift"), 1: ("#de8f05", "no drift")}  # no methods: colours of their own
