@@ -12,8 +12,8 @@ from gradtune import methods
 from gradtune.nets.plain import lenet, mlp
 from gradtune.nets.wide_resnet import wrn
 from gradtune.recursion.hypers import Hyper
-from gradtune.training.loop import Method
 from gradtune.recursion.rules import sgd
+from gradtune.training.loop import Method
 from torch.optim import SGD, AdamW
 
 from benchmarks import peers

@@ -35,13 +35,13 @@ def everything() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Compare the installed versions with `requirements.txt`."""
+    """Compare the installed versions with `requirements.lock`."""
     pinned, wrong = environment.differences()
-    yield from (Finding(False, f"environment: {each}; `make setup` installs what is pinned") for each in wrong)
+    yield from (Finding(False, f"environment: {each}; `make setup` installs what is locked") for each in wrong)
     if not pinned:
-        yield Finding(True, "environment: no requirements.txt here, versions not compared")
+        yield Finding(True, "environment: no requirements.lock here, versions not compared")
     elif not wrong:
-        yield Finding(True, f"environment: Python {environment.versions()['python']}, {pinned} packages as pinned")
+        yield Finding(True, f"environment: Python {environment.versions()['python']}, {pinned} packages as locked")
 
 
 def compiler() -> Finding:

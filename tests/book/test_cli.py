@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import fake_study
+import gradtune
 import pytest
-from gradtune import methods
+from gradtune import methods, variables
 from gradtune.errors import GradtuneError
 from gradtune_book import cli, papers
 from gradtune_book.data import datasets
@@ -44,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every study name mean the made-up one."""
     monkeypatch.setattr(papers, "get", lambda name: fake_study.STUDY)
-    monkeypatch.setattr(papers, "names", lambda: ["fake"])
+    monkeypatch.setattr(papers, "STUDIES", {"fake": papers.Entry("nowhere", "Made-up runs")})
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Callable[..., Any]) -> None:
@@ -54,7 +56,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Callable[.
         setattr(module, function, value)
     package, _, last = name.rpartition(".")
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(importlib.import_module(package), last, module)
+    monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
 
 
 def assert_one_sentence(status: int, err: str, *words: str) -> None:
@@ -105,10 +107,9 @@ def test_a_wrong_command_line_exits_with_2(run: Run, arguments: list[str], words
 
 
 def test_list_says_what_there_is(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pandas as pd
 
     row = {"method": "clip2", "paper": "Clip", "cost": "1 Hessian product", "memory": "P D", "outer": "SGD"}
-    stand_in(monkeypatch, "methods", table=lambda: pd.DataFrame([row]))
+    stand_in(monkeypatch, "gradtune.methods", rows=lambda: [row])
     assert run("list", "scales") == (0, "smoke\nlaptop\npaper\n", "")
     assert run("list", "studies") == (0, "fake  Made-up runs\n", "")
     assert "clip2" in run("list", "methods")[1]
@@ -244,23 +245,23 @@ def test_data_status_and_fetch(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that is as pinned."""
+def locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that is as locked."""
     monkeypatch.setattr(environment, "differences", lambda: (20, []))
 
 
-def test_check_of_a_sound_installation(run: Run, fake: None, pinned: None) -> None:
+def test_check_of_a_sound_installation(run: Run, fake: None, locked: None) -> None:
     run("record", "fake", "--scale", "smoke")
     status, out, _ = run("check")
     assert status == 0
-    assert "20 packages as pinned" in out
+    assert "20 packages as locked" in out
     assert "data: diabetes embedded" in out
     assert "data: energy missing" in out  # no fault: the embedded set stands in
     assert "records: fake/smoke/slow.jsonl, 4 runs\n" in out
     assert all(line.startswith("ok   ") for line in out.splitlines())
 
 
-def test_check_finds_a_damaged_record_and_accepts_a_torn_one(run: Run, fake: None, pinned: None) -> None:
+def test_check_finds_a_damaged_record_and_accepts_a_torn_one(run: Run, fake: None, locked: None) -> None:
     run("record", "fake", "--scale", "smoke")
     slow, fast = (store.path("fake", "smoke", method) for method in ("slow", "fast"))
     fast.write_bytes(fast.read_bytes()[:-5])
@@ -271,7 +272,7 @@ def test_check_finds_a_damaged_record_and_accepts_a_torn_one(run: Run, fake: Non
     assert "ok    records: fake/smoke/fast.jsonl, 3 runs, a torn last line is ignored" in out
 
 
-def test_check_finds_damaged_and_incomplete_data(run: Run, pinned: None, tmp_path: Path) -> None:
+def test_check_finds_damaged_and_incomplete_data(run: Run, locked: None, tmp_path: Path) -> None:
     for file, name in {"energy/data/data.txt": "energy", "yacht/data/n_splits.txt": "yacht"}.items():
         path = tmp_path / "raw" / "UCI_Datasets" / file
         path.parent.mkdir(parents=True)
@@ -282,19 +283,47 @@ def test_check_finds_damaged_and_incomplete_data(run: Run, pinned: None, tmp_pat
     assert "WRONG data: yacht is incomplete" in out
 
 
-def test_check_compares_versions_with_the_pins(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_compares_versions_with_the_lock(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradtune_book.paths.ROOT", tmp_path)
     assert "not compared" in run("check")[1]
     installed = environment.versions()["numpy"]
-    (tmp_path / "requirements.txt").write_text(f"# pins\nnumpy=={installed}\npandas==0.0.1\nno-such-package==1.0\n")
+    lines = [f"numpy=={installed} \\\\", "    --hash=sha256:00", "pandas==0.0.1", "no-such-package==1.0"]
+    lines += ["numpy==0.1 ; python_full_version < '3'", "nvidia-nothing==1 ; sys_platform == 'atari'"]
+    (tmp_path / "requirements.lock").write_text("\n".join(["# locked", *lines, ""]))
     status, out, _ = run("check")
     assert status == 1
     assert "environment: pandas is " in out
-    assert "pinned is 0.0.1" in out
+    assert "locked is 0.0.1" in out
     assert "no-such-package 1.0 is not installed" in out
-    assert "numpy" not in out
+    assert "numpy" not in out and "nvidia" not in out  # as locked; not for this system
 
 
-def test_no_records_is_no_fault(run: Run, pinned: None) -> None:
+def test_no_records_is_no_fault(run: Run, locked: None) -> None:
     assert jsonl.read(store.path("fake", "smoke", "slow")) == []
     assert "ok    records: none yet" in run("check")[1]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"gradtune {gradtune.__version__}\n", "")
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    """As `gradtune list | head -1` is: one line, and not a word on the error stream."""
+    code = "import sys; from gradtune.__main__ import main; sys.exit(main(['list', 'methods']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.parametrize("name", ["DATA", "RECORDS"])
+def test_a_variable_of_the_former_name_is_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.delenv(f"GRADTUNE_{name}", raising=False)
+    monkeypatch.setenv(variables._FORMER_PREFIX + name, str(tmp_path))
+    status, _, err = run("check")
+    assert_one_sentence(status, err, "is no longer read", f"rename it to GRADTUNE_{name}")
+    monkeypatch.setenv(f"GRADTUNE_{name}", str(tmp_path))  # the new one counts where both are set
+    assert run("check")[2] == ""

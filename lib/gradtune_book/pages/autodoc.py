@@ -17,7 +17,6 @@ from sphinx.application import Sphinx
 from sphinx.domains.python import PyXRefRole
 from sphinx.environment import BuildEnvironment
 
-
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 

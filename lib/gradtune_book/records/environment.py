@@ -151,19 +151,29 @@ def busy_seconds(chosen: torch.device) -> float:
 
 
 def differences() -> tuple[int, list[str]]:
-    """Compare the installed packages with `requirements.txt`.
+    """Compare the installed packages with `requirements.lock`, for this Python and system.
 
     Returns:
-        How many packages are pinned there (0 where there is no such file), and one sentence for each that is absent or
+        How many packages are locked there (0 where there is no such file), and one sentence for each that is absent or
         of another version.
     """
-    file = paths.ROOT / "requirements.txt"
-    pins = re.findall(r"^([\w.-]+)==([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else []
-    found = [(name, pin, _version(name)) for name, pin in pins]
-    absent = [f"{name} {pin} is not installed" for name, pin, version in found if version is None]
-    # "2.15.0+cpu" is the same release as the pinned "2.15.0", built for another device
-    other = [f"{n} is {v}, pinned is {pin}" for n, pin, v in found if v is not None and v.split("+")[0] != pin]
-    return len(pins), absent + other
+    from packaging.requirements import Requirement
+
+    file = paths.ROOT / "requirements.lock"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    pins = [Requirement(line.rstrip("\\ ")) for line in lines if line[:1].isalnum()]
+    wanted = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    found = [(pin.name, str(pin.specifier).removeprefix("=="), _version(pin.name)) for pin in wanted]
+    here = [each for each in found if each[2] is not None or not _only_for_cuda(each[0])]
+    absent = [f"{name} {pin} is not installed" for name, pin, version in here if version is None]
+    # "2.15.0+cpu" is the same release as the locked "2.15.0", built for another device
+    other = [f"{n} is {v}, locked is {pin}" for n, pin, v in here if v is not None and v.split("+")[0] != pin]
+    return len(here), absent + other
+
+
+def _only_for_cuda(package: str) -> bool:
+    """Whether a package serves torch's CUDA build alone, and torch here is another build."""
+    return torch.version.cuda is None and package.startswith(("nvidia-", "cuda-", "triton"))
 
 
 def _git(folder: str, *arguments: str) -> str | None:

@@ -52,7 +52,7 @@ FIGURES = """figures => figures.map(figure => {
           caption: caption?.innerText.trim() ?? '', room: figure.parentElement.clientWidth};
 })"""
 
-# Words of table cells that stand on more than one line. A word may part after a hyphen, a dash or a slash, a number never.
+# Words of table cells that stand on more than one line. A word may part after a hyphen, a dash or a slash, a number not.
 BROKEN_WORDS = """cells => cells.flatMap(cell => {
   const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
   for (let node; (node = walker.nextNode());) {

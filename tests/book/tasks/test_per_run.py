@@ -9,7 +9,7 @@ from gradtune.nets.plain import lenet
 from gradtune.nets.wide_resnet import residual, wrn
 from gradtune_book.tasks.per_run import PerRun, moved, split
 from gradtune_book.tasks.resnet18 import resnet18
-from problems import training_images
+from pictures import training_images
 from torch import Tensor, nn
 
 

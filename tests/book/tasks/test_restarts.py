@@ -13,13 +13,14 @@ from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune.recursion.outer import SGD, Clipped, Kept, Masked, SignHalving
+from gradtune.recursion.outer import SGD, SignHalving
 from gradtune.recursion.rules import sgd
 from gradtune.recursion.step import Problem
+from gradtune.recursion.wrapped import Clipped, Kept, Masked
 from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
 from gradtune_book.tasks.per_run import PerRun, split
-from problems import training_images
+from pictures import training_images
 from torch import Tensor, nn
 
 RULE = sgd()

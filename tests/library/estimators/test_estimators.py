@@ -211,12 +211,6 @@ def test_a_diverging_run_leaves_its_neighbours_alone(method: Method) -> None:
         assert torch.equal(calm.state.w[keep], wild.state.w[keep]) and torch.equal(calm.raw[keep], wild.raw[keep])
 
 
-def test_one_run_stays_nan_and_is_counted() -> None:
-    from gradtune_book.notebooks.stats import mean_error
-
-    assert mean_error([1.0, float("nan"), 3.0]) == (2.0, 1.0, 2, 1)
-
-
 # --- the forward mode's options ---------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from gradtune.errors import GradtuneError
-from gradtune.recursion.outer import SGD, Adam, Clipped, Lion, Multiplicative, RMSprop, SignHalving
+from gradtune.recursion.outer import SGD, Adam, Lion, Multiplicative, RMSprop, SignHalving
+from gradtune.recursion.wrapped import Clipped
 from torch import Tensor, nn
 
 RULES = [

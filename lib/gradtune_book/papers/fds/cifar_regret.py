@@ -13,23 +13,24 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from gradtune import methods, search
+from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune.recursion.outer import SGD, Clipped, Kept, Masked, SignHalving
-from gradtune.search import Dimension, Space
+from gradtune.recursion.outer import SGD, SignHalving
+from gradtune.recursion.wrapped import Clipped, Kept, Masked
 from gradtune.training.loop import Loop, Method, Run
 from gradtune.training.restarts import Progress, Restarts, Task
 from torch import Tensor
 
 from gradtune_book import config
+from gradtune_book.papers.fds.cifar_account import Account
+from gradtune_book.papers.fds.cifar_searches import SEARCHES, black_box
 from gradtune_book.papers.fds.cifar_training import (
     DECAY,
     GAMMA,
@@ -41,13 +42,11 @@ from gradtune_book.papers.fds.cifar_training import (
     Recipe,
     grid_recipe,
 )
-from gradtune_book.records import environment
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.per_run import PerRun
 
 FDS, FULL, HD, GRID = "FDS", "FDS-full", "HD", "Grid"
-SEARCHES = {"Random": "random", "Bayes": "bayes", "Hyperband": "hyperband", "BOHB": "bohb"}
 METHODS = (FDS, *SEARCHES, HD, GRID, FULL)
 GRID_VALUES = {
     "grid_lr": (0.05, 0.1, 0.2, 0.4, 0.6),
@@ -167,8 +166,8 @@ def _one(c: Config, device: torch.device) -> Result:
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
     bench, wall = Bench(c, device), time.perf_counter()
-    account = _Account(device)
-    how: Callable[[Bench, _Account], None] = {FDS: _fds, FULL: _fds, HD: _hd, GRID: _grid}.get(c.method, _black_box)
+    account = Account(device)
+    how: Callable[[Bench, Account], None] = {FDS: _fds, FULL: _fds, HD: _hd, GRID: _grid}.get(c.method, black_box)
     how(bench, account)
     account.pause()
     wall = time.perf_counter() - wall
@@ -181,76 +180,6 @@ def _one(c: Config, device: torch.device) -> Result:
         "answers": len(account.answers),
     }
     return Result(metrics, account.series(), wall, bench.given.caption, bench.given.sha256, cpu_s=account.seconds)
-
-
-class Answer(NamedTuple):
-    """What a method would answer from some moment on.
-
-    Attributes:
-        steps: training steps spent until then.
-        seconds: seconds spent until then.
-        accuracy: what the answer is worth, a test accuracy.
-        recipe: the answer.
-        hypergradient: hypergradients that led to it, divided by the horizon; empty for methods that keep none.
-    """
-
-    steps: int
-    seconds: float
-    accuracy: float
-    recipe: Recipe
-    hypergradient: tuple[float, ...] = ()
-
-
-@dataclass
-class _Account:
-    """What a run has spent. Its clock stands still during evaluation."""
-
-    device: torch.device
-    answers: list[Answer] = field(default_factory=list)
-    training_steps: int = 0
-    hypergradient_steps: int = 0
-    seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    _since: float | None = None
-
-    def __post_init__(self) -> None:
-        self.resume()
-
-    def resume(self) -> None:
-        self._since = environment.busy_seconds(self.device)
-
-    def pause(self) -> None:
-        if self._since is not None:
-            self.seconds += environment.busy_seconds(self.device) - self._since
-            self._since = None
-
-    def answer(self, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float] = ()) -> None:
-        """Take down an answer at the cost so far, and what it is worth at no cost."""
-        self.pause()
-        self._at(self.training_steps, self.seconds, recipe, worth, hypergradient)
-        self.resume()
-
-    def _at(
-        self, steps: int, seconds: float, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float]
-    ) -> None:
-        begin = environment.busy_seconds(self.device)
-        self.answers.append(Answer(steps, seconds, worth(), recipe, tuple(hypergradient)))
-        self.evaluation_seconds += environment.busy_seconds(self.device) - begin
-
-    def series(self) -> dict[str, list[float | None]]:
-        """Return the answers as curves."""
-        found: dict[str, Any] = {
-            f"at_{n}": [getattr(a, n) for a in self.answers] for n in ("steps", "seconds", "accuracy")
-        }
-        for k in range(len(self.answers[0].recipe.lr)):
-            found[f"answer_{LR}_{k}"] = [a.recipe.lr[k] for a in self.answers]
-        for name in (MOMENTUM, DECAY):
-            found[f"answer_{name}"] = [getattr(a.recipe, name) for a in self.answers]
-        columns = [*(f"{LR}_{k}" for k in range(len(self.answers[0].recipe.lr))), MOMENTUM, DECAY]
-        if any(a.hypergradient for a in self.answers):
-            for k, name in enumerate(columns):
-                found[f"hypergradient_{name}"] = [a.hypergradient[k] if a.hypergradient else None for a in self.answers]
-        return found
 
 
 # --- FDS --------------------------------------------------------------------------------------------------------------
@@ -290,7 +219,7 @@ def fds_search(bench: Bench, tasks: dict[int, PerRun]) -> Restarts:
     )
 
 
-def _fds(bench: Bench, account: _Account) -> None:
+def _fds(bench: Bench, account: Account) -> None:
     found = fds_search(bench, {})
 
     def watch(progress: Progress) -> None:
@@ -307,7 +236,7 @@ def _fds(bench: Bench, account: _Account) -> None:
 # --- greedy -----------------------------------------------------------------------------------------------------------
 
 
-def _hd(bench: Bench, account: _Account) -> None:
+def _hd(bench: Bench, account: Account) -> None:
     """Train online, from zero and then from random hyperparameters, until the budget is spent.
 
     The training of highest validation accuracy is the answer. It is worth the test accuracy of its own net, as it has
@@ -351,84 +280,7 @@ def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tup
     return task, loop.advance(loop.start(task.init()), steps)
 
 
-# --- black-box searches -----------------------------------------------------------------------------------------------
-
-
-class _Members(NamedTuple):
-    """Trials in training side by side."""
-
-    task: PerRun
-    loop: Loop
-    run: Run
-
-
-@dataclass
-class Trials:
-    """What the searches train: each trial a net of its own, with its own validation rows.
-
-    It is a `Trainable` of `gradtune.search`.
-
-    Attributes:
-        bench: trainings of the configuration.
-    """
-
-    bench: Bench
-
-    @property
-    def steps(self) -> int:
-        return self.bench.c.steps
-
-    def start(self, configs: Sequence[Any], seeds: Sequence[int]) -> _Members:
-        task = self.bench.task(seeds)
-        recipes = [recipe_of(each) for each in configs]
-        w = task.init()
-        rates = torch.tensor([r.lr for r in recipes]).to(w)[:, None]
-        hypers = [Hyper(LR, rates, windows=rates.shape[2], tuned=False)]
-        hypers += [Hyper(n, torch.tensor([getattr(r, n) for r in recipes]), tuned=False) for n in (MOMENTUM, DECAY)]
-        loop = Loop(task, self.bench.rule, Hypers(hypers, task.layout.sizes, self.steps), Method())
-        return _Members(task, loop, loop.start(w))
-
-    def advance(self, members: _Members, steps: int) -> _Members:
-        return members._replace(run=members.loop.advance(members.run, steps))
-
-    @torch.no_grad()
-    def val_loss(self, members: _Members) -> list[float]:
-        return members.task.val_loss(members.run.state.w, {}, members.run.t).tolist()
-
-
-def recipe_of(found: Mapping[str, float]) -> Recipe:
-    """Return the recipe of a search's configuration."""
-    lr = [found[n] for n in found if n.startswith(f"{LR}_")]
-    return Recipe(tuple(lr), found[MOMENTUM], found[DECAY])
-
-
-def space(lr_windows: int) -> Space:
-    """Return the range that FDS's ten steps span, as the space of a search."""
-    names = [*(f"{LR}_{k}" for k in range(lr_windows)), MOMENTUM, DECAY]
-    return Space({n: Dimension(*RANGES[LR if n.startswith(LR) else n]) for n in names})
-
-
-def _black_box(bench: Bench, account: _Account) -> None:
-    c = bench.c
-    options = {"min_steps": c.first_steps} if c.method in ("Hyperband", "BOHB") else {}
-    method = SEARCHES[c.method]
-    found = search.search(method, Trials(bench), space(c.lr_windows), c.budget_steps, c.seed, **options)
-    account.pause()
-    account.training_steps = found.spent_steps
-    last, elapsed = None, found.rows[-1]["training_seconds"] + found.rows[-1]["sampler_seconds"]
-    asked = {row["trial"]: {n: row[n] for n in space(c.lr_windows)} for row in found.rows}
-    for row in found.rows:
-        if row["incumbent"] is None or row["incumbent"] == last:
-            continue
-        last, recipe = row["incumbent"], recipe_of(asked[row["incumbent"]])
-        share = (row["training_seconds"] + row["sampler_seconds"]) / elapsed
-        account._at(row["total_steps"], account.seconds * share, recipe, lambda r=recipe: bench.worth(r), ())  # type: ignore[misc]
-    if last is None:  # every trial diverged: chance
-        nothing = Recipe((0.0,) * c.lr_windows, 0.0, 0.0)
-        account._at(found.spent_steps, account.seconds, nothing, lambda: bench.worth(nothing), ())
-
-
-def _grid(bench: Bench, account: _Account) -> None:
+def _grid(bench: Bench, account: Account) -> None:
     recipe = grid_recipe(bench.c)
     account.training_steps = bench.c.steps
     account.answer(recipe, lambda: bench.worth(recipe))

@@ -23,8 +23,9 @@ from gradtune.errors import unknown
 from gradtune.estimators.reverse import Reverse
 from gradtune.nets.draws import number
 from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune.recursion.outer import SGD, Clipped, Masked
+from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import sgd
+from gradtune.recursion.wrapped import Clipped, Masked
 from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
 from torch import Tensor

@@ -19,8 +19,9 @@ import torch
 from gradtune.errors import unknown
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune.recursion.outer import SGD, Kept
+from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import sgd
+from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop, Method, Run
 from torch import Tensor
 

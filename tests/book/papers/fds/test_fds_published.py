@@ -12,8 +12,9 @@ from gradtune.nets.losses import accuracy
 from gradtune.nets.modules import batch_statistics, batched
 from gradtune.nets.wide_resnet import residual
 from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune.recursion.outer import SGD, Kept
+from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule, clipped, sgd
+from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop, Method
 from gradtune_book.papers import published
 from gradtune_book.papers.fds.common import lenet_for, pictures

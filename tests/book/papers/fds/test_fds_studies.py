@@ -13,14 +13,16 @@ from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.recursion import oracle
 from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune.recursion.outer import SGD, Kept, SignHalving
+from gradtune.recursion.outer import SGD, SignHalving
 from gradtune.recursion.rules import sgd
+from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop
 from gradtune_book import config, papers
 from gradtune_book.config import check
 from gradtune_book.notebooks.stats import PLUS_MINUS
 from gradtune_book.papers.fds import (
     cifar_regret,
+    cifar_searches,
     cifar_tables,
     cifar_training,
     common,
@@ -213,7 +215,7 @@ def test_the_searched_range_is_what_ten_steps_of_the_sign_rule_span() -> None:
     bench = cifar_training.Bench(replace(SMALL, method="FDS", outer_steps=10), CPU)
     gamma = torch.tensor([0.1] * 7 + [0.15, 4e-4], dtype=torch.float64)
     low, high = SignHalving(gamma).search_range(torch.zeros(9, dtype=torch.float64), bench.c.outer_steps)
-    space = cifar_regret.space(7)
+    space = cifar_searches.space(7)
     assert [d.low for d in space.values()] == pytest.approx(low.tolist())
     assert [d.high for d in space.values()] == pytest.approx(high.tolist())
 
