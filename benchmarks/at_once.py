@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from gradtune import methods
-from gradtune.nets.plain import mlp
-from gradtune.nets.wide_resnet import wrn
-from gradtune.recursion.rules import sgd
 
 from benchmarks.rows import _schedule, _three
 from benchmarks.subjects import Subject, classifier, looped, regression
 from benchmarks.timing import Work, seconds
+from gradtune import methods
+from gradtune.nets.plain import mlp
+from gradtune.nets.wide_resnet import wrn
+from gradtune.recursion.rules import sgd
 
 
 def energy(runs: int, device: torch.device, steps: int = 200) -> Work:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from gradtune_book import paths
-from gradtune_book.records import environment, jsonl, store
-from gradtune_book.records.jsonl import Line
 
 from benchmarks.rows import Row
 from benchmarks.timing import Timing
+from gradtune_book import paths
+from gradtune_book.records import environment, jsonl, store
+from gradtune_book.records.jsonl import Line
 
 STUDY, SCALE = "step_cost", "paper"
 

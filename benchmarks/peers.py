@@ -12,6 +12,11 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from benchmarks.subjects import Subject, classifier
+from benchmarks.timing import Pair, Work
 from gradtune.errors import GradtuneError
 from gradtune.estimators.reverse import Reverse
 from gradtune.nets.plain import mlp
@@ -19,11 +24,6 @@ from gradtune.recursion import rules
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.outer import SGD
 from gradtune.training.loop import Loop, Method
-from torch import Tensor
-from torch.func import functional_call
-
-from benchmarks.subjects import Subject, classifier
-from benchmarks.timing import Pair, Work
 
 STEPS, LR, L2 = 5, 0.05, 1e-3
 

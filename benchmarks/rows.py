@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.optim import SGD, AdamW
+
+from benchmarks import peers
+from benchmarks.subjects import Subject, classifier, looped, plain, regression, sampled
+from benchmarks.timing import Pair, Work
 from gradtune import methods
 from gradtune.nets.plain import lenet, mlp
 from gradtune.nets.wide_resnet import wrn
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Method
-from torch.optim import SGD, AdamW
-
-from benchmarks import peers
-from benchmarks.subjects import Subject, classifier, looped, plain, regression, sampled
-from benchmarks.timing import Pair, Work
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ def _only_lr() -> list[Hyper]:
     return [Hyper("lr", 1e-3, "log10"), Hyper("weight_decay", 1e-4, tuned=False), Hyper("momentum", 0.5, tuned=False)]
 
 
-def _uci(
-    hypers: Callable[[], list[Hyper]], method: Callable[[], Method], device: torch.device, quick: bool
-) -> Pair:
+def _uci(hypers: Callable[[], list[Hyper]], method: Callable[[], Method], device: torch.device, quick: bool) -> Pair:
     net, steps = _energy(device), 20 if quick else 400
     base = plain(net, steps, SGD, lr=0.01, momentum=0.5, weight_decay=1e-4)
     return Pair(base, looped(net, steps, sgd(), net.hypers(hypers()), method(), trace=True))

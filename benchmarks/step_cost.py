@@ -21,14 +21,14 @@ if __package__ in (None, ""):  # run as a script
 
 import pandas as pd
 import torch
-from gradtune.errors import GradtuneError, at_least, unknown
-from gradtune_book.records import environment
 from tqdm import tqdm
 
 from benchmarks import kept, report
 from benchmarks.peers import Absent
 from benchmarks.rows import GROWTH, PEERS, ROWS, Row
 from benchmarks.timing import Timing, interleaved
+from gradtune.errors import GradtuneError, at_least, unknown
+from gradtune_book.records import environment
 
 ALL = (*ROWS, *PEERS, *GROWTH)
 

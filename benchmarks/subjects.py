@@ -10,15 +10,15 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from benchmarks.timing import Work
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Loop, Method, Run
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
-
-from benchmarks.timing import Work
 
 Batch = tuple[Tensor, Tensor]
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
 from gradtune.errors import GradtuneError
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
@@ -18,9 +22,6 @@ from gradtune.recursion.hypers import Hyper, Hypers, Values
 from gradtune.recursion.rules import Buffers, Rule
 from gradtune.recursion.step import State, Step, Tangent
 from gradtune.training.loop import Loop, Method, Run
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 
 def heavy_ball() -> Rule:

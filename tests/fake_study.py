@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 

@@ -1,7 +1,8 @@
 """A set of images for the tests of the book's tasks."""
 
-from gradtune_book.tasks.images import Images
 from torch import Tensor
+
+from gradtune_book.tasks.images import Images
 
 
 def training_images(x: Tensor, y: Tensor) -> Images:

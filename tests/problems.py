@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from gradtune.nets.layout import Layout
-from gradtune.nets.modules import batched
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+
+from gradtune.nets.layout import Layout
+from gradtune.nets.modules import batched
 
 
 class Net:

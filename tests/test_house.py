@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from house import LIB, PACKAGES, between_rooms, circles, edges, heights, modules, room
 from tools import ROOT
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from gradtune.nets.layout import Layout
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Loop, Method
-from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository."""

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.rules import sgd
 from gradtune.search import Dimension, Space, Training
-from torch import Tensor
 
 STEPS = 81
 DECAY = 0.1  # the best weight decay

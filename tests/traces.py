@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
 from gradtune.recursion.hypers import Granularity, Hyper, Hypers
 from gradtune.recursion.rules import Rule, sgd
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 START = {"lr": 0.05, "momentum": 0.8, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
 PLAIN = sgd(momentum=False, weight_decay=False)

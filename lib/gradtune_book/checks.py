@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
-
 from gradtune_book.data import datasets as data
 from gradtune_book.records import environment, jsonl, store
 

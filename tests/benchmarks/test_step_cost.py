@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gradtune.errors import GradtuneError
 from gradtune_book.records import store
 from tools import ROOT
-from torch import Tensor, nn
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import at_once, kept, peers, report, rows, step_cost
 from benchmarks.timing import Pair, Timing, Work, interleaved
+
+from benchmarks import at_once, kept, peers, report, rows, step_cost
 
 CPU = torch.device("cpu")
 

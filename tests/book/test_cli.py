@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import fake_study
 import gradtune
-import pytest
 from gradtune import methods, variables
 from gradtune.errors import GradtuneError
 from gradtune_book import cli, papers

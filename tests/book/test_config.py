@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
+
 from gradtune.errors import GradtuneError, unknown
 from gradtune_book import config
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
+
 from example_extension import Digits, Forgetful, Rprop, heavy_ball, together
 from gradtune import methods
 from gradtune.errors import GradtuneError
@@ -17,7 +19,6 @@ from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule, sgd
 from gradtune.training.loop import Loop, Method
-from torch import nn
 
 T = 5
 

@@ -6,8 +6,9 @@ import re
 import sys
 import tomllib
 
-import gradtune
 import pytest
+
+import gradtune
 from gradtune import __main__ as command
 from gradtune import extras, methods, variables
 from gradtune.errors import GradtuneError

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, nll_loss
+
 from gradtune.estimators.forward import Forward, Split
 from gradtune.estimators.neumann import Neumann
 from gradtune.estimators.reverse import Reverse
@@ -23,8 +26,6 @@ from gradtune_book.papers.published import OhoProgram
 from gradtune_book.tasks.quadratic import Quadratic
 from gradtune_book.tasks.uci import Table, TableRegression
 from tools import REFERENCE
-from torch import nn
-from torch.nn.functional import cross_entropy, nll_loss
 
 
 def error(ours: torch.Tensor | np.ndarray, theirs: np.ndarray) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.methods import baydin
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
@@ -15,7 +17,6 @@ from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Run
 from gradtune_book.tasks.uci import Table, TableRegression
 from tools import REFERENCE
-from torch import Tensor
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.rules import sgd
 from gradtune.search import MULTIPLIER, Training
 from gradtune_book.tasks.uci import Table, TableRegression
 from tools import REFERENCE
-from torch import Tensor
 
 FILE = REFERENCE / "onepass_uci_energy.npz"
 HYPERS = [

@@ -9,7 +9,7 @@ For example::
 from gradtune.search.full_length import Bayes, Grid, Random, RandomXLR, ThreeBatched
 from gradtune.search.halving import Asha, Bohb, Hyperband
 from gradtune.search.ledger import Result
-from gradtune.search.methods import METHODS, SearchMethod, get, search, table
+from gradtune.search.methods import METHODS, SearchMethod, get, rows, search, table
 from gradtune.search.population import Population
 from gradtune.search.space import Configuration, Dimension, Space
 from gradtune.search.trainable import MULTIPLIER, Copyable, Trainable, Training
@@ -35,6 +35,7 @@ __all__ = [
     "Trainable",
     "Training",
     "get",
+    "rows",
     "search",
     "table",
 ]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from gradtune.errors import GradtuneError, unknown
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from gradtune.errors import GradtuneError, unknown
 from gradtune_book import paths
 from gradtune_book.data import download
 

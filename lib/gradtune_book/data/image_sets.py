@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-from gradtune.errors import GradtuneError, unknown
 from torch import Tensor
 
+from gradtune.errors import GradtuneError, unknown
 from gradtune_book import paths
 from gradtune_book.data import datasets, download
 

@@ -14,9 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from gradtune.errors import unknown
 from numpy.typing import NDArray
 from torch import Tensor
+
+from gradtune.errors import unknown
 
 SIZE = 32
 COUNTS = {"train": 12_000, "test": 2_000}

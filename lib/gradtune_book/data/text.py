@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gradtune.errors import GradtuneError, unknown
 from torch import Tensor
 
+from gradtune.errors import GradtuneError, unknown
 from gradtune_book.data import datasets
 
 SETS = ("markov", "ptb")

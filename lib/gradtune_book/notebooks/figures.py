@@ -16,7 +16,6 @@ from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any
 
 from gradtune.errors import GradtuneError
-
 from gradtune_book.records.store import NOTHING
 
 if TYPE_CHECKING:

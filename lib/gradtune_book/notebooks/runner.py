@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from gradtune.errors import GradtuneError, unknown
-
 from gradtune_book import paths
 from gradtune_book.data import datasets
 from gradtune_book.notebooks import parameters

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from gradtune.errors import GradtuneError
 
+from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
 from gradtune_book.notebooks import runner
 from gradtune_book.notebooks.runner import Execution

@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import NamedTuple
 
 from gradtune.errors import unknown
-
 from gradtune_book.records.study import Study, run_now
 
 __all__ = ["STUDIES", "get", "names", "run_now"]

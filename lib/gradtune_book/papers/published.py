@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from gradtune.estimators.forward import Forward
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import Problem, Step, Tangent
-from torch import Tensor
 
 
 @dataclass

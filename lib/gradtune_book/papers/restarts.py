@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gradtune.training.loop import Loop, Run
 from torch import Tensor
+
+from gradtune.training.loop import Loop, Run
 
 
 def restarted(

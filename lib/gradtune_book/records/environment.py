@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+
 from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
-
 from gradtune_book import paths
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradtune.errors import GradtuneError
 from tqdm import tqdm
 
+from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
 from gradtune_book.records import environment, jsonl, store, workers
 from gradtune_book.records.study import Study, batches

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from gradtune.errors import GradtuneError, unknown
 
+from gradtune.errors import GradtuneError, unknown
 from gradtune_book import config, paths
 from gradtune_book.records import environment, jsonl
 from gradtune_book.records.jsonl import Line

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gradtune.errors import GradtuneError
-
 from gradtune_book import config
 from gradtune_book.records import environment, jsonl, store
 from gradtune_book.records.recorder import Chunk, compute, cut

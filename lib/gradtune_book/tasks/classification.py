@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
 from gradtune.nets.draws import number
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
 from gradtune.nets.stacked import StackedMLP
 from gradtune.tuning.streams import Batch, Resident
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
 from gradtune_book.tasks.images import Images
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from gradtune.nets.stacked import StackedMLP
-from gradtune.tuning.streams import Resident
 from torch import Tensor
 
+from gradtune.nets.stacked import StackedMLP
+from gradtune.tuning.streams import Resident
 from gradtune_book.data import image_sets
 from gradtune_book.tasks.classification import Classification
 from gradtune_book.tasks.images import Images

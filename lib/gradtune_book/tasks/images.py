@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from gradtune.errors import GradtuneError
 from torch import Tensor
 
+from gradtune.errors import GradtuneError
 from gradtune_book.data import image_sets
 
 

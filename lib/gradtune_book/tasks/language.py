@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
+
 from gradtune.errors import GradtuneError
 from gradtune.nets.draws import Draws
 from gradtune.nets.plain import KEEP, LanguageModel
 from gradtune.nets.stacked_lstm import StackedLanguageModel, State
-from torch import Tensor
-
 from gradtune_book.data.text import Text, streams
 
 _STREAMS = 20  # that a text is read as when it is evaluated

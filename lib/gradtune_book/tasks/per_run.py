@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
 from gradtune.errors import GradtuneError, at_least
 from gradtune.nets.draws import number
 from gradtune.nets.losses import accuracy
 from gradtune.nets.modules import batch_statistics, batched
 from gradtune.tuning.streams import Batch
-from torch import Tensor, nn
-from torch.nn.functional import pad
-
 from gradtune_book.tasks.classification import Classification, Modules
 from gradtune_book.tasks.images import Images
 

@@ -23,8 +23,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from gradtune.nets import compiled
 from torch import Tensor, library
+
+from gradtune.nets import compiled
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _CACHED = 2**20  # bytes of activations at a time on a CPU; of 2^18 to 2^21 about the fastest, with 1 MB of L2 a core

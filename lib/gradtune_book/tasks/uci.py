@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
 from gradtune.errors import GradtuneError, unknown
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
 from gradtune.nets.plain import mlp
-from torch import Tensor
-from torch.nn.functional import mse_loss
-
 from gradtune_book.data import datasets
 from gradtune_book.tasks.relu_nets import relu_loss
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from gradtune.errors import GradtuneError
 from gradtune_book import paths
 from gradtune_book.data import datasets

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gradtune.errors import GradtuneError
-from gradtune_book.data import datasets, svhn_like
-from gradtune_book.tasks import images
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import SVHN
+
+from gradtune.errors import GradtuneError
+from gradtune_book.data import datasets, svhn_like
+from gradtune_book.tasks import images
 
 
 @pytest.fixture

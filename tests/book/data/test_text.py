@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from gradtune.errors import GradtuneError
 from gradtune_book import paths
 from gradtune_book.data import datasets, text

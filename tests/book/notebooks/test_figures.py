@@ -6,9 +6,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
+
 from gradtune.errors import GradtuneError
 from gradtune_book.notebooks import figures
-from matplotlib.figure import Figure
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import nbformat
 import pytest
+
 from gradtune import methods
 from tools import ROOT
 

@@ -8,6 +8,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+
 import standin
 from gradtune.errors import GradtuneError
 from gradtune_book import paths

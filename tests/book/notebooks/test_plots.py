@@ -1,6 +1,7 @@
 """The book's look."""
 
 import pytest
+
 from gradtune_book.notebooks import plots
 
 

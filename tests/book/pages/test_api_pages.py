@@ -15,6 +15,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from docutils.utils import SystemMessage
+
 from gradtune_book import paths
 from gradtune_book.pages import api, build
 from tools import ROOT

@@ -10,9 +10,10 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pandas as pd
 import pytest
-import standin
 import yaml
 from bs4 import BeautifulSoup, Tag
+
+import standin
 from gradtune.errors import GradtuneError
 from gradtune_book import cli, paths
 from gradtune_book.data import datasets

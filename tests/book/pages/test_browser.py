@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from gradtune_book.pages import build as builder
 from PIL import Image, ImageStat
+
+from gradtune_book.pages import build as builder
 from tools import ROOT
 
 PAGES = builder.files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
@@ -52,7 +53,7 @@ FIGURES = """figures => figures.map(figure => {
           caption: caption?.innerText.trim() ?? '', room: figure.parentElement.clientWidth};
 })"""
 
-# Words of table cells that stand on more than one line. A word may part after a hyphen, a dash or a slash, a number not.
+# Words of table cells on more than one line. A word may part after a hyphen, a dash or a slash, a number never.
 BROKEN_WORDS = """cells => cells.flatMap(cell => {
   const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
   for (let node; (node = walker.nextNode());) {

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
 from gradtune_book.notebooks import stats

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gradtune_book.records import environment
 
 

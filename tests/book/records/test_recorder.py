@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fake_study
-import fake_work
 import pandas as pd
 import pytest
 import torch
+
+import fake_study
+import fake_work
 from fake_study import CHUNK, SEEDS, STUDY, FakeConfig
 from gradtune.errors import GradtuneError
 from gradtune_book import papers, paths

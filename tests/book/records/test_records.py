@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fake_study
 import pandas as pd
 import pytest
+
+import fake_study
 from fake_study import FakeConfig
 from gradtune.errors import GradtuneError
 from gradtune_book.records import environment, jsonl, store

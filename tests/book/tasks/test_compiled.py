@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from gradtune.nets import compiled
 from gradtune_book.tasks import relu_nets
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gradtune.errors import GradtuneError
 from gradtune.nets.plain import lenet
 from gradtune.nets.wide_resnet import residual, wrn
 from gradtune_book.tasks.per_run import PerRun, moved, split
 from gradtune_book.tasks.resnet18 import resnet18
 from pictures import training_images
-from torch import Tensor, nn
 
 
 def images(n: int = 40) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
@@ -21,7 +23,6 @@ from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
 from gradtune_book.tasks.per_run import PerRun, split
 from pictures import training_images
-from torch import Tensor, nn
 
 RULE = sgd()
 

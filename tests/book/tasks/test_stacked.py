@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
 from gradtune.errors import GradtuneError
 from gradtune.nets.losses import cross_entropy as smooth_cross_entropy
 from gradtune.nets.modules import batched
 from gradtune.nets.stacked import StackedMLP
 from gradtune_book.data import text
 from gradtune_book.tasks.language import LanguageModelling
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 
 def derivatives(loss: Tensor, w: Tensor, c: Tensor, v: Tensor) -> list[Tensor]:

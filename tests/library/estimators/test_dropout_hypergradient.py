@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
-from torch import Tensor
 
 UNITS = 3
 X = torch.tensor([[1.0, -0.5, 0.8], [-0.7, 1.2, 0.4], [0.3, 0.9, -1.1], [1.4, 0.2, 0.6]], dtype=torch.float64)

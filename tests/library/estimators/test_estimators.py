@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import FirstOrder, Forward, Split
@@ -19,8 +22,6 @@ from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule, adamw, rmsprop, sgd
 from gradtune.recursion.step import State, Step, validation_gradient
 from gradtune.training.loop import Loop, Method
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from problems import Net
 from tools import hypergradient, relative
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
@@ -20,7 +22,6 @@ from gradtune.recursion.rules import Buffers, Rule, adamw, lion, rmsprop, sgd
 from gradtune.training.loop import Loop, Method, Run
 from problems import Net
 from tools import REFERENCE
-from torch import Tensor
 from traces import PLAIN, Classifier, LinearModel, gradient_at, rates, relative, stream
 
 

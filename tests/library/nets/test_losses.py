@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from gradtune.nets.layout import Layout
 from gradtune.nets.losses import accuracy, cross_entropy
 from gradtune.nets.modules import batched
 from gradtune.nets.plain import mlp
 from tools import normal, relative, three_runs, whole
-from torch import nn
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])

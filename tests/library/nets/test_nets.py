@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
 from gradtune.estimators.reverse import Reverse
@@ -17,7 +19,6 @@ from gradtune.recursion import oracle
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import Rule, sgd
 from tools import hypergradient, normal, relative, three_runs, whole
-from torch import Tensor, nn
 
 T = 4
 SEEDS: Sequence[int] = (11, 5, 8)

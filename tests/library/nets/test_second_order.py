@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
 from gradtune.errors import GradtuneError
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
@@ -20,9 +24,6 @@ from gradtune.recursion import step as core
 from gradtune.recursion.hypers import Granularity, Hyper, Hypers
 from gradtune.recursion.step import Step, Tangent, initial_state
 from problems import Net
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 
 torch.manual_seed(0)
 

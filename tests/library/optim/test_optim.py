@@ -17,6 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import ExponentialLR
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.optim.foreach import BASES, Bucket
@@ -27,10 +32,6 @@ from gradtune.recursion.rules import Rule, adamw, lion, rmsprop, sgd
 from gradtune.training.loop import Loop
 from problems import Net
 from tools import REFERENCE
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import ExponentialLR
 
 ORDER = ("W1", "b1", "W2", "b2", "W3", "b3")
 

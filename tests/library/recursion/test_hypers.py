@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
@@ -19,7 +21,6 @@ from gradtune.recursion.step import initial_state
 from gradtune.recursion.transforms import TRANSFORMS
 from gradtune.training.loop import Loop, Method
 from problems import Net
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 W = torch.zeros(2, 6, dtype=torch.float64)
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gradtune.errors import GradtuneError
 from gradtune.recursion.outer import SGD, Adam, Lion, Multiplicative, RMSprop, SignHalving
 from gradtune.recursion.wrapped import Clipped
-from torch import Tensor, nn
 
 RULES = [
     SGD(0.1),

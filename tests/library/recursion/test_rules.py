@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
 from gradtune.estimators.reverse import Reverse
@@ -16,7 +18,6 @@ from gradtune.recursion.rules import Rule, adamw, clipped, lion, norm_clipped, r
 from gradtune.recursion.step import State, Step, Tangent, initial_state
 from problems import Net
 from tools import hypergradient, relative
-from torch import Tensor, nn
 
 T = 7
 START = {"lr": 0.05, "momentum": 0.8, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}

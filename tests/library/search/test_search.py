@@ -13,6 +13,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
+
 from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.rules import sgd

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
@@ -21,7 +23,6 @@ from gradtune.training.loop import Loop, Method
 from gradtune.training.metaoptimize import Meta, MetaOptimize, MetaRun
 from problems import Net
 from tools import REFERENCE
-from torch import Tensor
 from traces import PLAIN, START, Classifier, LinearModel, gradient_at, rates, relative, stream
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.estimators.neumann import Neumann
@@ -17,7 +19,6 @@ from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
 from problems import Net
-from torch import Tensor
 
 
 class Handing(Net):

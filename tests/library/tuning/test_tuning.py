@@ -12,9 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradtune
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import gradtune
 from gradtune import History, Info, Tuner, tune
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
@@ -27,10 +32,6 @@ from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
 from tools import ROOT
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.functional import cross_entropy, mse_loss
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 RNG = torch.Generator().manual_seed(3)
 X, Y = torch.randn(40, 6, generator=RNG), torch.randint(0, 3, (40,), generator=RNG)

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD, Exponentiated, Outer
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Run
-from torch import Tensor
-
 from gradtune_book.papers.clip import training as clip_training
 from gradtune_book.papers.clip.training import FIXED, GTGV, METHODS, Schedule, Trained, in_force
 from gradtune_book.papers.series import short

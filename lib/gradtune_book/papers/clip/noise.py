@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from torch import Tensor
+
 from gradtune.estimators.forward import Forward, joint_product
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import norm_clipped, sgd
 from gradtune.recursion.step import State, Step
 from gradtune.training.loop import Loop, Method
-from torch import Tensor
-
 from gradtune_book.data.text import Text
 from gradtune_book.tasks.language import LanguageModelling
 

@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD, Outer
 from gradtune.recursion.rules import norm_clipped, sgd
 from gradtune.training.loop import Loop, Run
-from torch import Tensor
-
 from gradtune_book.data.text import load
 from gradtune_book.papers.clip import training as clip_training
 from gradtune_book.papers.clip.training import FIXED, GTGV, METHODS, Schedule, Trained, in_force

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method, Run
-from matplotlib.axes import Axes
-from torch import Tensor
-
 from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import mean_error, plus_minus
 from gradtune_book.paths import published_root

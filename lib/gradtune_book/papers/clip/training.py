@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.estimators.forward import Forward
 from gradtune.recursion.outer import Outer
 from gradtune.training.loop import Loop, Method, Run
-from torch import Tensor
-
 from gradtune_book.papers.series import finite
 from gradtune_book.records import environment
 

@@ -61,10 +61,10 @@ class Account:
     def answer(self, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float] = ()) -> None:
         """Take down an answer at the cost so far, and what it is worth at no cost."""
         self.pause()
-        self._at(self.training_steps, self.seconds, recipe, worth, hypergradient)
+        self.at(self.training_steps, self.seconds, recipe, worth, hypergradient)
         self.resume()
 
-    def _at(
+    def at(
         self, steps: int, seconds: float, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float]
     ) -> None:
         begin = environment.busy_seconds(self.device)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.estimators.reverse import Reverse
@@ -26,8 +28,6 @@ from gradtune.recursion.outer import SGD, SignHalving
 from gradtune.recursion.wrapped import Clipped, Kept, Masked
 from gradtune.training.loop import Loop, Method, Run
 from gradtune.training.restarts import Progress, Restarts, Task
-from torch import Tensor
-
 from gradtune_book import config
 from gradtune_book.papers.fds.cifar_account import Account
 from gradtune_book.papers.fds.cifar_searches import SEARCHES, black_box

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+
 from gradtune import search
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.search import Dimension, Space
 from gradtune.training.loop import Loop, Method, Run
-
 from gradtune_book.papers.fds.cifar_account import Account
 from gradtune_book.papers.fds.cifar_training import (
     DECAY,
@@ -81,6 +81,7 @@ def space(lr_windows: int) -> Space:
 
 
 def black_box(bench: Bench, account: Account) -> None:
+    """Run the search that the bench's method names within its budget, and enter every new best answer."""
     c = bench.c
     options = {"min_steps": c.first_steps} if c.method in ("Hyperband", "BOHB") else {}
     method = SEARCHES[c.method]
@@ -94,7 +95,7 @@ def black_box(bench: Bench, account: Account) -> None:
             continue
         last, recipe = row["incumbent"], recipe_of(asked[row["incumbent"]])
         share = (row["training_seconds"] + row["sampler_seconds"]) / elapsed
-        account._at(row["total_steps"], account.seconds * share, recipe, lambda r=recipe: bench.worth(r), ())  # type: ignore[misc]
+        account.at(row["total_steps"], account.seconds * share, recipe, lambda r=recipe: bench.worth(r), ())  # type: ignore[misc]
     if last is None:  # every trial diverged: chance
         nothing = Recipe((0.0,) * c.lr_windows, 0.0, 0.0)
-        account._at(found.spent_steps, account.seconds, nothing, lambda: bench.worth(nothing), ())
+        account.at(found.spent_steps, account.seconds, nothing, lambda: bench.worth(nothing), ())

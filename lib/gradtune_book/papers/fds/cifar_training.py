@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
 from gradtune.errors import unknown
 from gradtune.nets.draws import number
 from gradtune.nets.wide_resnet import residual, wrn
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
-from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
-
 from gradtune_book.papers.fds.common import pictures
 from gradtune_book.tasks.images import Images
 from gradtune_book.tasks.per_run import PerRun, split

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from gradtune.errors import unknown
-from gradtune.nets.plain import lenet, xavier
 from torch import Tensor, nn
 
+from gradtune.errors import unknown
+from gradtune.nets.plain import lenet, xavier
 from gradtune_book.records import store
 from gradtune_book.tasks import images
 

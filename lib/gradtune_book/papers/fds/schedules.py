@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.estimators.reverse import Reverse
@@ -28,9 +31,6 @@ from gradtune.recursion.rules import sgd
 from gradtune.recursion.wrapped import Clipped, Masked
 from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
 from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
 from gradtune_book.records import environment
 from gradtune_book.records.store import Result

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from gradtune.errors import GradtuneError, at_least
 from numpy.typing import ArrayLike, NDArray
+
+from gradtune.errors import GradtuneError, at_least
 
 Array = NDArray[np.float64]
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from gradtune.errors import unknown
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hyper, Hypers
@@ -23,8 +25,6 @@ from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import sgd
 from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop, Method, Run
-from torch import Tensor
-
 from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
 from gradtune_book.records import environment
 from gradtune_book.records.store import Result

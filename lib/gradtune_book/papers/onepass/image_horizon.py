@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method, Run
-from matplotlib.axes import Axes
-from torch import Tensor
-
 from gradtune_book.papers.onepass import uci_figures, uci_tables
 from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw
 from gradtune_book.papers.restarts import restarted

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
+
 from gradtune.recursion.rules import sgd
 from gradtune.search import Bayes, Configuration, Dimension, Space, Training
 from gradtune.search.asking import asking, import_optuna
 from gradtune.search.full_length import height
 from gradtune.search.ledger import trial_seed
-
 from gradtune_book.papers.onepass.uci_training import (
     DECAY,
     LR,

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from gradtune import methods
-from gradtune.errors import unknown
 from torch import Tensor, nn
 
+from gradtune import methods
+from gradtune.errors import unknown
 from gradtune_book.notebooks import stats
 from gradtune_book.papers.onepass.uci_training import ALL, SETTINGS, Setting, train
 from gradtune_book.papers.onepass.uci_training import Config as Training

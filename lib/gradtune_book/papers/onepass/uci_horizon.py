@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Run
-from matplotlib.axes import Axes
-from torch import Tensor
-
 from gradtune_book.data import datasets as data
 from gradtune_book.notebooks import stats
 from gradtune_book.papers.onepass import uci_figures, uci_tables

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+
 from gradtune.errors import unknown
 from gradtune.search import MULTIPLIER
-
 from gradtune_book.data import datasets as data
 from gradtune_book.notebooks import stats
 from gradtune_book.papers.onepass import uci_bayes, uci_tables

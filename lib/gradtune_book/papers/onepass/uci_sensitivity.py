@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
 from gradtune.errors import unknown
 from gradtune.estimators.neumann import Neumann
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
-from matplotlib.axes import Axes
-from torch import Tensor
-
 from gradtune_book.papers.onepass import uci_tables
 from gradtune_book.papers.onepass.uci_training import ALL, SETTINGS, declared, draw, regression, train
 from gradtune_book.papers.onepass.uci_training import Config as Training

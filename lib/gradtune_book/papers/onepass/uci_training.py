@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hyper, Hypers
@@ -23,8 +25,6 @@ from gradtune.recursion.rules import sgd
 from gradtune.search import MULTIPLIER, Training
 from gradtune.search.trainable import Members
 from gradtune.training.loop import Loop, Method, Run
-from torch import Tensor
-
 from gradtune_book.papers.series import finite
 from gradtune_book.records import environment
 from gradtune_book.tasks.uci import Table, TableRegression, load

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from gradtune import methods
-from gradtune.errors import unknown
-from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune.recursion.rules import sgd
-from gradtune.training.loop import Loop, Run
 from matplotlib.axes import Axes
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from torch import Tensor
 
+from gradtune import methods
+from gradtune.errors import unknown
+from gradtune.recursion.hypers import Hyper, Hypers
+from gradtune.recursion.rules import sgd
+from gradtune.training.loop import Loop, Run
 from gradtune_book.notebooks.stats import bootstrap_error, plus_minus
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study

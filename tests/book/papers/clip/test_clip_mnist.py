@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import FirstOrder, Forward
 from gradtune.recursion.hypers import Hyper, Hypers
@@ -24,7 +26,6 @@ from gradtune_book.records import store
 from gradtune_book.records.study import batches
 from gradtune_book.tasks.classification import Classification, fully_connected
 from gradtune_book.tasks.images import load
-from torch import Tensor
 
 STUDY = papers.get("clip_mnist")
 SIZES = mnist.Sizes("digits", 80, 1, starts=3, width=8, batch_size=20)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.estimators.forward import Forward
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
@@ -15,7 +17,6 @@ from gradtune.recursion.rules import sgd
 from gradtune.recursion.step import Tangent
 from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.tasks.quadratic import Quadratic, sample
-from torch import Tensor
 
 
 class OldSensitivity(Forward):

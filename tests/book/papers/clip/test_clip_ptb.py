@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
 from gradtune.recursion import oracle
@@ -24,7 +26,6 @@ from gradtune_book.papers.clip import noise, ptb, ptb_choices, tables
 from gradtune_book.papers.clip.training import METHODS
 from gradtune_book.records import store
 from gradtune_book.tasks.language import LanguageModelling
-from torch import Tensor
 
 STUDY = papers.get("clip_ptb")
 SIZES = ptb.Sizes("markov", 20, 2, 1_000, 60, 30, hidden=6, unrolled=4, batch_size=10, layers=1)

@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.estimators import Estimator
 from gradtune.estimators.forward import Forward
 from gradtune.nets.losses import accuracy
@@ -19,7 +21,6 @@ from gradtune.training.loop import Loop, Method
 from gradtune_book.papers import published
 from gradtune_book.papers.fds.common import lenet_for, pictures
 from gradtune_book.tasks.per_run import PerRun, split
-from torch import Tensor
 
 STEPS, SEEDS = 40, [0, 1, 2]
 CPU = torch.device("cpu")

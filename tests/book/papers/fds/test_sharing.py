@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune_book.papers.fds import sharing

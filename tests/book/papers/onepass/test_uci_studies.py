@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Hypers

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 from gradtune_book.notebooks import plots, stats, tables
 from gradtune_book.notebooks.stats import PLUS_MINUS
 from gradtune_book.papers.onepass import (

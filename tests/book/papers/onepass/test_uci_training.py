@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
 from gradtune.recursion.rules import sgd
@@ -19,7 +21,6 @@ from gradtune_book.records import environment
 from gradtune_book.tasks import relu_nets
 from gradtune_book.tasks.uci import Table, TableRegression, load
 from tools import REFERENCE
-from torch import Tensor
 
 FILE = REFERENCE / "onepass_uci_energy.npz"
 CPU = torch.device("cpu")
