@@ -1,7 +1,7 @@
 """Hyperparameters tuned by gradients while a model trains: the library under the book.
 
-What a user's own training needs stands here by name; everything else is in the modules. Names are loaded when they are
-first used, so that `import gradtune` and the command line stay light.
+What a user's own training needs stands here by name; everything else is in the rooms. Names are loaded when they are
+first used, so that `import gradtune` and the command line stay light. Studies, records and pages do not belong here.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from gradtune_book.papers.onepass import (
     uci_horizon,
     uci_onepass,
     uci_sensitivity,
+    uci_sensitivity_claims,
     uci_tables,
 )
 from gradtune_book.papers.onepass.uci_sensitivity import Config, proportion
@@ -247,10 +248,10 @@ def test_the_grid_of_medians_and_its_claims() -> None:
     table = uci_sensitivity.medians(grid_frame())
     assert table.loc[("Random", 0), 10] == 0.8 and table.loc[("WD+LR+M", 5), 1] == pytest.approx(4.2)
     sizes = replace(uci_sensitivity.SIZES["smoke"], intervals=(1, 10, 100), look_backs=(1, 5), runs=3)
-    assert set(uci_sensitivity.claims(grid_frame(), sizes).values()) == {True}
-    worse = uci_sensitivity.claims(grid_frame(gain=1.5), sizes)
+    assert set(uci_sensitivity_claims.claims(grid_frame(), sizes).values()) == {True}
+    worse = uci_sensitivity_claims.claims(grid_frame(gain=1.5), sizes)
     assert worse["WD+LR+M beats Random for every T and i"] is False
-    assert set(uci_sensitivity.claims(pd.DataFrame(), sizes).values()) == {None}
+    assert set(uci_sensitivity_claims.claims(pd.DataFrame(), sizes).values()) == {None}
 
 
 @pytest.mark.parametrize("method", ["Random", "WD+LR+M", "Diff-through-Opt"])
@@ -258,7 +259,7 @@ def test_a_grid_that_lacks_runs_decides_nothing(method: str) -> None:
     sizes = replace(uci_sensitivity.SIZES["smoke"], intervals=(1, 10, 100), look_backs=(1, 5), runs=3)
     grid = grid_frame().reset_index(drop=True)
     one = grid.index[(grid["method"] == method) & (grid["every"] == 100)][-1]
-    assert set(uci_sensitivity.claims(grid.drop(index=one), sizes).values()) == {None}
+    assert set(uci_sensitivity_claims.claims(grid.drop(index=one), sizes).values()) == {None}
 
 
 def hypergradient_frame() -> pd.DataFrame:
@@ -279,9 +280,9 @@ def test_the_published_measure_sees_signs_and_tiny_gradients_only() -> None:
     assert at.loc["momentum"].to_list() == pytest.approx([2.0, 2.0])
     assert at.loc["weight_decay", "published"] == pytest.approx(0.75 / 0.5 - 1)  # 3e-8 / 4e-8 against 1e-8 / 2e-8
     assert uci_sensitivity.error_grid(errors, "lr", "honest").loc[5, 10] == pytest.approx(200.0)
-    shares = uci_sensitivity.sign_shares(errors)
+    shares = uci_sensitivity_claims.sign_shares(errors)
     assert shares["lr"] == shares["momentum"] == 1.0 and shares["weight_decay"] == 0.0
-    claims = uci_sensitivity.error_claims(errors)
+    claims = uci_sensitivity_claims.error_claims(errors)
     assert claims["one term (i = 1) is exact"] is True
     assert claims["approximate weight-decay hypergradients are better at short look-backs"] is True
 
@@ -296,7 +297,7 @@ def test_proportions_are_compared_with_the_usual_one() -> None:
     other = [runs(m, [0.5, 1.0], train_share=0.675) for m in ("WD+LR+M", "WD+HDLR+M")]
     table = uci_sensitivity.share_table(pd.concat(other), usual)
     assert len(table) == 4 and table.loc[("67.5%/22.5%/10%", "WD+LR+M"), "mean"] == 0.75
-    claims = list(uci_sensitivity.share_claims(table).values())
+    claims = list(uci_sensitivity_claims.share_claims(table).values())
     assert claims == [True, True, None, None]
     assert Config("Random", 0).train_share == uci_sensitivity.SHARES[0]
 
