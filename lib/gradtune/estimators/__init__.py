@@ -6,6 +6,8 @@
 * `trace`: one vector without Hessian products.
 
 Each is a frozen dataclass with the same five members, so that a training loop need not know which one it runs.
+
+May import `recursion` and what is below it. Outer rules and loops do not belong here.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ For example::
 
     result = search("asha", Training(problem, rule, hypers, sizes, init, steps=4000), space, budget_steps=120_000)
     result.best, result.best_loss, result.to_frame()
+
+May import `training` and what is below it. Hypergradients, and searches that only one study needs, do not belong here.
 """
 
 from gradtune.search.full_length import Bayes, Grid, Random, RandomXLR, ThreeBatched
