@@ -93,3 +93,18 @@ def test_the_rooms_say_what_they_are() -> None:
 def test_files_stay_what_one_reader_can_hold() -> None:
     long = {name: n for name, file in modules().items() if (n := len(file.read_text().splitlines())) > 400}
     assert long == {}
+
+
+def test_the_librarys_tests_need_no_book() -> None:
+    """They run where the library alone is installed (`.ci/lowest`)."""
+    helpers = {"problems", "tools", "traces", "toy", "house"}
+    for file in (ROOT / "tests" / "library").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        heads = {name.split(".")[0] for name in names}
+        local = {h for h in heads if (ROOT / "tests" / f"{h}.py").is_file()}
+        assert "gradtune_book" not in heads and local <= helpers, file
+    for name in helpers:
+        assert "gradtune_book import" not in (text := (ROOT / "tests" / f"{name}.py").read_text()), name
+        assert "from gradtune_book" not in text, name

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Self, TypedDict
 
 import torch
 
@@ -148,6 +149,47 @@ def busy_seconds(chosen: torch.device) -> float:
         torch.cuda.synchronize(chosen)
         return time.perf_counter()
     return time.process_time()
+
+
+class Seconds(TypedDict):
+    """Seconds of a run, as a `store.Result` takes them."""
+
+    wall_s: float
+    cpu_s: float
+
+
+class Stopwatch:
+    """Seconds of training, by the clock and by the processor; it runs inside `with` and adds up.
+
+    Attributes:
+        wall_s: seconds by the clock so far.
+        cpu_s: seconds that the process computed so far (`busy_seconds`).
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.wall_s, self.cpu_s = device, 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        self._since = busy_seconds(self.device), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cpu_s += busy_seconds(self.device) - self._since[0]
+        self.wall_s += time.perf_counter() - self._since[1]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stand still for a moment, inside `with`: evaluation is no training."""
+        self.__exit__()
+        yield
+        self.__enter__()
+
+    def share(self, runs: int) -> Seconds:
+        """Return the seconds of one of `runs` runs that were computed together, as keywords of a `Result`."""
+        return {"wall_s": self.wall_s / runs, "cpu_s": self.cpu_s / runs}
 
 
 def differences() -> tuple[int, list[str]]:

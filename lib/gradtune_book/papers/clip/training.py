@@ -6,7 +6,6 @@ The studies `clip_mnist` and `clip_ptb` share it.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from gradtune.estimators.forward import Forward
 from gradtune.recursion.outer import Outer
 from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.papers.series import finite
-from gradtune_book.records import environment
+from gradtune_book.records.environment import Stopwatch
 
 FIXED, GTGV = "Fixed", "Unroll1-gTgV"
 METHODS = (FIXED, GTGV, "Unroll1", "Unroll5", "Unroll10", "Clip5", "Clip10", "Clip20")
@@ -151,19 +150,17 @@ def train(loop: Loop, w: Tensor, schedule: Schedule, read: Callable[[Run], dict[
         if now.memory:
             lengths.append(now.memory.w[:, 0].norm(dim=-1))
 
-    cpu_s = wall_s = 0.0
+    spent = Stopwatch(w.device)
     for end in schedule.ends:
         lr = torch.full_like(run.fixed["lr"], schedule.at(run.t))
         run = run._replace(fixed=run.fixed | {"lr": lr})
-        before = environment.busy_seconds(w.device), time.perf_counter()
-        run = loop.advance(run, end - run.t, watch, sample)
-        cpu_s += environment.busy_seconds(w.device) - before[0]
-        wall_s += time.perf_counter() - before[1]
+        with spent:
+            run = loop.advance(run, end - run.t, watch, sample)
         readings.append(read(run))
     radius = getattr(loop.method.estimator, "radius", None)
     taken = finite(torch.stack(lengths, dim=1)) if lengths else np.empty((len(w), 0))
     table = {n: finite(torch.stack([r[n] for r in readings], dim=1)) for n in readings[0]}
-    return Trained(np.array(schedule.ends), table, taken, radius, cpu_s / len(w), wall_s / len(w))
+    return Trained(np.array(schedule.ends), table, taken, radius, **spent.share(len(w)))
 
 
 def in_force(loop: Loop, run: Run, name: str) -> Tensor:

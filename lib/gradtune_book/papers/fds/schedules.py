@@ -12,7 +12,6 @@ mode of FDS gives the same numbers in constant memory (a test compares them, `ca
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +31,7 @@ from gradtune.recursion.wrapped import Clipped, Masked
 from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
 from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
-from gradtune_book.records import environment
+from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.per_run import PerRun, split
@@ -149,9 +148,8 @@ def _one(c: Config, device: torch.device) -> Result:
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
     trainer = _Trainer(c, device)
-    began, wall = environment.busy_seconds(device), time.perf_counter()
-    learned = _off_the_shelf(c, device) if c.method == COSINE else trainer.learn()
-    cpu_s, wall = environment.busy_seconds(device) - began, time.perf_counter() - wall
+    with Stopwatch(device) as spent:
+        learned = _off_the_shelf(c, device) if c.method == COSINE else trainer.learn()
     best = max(range(len(learned.accuracies)), key=lambda k: learned.accuracies[k], default=0)
     metrics: dict[str, float | int | None] = {
         "test_accuracy": trainer.test(learned.rates[best]),
@@ -162,7 +160,7 @@ def _one(c: Config, device: torch.device) -> Result:
     series = pieces("schedule", learned.rates[best].tolist()) | pieces("last_schedule", learned.rates[-1].tolist())
     # validation costs an epoch's share of time and belongs to early stopping: it is counted
     series |= {"val_curve": list(learned.accuracies)}
-    return Result(metrics, series, wall, trainer.given.caption, trainer.given.sha256, cpu_s=cpu_s)
+    return Result(metrics, series, spent.wall_s, trainer.given.caption, trainer.given.sha256, cpu_s=spent.cpu_s)
 
 
 @dataclass

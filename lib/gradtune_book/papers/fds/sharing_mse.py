@@ -10,7 +10,6 @@ How much of the noise goes away when neighbouring steps share one learning rate 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +25,7 @@ from gradtune.recursion.rules import sgd
 from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
-from gradtune_book.records import environment
+from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.per_run import PerRun, split
@@ -110,9 +109,8 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
     task = trainings(c, seeds, device)
-    began, wall = environment.busy_seconds(device), time.perf_counter()
-    g, trained = hypergradients(task, c)
-    cpu_s, wall = environment.busy_seconds(device) - began, time.perf_counter() - wall
+    with Stopwatch(device) as spent:
+        g, trained = hypergradients(task, c)
     with torch.no_grad():
         loss = task.val_loss(trained.state.w, {}, c.steps)
     right = task.val_accuracies(trained.state.w)
@@ -120,8 +118,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         Result(
             {"val_loss": float(loss[k]), "val_accuracy": float(right[k])},
             pieces("hypergradient", g[k].tolist()),
-            wall_s=wall / len(seeds),
-            cpu_s=cpu_s / len(seeds),
+            **spent.share(len(seeds)),
             dataset=task.images.caption,
             dataset_sha256=task.images.sha256,
         )

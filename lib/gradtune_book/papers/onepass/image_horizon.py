@@ -10,7 +10,6 @@ Where Fashion-MNIST is absent, MNIST takes its place, and where that is absent t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from gradtune_book.papers.onepass import uci_figures, uci_tables
 from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw
 from gradtune_book.papers.restarts import restarted
 from gradtune_book.papers.series import finite, short
-from gradtune_book.records import environment
+from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks import fashion
@@ -125,11 +124,11 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     if c.trainings == 1:
         run = loop.start(w)
         reading.read(run)
-        reading.begin()
-        end = loop.advance(run, c.steps, reading.watch, c.every * max(1, c.steps // c.every // _READINGS))
+        with reading.spent:
+            end = loop.advance(run, c.steps, reading.watch, c.every * max(1, c.steps // c.every // _READINGS))
     else:
-        reading.begin()
-        end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, reading.watch)
+        with reading.spent:
+            end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, reading.watch)
     ce, error = (_without_outliers(reading, which) for which in (0, 1))
     val, out = finite(task.evaluate(end.state.w, "val")[0]), []
     for k in range(len(seeds)):
@@ -137,8 +136,8 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         for n, values in (("ce", ce[k]), ("error", error[k])):
             metrics |= {f"test_{n}": values[-1], f"best_{n}": _lowest(values)}
         series = {"ce_curve": short(ce[k]), "error_curve": short(error[k])}
-        each = reading.wall_s / len(seeds), images.name, images.sha256, reading.cpu_s / len(seeds)
-        out.append(Result(metrics, series, *each))
+        seconds = reading.spent.share(len(seeds))
+        out.append(Result(metrics, series, dataset=images.name, dataset_sha256=images.sha256, **seconds))
     return out
 
 
@@ -146,21 +145,15 @@ class _Reading:
     """Test losses while runs train; reading them counts as no training time."""
 
     def __init__(self, task: Classification, device: torch.device) -> None:
-        self.task, self.device = task, device
+        self.task, self.spent = task, Stopwatch(device)
         self.values: list[tuple[Tensor, Tensor]] = []
-        self.cpu_s = self.wall_s = 0.0
-
-    def begin(self) -> None:
-        self._since = environment.busy_seconds(self.device), time.perf_counter()
 
     def read(self, run: Run) -> None:
         self.values.append(self.task.evaluate(run.state.w, "test"))
 
     def watch(self, run: Run) -> None:
-        self.cpu_s += environment.busy_seconds(self.device) - self._since[0]
-        self.wall_s += time.perf_counter() - self._since[1]
-        self.read(run)
-        self.begin()
+        with self.spent.paused():
+            self.read(run)
 
 
 def _without_outliers(reading: _Reading, which: int) -> np.ndarray:

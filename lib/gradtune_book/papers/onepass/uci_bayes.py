@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from gradtune_book.papers.onepass.uci_training import (
     declared,
     regression,
 )
-from gradtune_book.records import environment
+from gradtune_book.records.environment import Stopwatch
 from gradtune_book.tasks.uci import TableRegression
 
 SPACE = Space(
@@ -102,7 +101,7 @@ def search(
     options = options or Bayes()
     task, training = _training(c, len(seeds), device, c.steps >= 1000)
     found, unit = [Repetition() for _ in seeds], task.table.y_std**2
-    cpu_s = wall_s = 0.0
+    spent = Stopwatch(device)
     with ExitStack() as stack:
         askers = [stack.enter_context(asking(SPACE, seed, options.sampler(seed))) for seed in seeds]
         for k in range(trials):
@@ -110,15 +109,13 @@ def search(
             members = training.start([config for _, config in asked], [trial_seed(seed, k) for seed in seeds])
             if k == 0:
                 worst = training.val_loss(members) if options.worst is None else [options.worst] * len(seeds)
-            before = environment.busy_seconds(device), time.perf_counter()
-            members = training.advance(members, c.steps)
-            losses = training.val_loss(members)
-            cpu_s += environment.busy_seconds(device) - before[0]
-            wall_s += time.perf_counter() - before[1]
+            with spent:
+                members = training.advance(members, c.steps)
+                losses = training.val_loss(members)
             tests = task.test_mse(members.run.state.w).tolist()
             for r, (asker, (trial, config)) in enumerate(zip(askers, asked, strict=True)):
                 asker.complete(trial, height(losses[r], worst[r]))
                 found[r].configs.append(config)
                 found[r].val.append(losses[r] * unit)
                 found[r].test.append(tests[r])
-    return Searched(found, cpu_s / len(seeds), wall_s / len(seeds), task)
+    return Searched(found, task=task, **spent.share(len(seeds)))

@@ -11,7 +11,6 @@ calls it Full at 4000 steps). The other methods are those of `uci_training`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ from gradtune_book.papers.onepass.uci_training import ALL, SETTINGS, declared, d
 from gradtune_book.papers.onepass.uci_training import Config as Training
 from gradtune_book.papers.restarts import restarted
 from gradtune_book.papers.series import finite, short
-from gradtune_book.records import environment
+from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 
@@ -129,9 +128,8 @@ def _restarted(c: Config, seeds: Sequence[int], device: torch.device) -> list[Re
         tests.append(task.test_mse(run.state.w))
         paths.append({n: v[:, 0] for n, v in hypers.natural(run.raw).items()})
 
-    before = environment.busy_seconds(device), time.perf_counter()
-    end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, read)
-    cpu_s, wall_s = environment.busy_seconds(device) - before[0], time.perf_counter() - before[1]
+    with Stopwatch(device) as spent:
+        end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, read)
     with torch.no_grad():
         val = finite(task.val_loss(end.state.w, {}) * task.table.y_std**2)
     test, out = finite(torch.stack(tests, dim=1)), []
@@ -139,8 +137,8 @@ def _restarted(c: Config, seeds: Sequence[int], device: torch.device) -> list[Re
         series = {"test_curve": short(test[k])}
         series |= {f"{n}_path": short(np.array([float(p[n][k]) for p in paths])) for n in ALL}
         metrics = start.metrics(k) | _losses(test[k], val[k])
-        each = wall_s / len(seeds), task.table.name, task.table.sha256, cpu_s / len(seeds)
-        out.append(Result(metrics, series, *each))
+        of = task.table
+        out.append(Result(metrics, series, dataset=of.name, dataset_sha256=of.sha256, **spent.share(len(seeds))))
     return out
 
 

@@ -8,7 +8,6 @@ Source: Clarke et al. (2022), Section 4 (the nine settings) and Appendix B.3 (Ta
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,7 +25,7 @@ from gradtune.search import MULTIPLIER, Training
 from gradtune.search.trainable import Members
 from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.papers.series import finite
-from gradtune_book.records import environment
+from gradtune_book.records.environment import Stopwatch
 from gradtune_book.tasks.uci import Table, TableRegression, load
 
 LR, DECAY, MOMENTUM = "lr", "weight_decay", "momentum"
@@ -292,12 +291,10 @@ def train(c: Config, seeds: Sequence[int], device: torch.device, watch_every: in
     start, members = t.start(seeds)
     t.warm_up(members, min(watch_every, c.steps))
     steps, test, tuned = [0], [t.task.test_mse(members.run.state.w)], [_tuned(t, members.run)]
-    cpu_s = wall_s = 0.0
+    spent = Stopwatch(device)
     while steps[-1] < c.steps:
-        before = environment.busy_seconds(device), time.perf_counter()
-        members = t.advance(members, min(watch_every, c.steps - steps[-1]))
-        cpu_s += environment.busy_seconds(device) - before[0]
-        wall_s += time.perf_counter() - before[1]
+        with spent:
+            members = t.advance(members, min(watch_every, c.steps - steps[-1]))
         steps.append(members.run.t)
         test.append(t.task.test_mse(members.run.state.w))
         tuned.append(_tuned(t, members.run))
@@ -307,8 +304,7 @@ def train(c: Config, seeds: Sequence[int], device: torch.device, watch_every: in
         val=finite(t.val_mse(members.run)),
         tuned={n: torch.stack([point[n] for point in tuned], dim=1).double().cpu().numpy() for n in tuned[0]},
         start=start,
-        cpu_s=cpu_s / len(seeds),
-        wall_s=wall_s / len(seeds),
+        **spent.share(len(seeds)),
         dataset=t.task.table.name,
         sha256=t.task.table.sha256,
     )
