@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def book() -> Path:
     """Folder of the pages of this checkout's book, built once a test run, as `make book` does."""
     done = subprocess.run(
-        [sys.executable, "-m", "gradtune", "book"], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "gradtune", "book"], cwd=ROOT, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, f"`gradtune book` failed\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
     return ROOT / "_build" / "html"

@@ -24,7 +24,7 @@ SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty repository in place of ours, with one library file and one dataset."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.setattr(runner, "_LIBRARY", tmp_path / "lib")
+    monkeypatch.setattr(paths, "PACKAGES", (tmp_path / "lib",))
     monkeypatch.setattr(datasets, "status", lambda: pd.DataFrame({"name": ["energy"], "state": ["missing"]}))
     for variable in ("GRADTUNE_DATA", "GRADTUNE_RECORDS"):
         monkeypatch.delenv(variable, raising=False)

@@ -32,7 +32,7 @@ TOTAL = 2 * SEEDS[SCALE]
 HERE = ROOT / "tests"
 # what `gradtune` would run, with the made-up study known to it
 COMMAND = (
-    "import sys, fake_study; from gradtune import cli, studies; studies.get = lambda name: fake_study.STUDY;"
+    "import sys, fake_study; from gradtune_book import cli, papers; papers.get = lambda name: fake_study.STUDY;"
     "status = cli.main(sys.argv[1:]);"
     "found = {'papermill', 'nbformat', 'nbclient', 'jupyter_client', 'IPython'} & set(sys.modules);"
     "sys.exit(f'imported {found}' if found else status)"
