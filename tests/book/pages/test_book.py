@@ -197,3 +197,14 @@ def test_the_book_shows_every_figure_of_the_notebooks(book: Path) -> None:
         assert "Figure." not in soup(book / "executed" / f"{name}.html").get_text(), (
             "the caption for Jupyter is left out"
         )
+
+
+def test_numbers_with_an_exponent_stay_in_one_piece() -> None:
+    from gradtune_book.pages.figures import in_one_piece
+
+    def span(number: str) -> str:
+        return f'<span class="number">{number}</span>'
+
+    table = '<table id="1e-07"><th>from 1e-06 to 0.01</th><td>-2.6e-06 ± 1e+03</td><td>0.1</td></table> 1e-05'
+    wanted = f'<table id="1e-07"><th>from {span("1e-06")} to 0.01</th><td>-{span("2.6e-06")} ± {span("1e+03")}</td>'
+    assert in_one_piece(table) == wanted + "<td>0.1</td></table> 1e-05"
