@@ -33,8 +33,8 @@ BOOK = (
     ("papers", "pages"),
     ("cli",),
 )
-"""Rooms from the ground floor up. A room imports from floors below it alone; the library nothing of the book."""
 # [end of the floors]
+"""Rooms from the ground floor up. A room imports from floors below it alone; the library nothing of the book."""
 
 PACKAGES = {"gradtune": LIBRARY, "gradtune_book": BOOK}
 Edges = dict[str, set[str]]
