@@ -12,22 +12,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradtune import optim
     from gradtune.recursion.hypers import Hyper
+    from gradtune.tuning.by_search import tune_by_search
     from gradtune.tuning.history import History
+    from gradtune.tuning.info import Info
+    from gradtune.tuning.once import hypergradient
     from gradtune.tuning.tune import tune
-    from gradtune.tuning.tuner import Info, Tuner
+    from gradtune.tuning.tuner import Tuner
 
 _NAMES = {
     "History": "gradtune.tuning.history",
+    "hypergradient": "gradtune.tuning.once",
     "Hyper": "gradtune.recursion.hypers",
-    "Info": "gradtune.tuning.tuner",
+    "Info": "gradtune.tuning.info",
     "Tuner": "gradtune.tuning.tuner",
     "tune": "gradtune.tuning.tune",
+    "tune_by_search": "gradtune.tuning.by_search",
 }
 _MODULES = ("optim",)
 
 __version__ = "0.1.0"
 
-__all__ = ["History", "Hyper", "Info", "Tuner", "optim", "tune"]
+__all__ = ["History", "Hyper", "Info", "Tuner", "hypergradient", "optim", "tune", "tune_by_search"]
 
 
 def __getattr__(name: str) -> Any:

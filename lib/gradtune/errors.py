@@ -13,6 +13,10 @@ class GradtuneError(ValueError):
     exit_status = 2
 
 
+class GradtuneWarning(UserWarning):
+    """What is allowed and seldom meant, in one sentence: what may happen, and what to do."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> GradtuneError:
     """Return (not raise) the error for a `name` that is none of `known`, with the nearest known name.
 

@@ -59,7 +59,7 @@ class Neumann:
             return torch.zeros_like(values.raw)
         step = recent[-1]
         if self.fresh:
-            step = Step(step.problem, step.rule, step.values, step.next, step.t, curvature=True)
+            step = Step(step.problem, step.base_rule, step.values, step.next, step.t, curvature=True)
         step = step.with_curvature()
         constant = cotangent(gv, step.state).buf
         v, total = gv, torch.zeros_like(values.raw)

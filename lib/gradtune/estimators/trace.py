@@ -53,6 +53,12 @@ def _rate_tangent(step: Step, lam: Mapping[str, Tensor], slope: Tensor) -> Tenso
         return forward_ad.unpack_dual(w).tangent
 
 
+def _taken(step: Step) -> Tensor:
+    """Return the learning rate of the step as taken, with the factor of a schedule."""
+    lr = step.values.lam["lr"]
+    return lr if step.lr_factor == 1.0 else step.lr_factor * lr
+
+
 @dataclass(frozen=True)
 class Trace:
     """Discounted trace of the derivatives of the steps by the learning rate (MetaOptimize, Algorithm 3).
@@ -107,7 +113,7 @@ class Trace:
         new = _rate_tangent(step, taken, slope)
         if self.gamma == 0:
             return new
-        decay = lam["lr"] * lam["weight_decay"] if "weight_decay" in step.rule.hypers else 0.0
+        decay = _taken(step) * lam["weight_decay"] if "weight_decay" in step.rule.hypers else 0.0
         return self.gamma * (1 - decay) * memory + new
 
     def hypergradient(self, memory: Tensor, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
@@ -167,7 +173,7 @@ class IDBD:
                 f"IDBD is derived for plain gradient descent, and the rule {step.rule.name} reads "
                 f"{list(step.rule.hypers)}; use sgd(momentum=False, weight_decay=False)"
             )
-        c, lr = diagonal(step.state.w, step.loss_lam, step.t).detach(), step.values.lam["lr"]
+        c, lr = diagonal(step.state.w, step.loss_lam, step.t).detach(), _taken(step)
         new = _rate_tangent(step, step.values.lam, step.values.slope("lr"))
         return (1 - lr * c).clamp(min=0.0) * memory + new
 

@@ -60,6 +60,15 @@ class Draws:
             self._generators[device] = [_generator(device, seed, self.t) for seed in self.seeds]
         return self._generators[device]
 
+    def again(self) -> Draws:
+        """Return the numbers that are still to come, once more: what it draws is what this object would draw next.
+
+        The two go on independently. It serves a part of the forward pass that is computed a second time.
+        """
+        copy = Draws(self.seeds, self.t)
+        copy._generators = {device: [_copied(g) for g in own] for device, own in self._generators.items()}
+        return copy
+
     def inside(self, run: Tensor) -> TorchFunctionMode:
         """Return a context in which the random calls of one run draw from here.
 
@@ -97,6 +106,12 @@ def _generator(device: torch.device, *key: int) -> torch.Generator:
     return generator
 
 
+def _copied(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(device=generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
 Draw = Callable[..., Tensor]
 
 
@@ -132,10 +147,10 @@ class _Redirect(TorchFunctionMode):
         self._answers: dict[Any, Callable[..., Tensor]] = {
             torch.rand_like: self._like(torch.rand),
             torch.randn_like: self._like(torch.randn),
-            functional.dropout: self._dropout(0),
-            functional.dropout1d: self._dropout(1),
-            functional.dropout2d: self._dropout(2),
-            functional.dropout3d: self._dropout(3),
+            functional.dropout: self._dropout(functional.dropout, 0),
+            functional.dropout1d: self._dropout(functional.dropout1d, 1),
+            functional.dropout2d: self._dropout(functional.dropout2d, 2),
+            functional.dropout3d: self._dropout(functional.dropout3d, 3),
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -150,15 +165,33 @@ class _Redirect(TorchFunctionMode):
 
         return answer
 
-    def _dropout(self, spatial: int) -> Callable[..., Tensor]:
+    def _dropout(self, func: Draw, spatial: int) -> Draw:
         """Return dropout of single entries, or of whole maps over the last `spatial` dimensions."""
 
         def answer(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+            apart = _apart(x.dim(), spatial)
+            if apart is None or not 0 <= p <= 1:
+                return func(x, p, training, inplace)  # torch says what is wrong
             if not training or p == 0:
                 return x
-            shape = torch.Size((*x.shape[: x.dim() - spatial], *(1,) * spatial))
+            shape = torch.Size((*x.shape[:apart], *(1,) * (x.dim() - apart)))
             u = self._draw(torch.rand, shape, x.dtype, x.device)
             mask = (u < 1 - p).to(x.dtype) / (1 - p) if p < 1 else torch.zeros_like(u)
             return x.mul_(mask) if inplace else x * mask
 
         return answer
+
+
+def _apart(dims: int, spatial: int) -> int | None:
+    """Return how many leading dimensions of an input of `dims` dimensions have masks of their own, as in torch.
+
+    torch reads an input of `dropout2d` as (sample, channel, ...) whatever its dimensions. None where it raises an
+    error.
+    """
+    if spatial == 0:
+        return dims
+    if spatial == 1:
+        return {2: 1, 3: 2}.get(dims)
+    if spatial == 2:
+        return 2 if dims > 1 else None
+    return (2 if dims == 5 else 1) if dims > 0 else None

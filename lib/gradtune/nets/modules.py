@@ -20,13 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from gradtune.errors import GradtuneError, unknown
+from gradtune.nets import attention
 from gradtune.nets.draws import Draws
 from gradtune.nets.layout import Layout
 from gradtune.nets.plain import Dropout
@@ -167,10 +168,14 @@ class Batched:
         alone = partial(single, *(a if d is None else _row(a, 0) for a, d in zip(mapped, dims, strict=True)))
         with draws.elsewhere(w.device) if draws else nullcontext():
             if len(w) == 1:
-                return self._checked(alone()[None], w)
+                loss, assigned = alone()
+                _take_over(own, {n: b[None] for n, b in assigned.items()})
+                return self._checked(loss[None], w)
             try:
                 many = vmap(single, in_dims=dims, randomness="different" if draws else "error")
-                return self._checked(many(*mapped), w)
+                losses, assigned = many(*mapped)
+                _take_over(own, assigned)
+                return self._checked(losses, w)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -187,15 +192,17 @@ class Batched:
         y: Tensor | None,
         net_lam: Named,
         loss_lam: Named,
-    ) -> Tensor:
-        """Compute the loss of one run: what `vmap` maps over the runs."""
+    ) -> tuple[Tensor, Named]:
+        """Compute the loss of one run, and the buffers that it has assigned anew: what `vmap` maps over the runs."""
         with (
             draws.inside(run) if draws else nullcontext(),
             self._places.swapped(self.layout.split(w), own),
+            attention.differentiable(),
             granted(self._lean),
         ):
-            output = self.module(x, **net_lam)
-        return self.loss(output, y, **loss_lam)
+            loss = self.loss(self.module(x, **net_lam), y, **loss_lam)
+            after = self._places.own_buffers() if own else {}
+        return loss, {n: b.detach() for n, b in after.items() if b is not own[n]}
 
     def _checked(self, losses: Tensor, w: Tensor) -> Tensor:
         if losses.shape != (len(w),):
@@ -307,6 +314,12 @@ def draws_numbers(m: nn.Module, keep_given: bool) -> bool:
         keep_given: whether the forward pass gets a keep probability; `plain.Dropout` draws only then.
     """
     return (isinstance(m, _RANDOM) and m.p > 0) or (isinstance(m, Dropout) and keep_given)
+
+
+def _take_over(own: Named, assigned: Named) -> None:
+    """Put buffers that a forward pass has assigned anew among those of the runs."""
+    if assigned:
+        cast("dict[str, Tensor]", own).update(assigned)
 
 
 def _nothing(output: object, target: None) -> Tensor:

@@ -31,6 +31,7 @@ from gradtune.errors import GradtuneError
 
 _aten = torch.ops.aten
 _wanted: ContextVar[bool] = ContextVar("wanted", default=False)
+_counter: ContextVar[Count | None] = ContextVar("counter", default=None)
 
 
 @contextmanager
@@ -41,6 +42,39 @@ def wanted() -> Iterator[None]:
         yield
     finally:
         _wanted.reset(token)
+
+
+class Count:
+    """A counter of products of a Hessian, or of a mixed derivative, with a vector.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+@contextmanager
+def counting() -> Iterator[Count]:
+    """Context: count the Hessian products of training steps."""
+    token = _counter.set(count := Count())
+    try:
+        yield count
+    finally:
+        _counter.reset(token)
+
+
+def counted() -> None:
+    """Count a Hessian product, where `counting` is in force."""
+    count = _counter.get()
+    if count is not None:
+        count.count += 1
+
+
+def is_wanted() -> bool:
+    """Return whether the context `wanted` is in force."""
+    return _wanted.get()
 
 
 def layers_in(module: nn.Module) -> bool:
@@ -71,14 +105,15 @@ class lean(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        replacement = _REPLACEMENTS.get(func)
-        if replacement is None or any(_elsewhere(a) for a in args if isinstance(a, Tensor)):
-            return func(*args, **(kwargs or {}))
-        return replacement(func, *args, **(kwargs or {}))
+        replacement, kwargs = _REPLACEMENTS.get(func), kwargs or {}
+        if replacement is None or any(_elsewhere(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)):
+            return func(*args, **kwargs)
+        return replacement(func, *args, **kwargs)
 
 
 def _elsewhere(x: Tensor) -> bool:
-    return is_functorch_wrapped_tensor(x) or torch.is_autocast_enabled(x.device.type)
+    """Return whether torch's own formulas stay in charge of an operation on `x`."""
+    return is_functorch_wrapped_tensor(x) or torch.is_autocast_enabled(x.device.type) or x.is_complex()
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------
@@ -189,9 +224,14 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if not training or weight is None or bias is None or input.numel() <= input.shape[1]:
+    if not training or weight is None or bias is None or not _one_type_and_several_rows(input, weight):
         return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
+
+
+def _one_type_and_several_rows(x: Tensor, w: Tensor) -> bool:
+    """Return whether x is in the number type of the weights and has more than one value a channel."""
+    return x.dtype == w.dtype and x.dim() > 1 and x.numel() > x.shape[1]
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -1,24 +1,28 @@
 """Hyperparameters: what is tuned, in which coordinates, and how it is shared over weights and time.
 
-A hyperparameter has a name, an initial natural value, a transform, a granularity (how it is shared over the weights), a
-number of time windows and bounds. All tuned coordinates of a run form one row of `raw`, which is `[R, P]` for R runs. A
-row is ordered by hyperparameter, then group, then window.
+A hyperparameter has a name, an initial natural value, a transform, a granularity (how it is shared over the weights) or
+a shape, a number of time windows and bounds. All tuned coordinates of a run form one row of `raw`, which is `[R, P]`
+for R runs. A row is ordered by hyperparameter, then group or entry, then window.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtune.errors import GradtuneError, unknown
+from gradtune.recursion import groups
+from gradtune.recursion.groups import Granularity, Groups, Tensors, Value
+from gradtune.recursion.groups import neighbours as neighbours
 from gradtune.recursion.transforms import TRANSFORMS, Transform
 
-Granularity = str | tuple[int, ...]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -27,33 +31,47 @@ class Hyper:
 
     Attributes:
         name: unique among the hyperparameters of a run.
-        value: initial natural value: a number, a tensor `[R]` (one a run) or any tensor that broadcasts to
-            `[R, groups, windows]`.
+        value: initial natural value: a number; a list of numbers or a mapping, with a number for each group; a tensor
+            `[R]` (one a run); or any tensor that broadcasts to `[R, groups, windows]`. With a `shape` a number, or a
+            tensor of that shape or `[R, *shape]`.
         transform: "identity", "log10", "log" or "sigmoid".
-        granularity: "global", "tensor" (one a parameter tensor), "weight", or a group number for each parameter tensor,
-            such as `(0, 0, 1, 1)`.
+        granularity: "global", "tensor" (one a parameter tensor), "weight", a group number for each parameter tensor,
+            such as `(0, 0, 1, 1)`, or patterns (as in the shell) for the names of the parameter tensors by name of the
+            group, such as `{"backbone": "features.*", "head": ["classifier.*", "fc*"], "rest": "*"}`. The first group
+            with a pattern that matches takes a tensor. The pattern "1d" stands for all tensors with at most one
+            dimension: biases, and the scales of norms.
         windows: number of values over time; the one in force at step t of T is number `floor(windows t / T)` (FDS,
             Section 4.1).
         bounds: lowest and highest value in natural units, enforced after every outer step.
-        tuned: whether the outer rule moves the hyperparameter; otherwise it stays at `value`.
+        tuned: whether the outer rule moves the hyperparameter; otherwise it stays at `value`. A collection of names or
+            numbers of groups tunes these alone: the others keep their values to the bit, have no bounds and no
+            coordinates, and cost nothing.
         difference: half-width, in natural units, of the central difference taken in place of dg/dlam; 0 for automatic
             differentiation. It is for a hyperparameter in which the training loss is a step function, such as the keep
             probability of dropout.
+        shape: shape of a hyperparameter of the loss or the model that is no number, such as `(10,)` for a weight a
+            class. Each entry is tuned; the loss sees them row by row as `[R, entries]`.
 
     Raises:
-        GradtuneError: `difference` is negative, or it is positive and `granularity` is not "global".
+        GradtuneError: `difference` is negative, or goes with a `shape` or another `granularity` than "global"; or
+            `shape` has no entries, or goes with such a granularity.
     """
 
     name: str
-    value: float | Tensor
+    value: Value
     transform: str = "identity"
     granularity: Granularity = "global"
     windows: int = 1
     bounds: tuple[float, float] = (-math.inf, math.inf)
-    tuned: bool = True
+    tuned: bool | Collection[str | int] = True
     difference: float = 0.0
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "granularity", groups.frozen(self.granularity))
+        object.__setattr__(self, "shape", (self.shape,) if isinstance(self.shape, int) else tuple(self.shape))
+        if isinstance(self.tuned, Collection):
+            object.__setattr__(self, "tuned", (self.tuned,) if isinstance(self.tuned, str) else tuple(self.tuned))
         if not self.difference >= 0:
             raise GradtuneError(f"{self.name} has difference = {self.difference}; expected a half-width >= 0")
         if self.difference and self.granularity != "global":
@@ -61,50 +79,93 @@ class Hyper:
                 f"{self.name} is differentiated by differences and has granularity {self.granularity!r}; expected "
                 "'global': a value per layer is a hyperparameter of its own, with its own name"
             )
+        if self.shape and (self.difference or self.granularity != "global" or min(self.shape) < 1):
+            raise GradtuneError(
+                f"{self.name} has the shape {self.shape}, granularity {self.granularity!r} and difference = "
+                f"{self.difference}; expected a shape with at least one entry, granularity 'global' and difference = 0"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle is read where the declaration was not made: its tensors lie on the CPU."""
+        value = self.value.detach().cpu() if isinstance(self.value, Tensor) else self.value
+        return {**self.__dict__, "value": value}
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Where a hyperparameter's coordinates lie; `index [D]` maps a weight to its group (None: one group)."""
+class Block:
+    """Where a hyperparameter's coordinates lie.
+
+    `groups` counts groups of weights or entries, `columns` the coordinates, and `index [D]` maps a weight to its group
+    (None: one group, or entries). Where some groups are fixed, `free` has the numbers of the tuned ones, and `place`
+    says where each weight finds its value in the tuned ones followed by the values of all groups.
+    """
 
     hyper: Hyper
     transform: Transform
-    index: Tensor | None
     groups: int
+    index: Tensor | None
+    labels: tuple[str, ...]
     offset: int
+    columns: int
+    free: Tensor | None = None
+    place: Tensor | None = None
 
-    @property
-    def columns(self) -> int:
-        return self.groups * self.hyper.windows
+    @classmethod
+    def of(cls, h: Hyper, offset: int, tensors: Tensors) -> Block:
+        """Return the block of a hyperparameter whose coordinates begin at column `offset`."""
+        all_of = Groups(h.name, math.prod(h.shape)) if h.shape else groups.divide(h.name, h.granularity, tensors)
+        free = all_of.free(h.tuned)
+        columns = h.windows * (all_of.count * bool(h.tuned) if free is None else len(free))
+        place = None if free is None else all_of.places(free)
+        return cls(h, TRANSFORMS[h.transform], all_of.count, all_of.index, all_of.names, offset, columns, free, place)
+
+    def start(self, like: Tensor) -> Tensor:
+        """Return the initial natural values `[R, groups, windows]`, checked; `like` as in `Hypers.init`."""
+        h = self.hyper
+        value = groups.start(h.value, Groups(h.name, self.groups, names=self.labels), h.windows, h.shape, like)
+        groups.check(h.name, value, h.bounds, self.transform, bool(h.tuned), self.free)
+        return value
 
 
 class Hypers:
     """The hyperparameters of R runs: what is tuned, and where its coordinates lie in a row.
 
+    Everything here is float32 at least: a learning rate in bfloat16 would have two digits.
+
     Args:
         hypers: the declarations, each name once.
         sizes: entries of each parameter tensor, into which the D weights are split.
         horizon: T, the number of training steps; needed when a hyperparameter has several windows.
+        names: names of the parameter tensors; needed for groups by pattern.
+        shapes: shapes of the parameter tensors; needed for the pattern "1d".
 
     Attributes:
         horizon: T, as given.
         blocks: where the coordinates of each hyperparameter lie, by name.
         columns: P, the number of tuned coordinates of a run.
-        tuned: names of the tuned hyperparameters, in the order of their coordinates.
+        tuned: names of the hyperparameters that are tuned, in whole or in part, in the order of their coordinates.
         smooth: names of the tuned hyperparameters that are declared without a `difference`.
         windowed: whether a hyperparameter has several windows.
 
     Raises:
-        GradtuneError: a name is given twice, windows have no horizon, a transform or granularity is unknown, or group
-            numbers do not fit `sizes`.
+        GradtuneError: a name is given twice, windows have no horizon, a transform or granularity is unknown, groups do
+            not fit the parameter tensors, or there is no group that is said to be tuned.
     """
 
-    def __init__(self, hypers: Sequence[Hyper], sizes: Sequence[int], horizon: int | None = None) -> None:
-        names = [h.name for h in hypers]
-        if len(set(names)) < len(names):
-            raise GradtuneError(f"hyperparameters are named twice in {names}; give each name once")
+    def __init__(
+        self,
+        hypers: Sequence[Hyper],
+        sizes: Sequence[int],
+        horizon: int | None = None,
+        names: Sequence[str] | None = None,
+        shapes: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        given = [h.name for h in hypers]
+        if len(set(given)) < len(given):
+            raise GradtuneError(f"hyperparameters are named twice in {given}; give each name once")
+        tensors = Tensors(sizes, names, shapes).checked()
         self.horizon = horizon
-        self.blocks: dict[str, _Block] = {}
+        self.blocks: dict[str, Block] = {}
         offset = 0
         for h in hypers:
             if h.windows > 1 and horizon is None:
@@ -113,94 +174,71 @@ class Hypers:
                 )
             if h.transform not in TRANSFORMS:
                 raise unknown("transform", h.transform, list(TRANSFORMS))
-            index, groups = _groups(h, sizes)
-            self.blocks[h.name] = _Block(h, TRANSFORMS[h.transform], index, groups, offset)
-            offset += self.blocks[h.name].columns if h.tuned else 0
+            self.blocks[h.name] = Block.of(h, offset, tensors)
+            offset += self.blocks[h.name].columns
         self.columns = offset
         self.tuned = tuple(n for n, b in self.blocks.items() if b.hyper.tuned)
         self.smooth = tuple(n for n in self.tuned if not self.blocks[n].hyper.difference)
         self.windowed = any(b.hyper.windows > 1 for b in self.blocks.values())
-        self._chosen: dict[tuple[str, int], Tensor] = {}
+        self._kept: dict[tuple[Any, ...], Any] = {}  # constant tensors by what they are, with type and device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
 
     def init(self, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the raw coordinates and the fixed values at the start, after a check of every value.
 
         Args:
-            like: weights `[R, D]`; the number of runs, the dtype and the device are taken from it.
+            like: weights `[R, D]`; the number of runs, the dtype (float32 for a half type) and the device are taken
+                from it.
 
         Returns:
-            Raw coordinates `[R, P]` of the tuned hyperparameters, and natural values `[R, groups, windows]` of the
-            fixed ones by name.
+            Raw coordinates `[R, P]` of the tuned hyperparameters, and natural values `[R, groups, windows]` of those
+            that are fixed, in whole or in part, by name.
 
         Raises:
-            GradtuneError: a value has a shape that does not fit, or lies outside its bounds or its transform's range.
+            GradtuneError: a value is NaN, has a shape that does not fit, or lies outside its bounds or its transform's
+                range.
         """
+        like = like.float() if like.dtype in _HALF else like
         raw, fixed = like.new_empty(len(like), self.columns), {}
         for name, b in self.blocks.items():
-            value = self._initial(b, like)
-            if b.hyper.tuned:
-                raw[:, b.offset : b.offset + b.columns] = b.transform.inverse(value).flatten(1)
-            else:
+            value = b.start(like)
+            if b.columns:
+                free = value if b.free is None else value[:, b.free]
+                raw[:, b.offset : b.offset + b.columns] = b.transform.inverse(free).flatten(1)
+            if b.free is not None or not b.hyper.tuned:
                 fixed[name] = value.clone()
         return raw, fixed
 
-    def _initial(self, b: _Block, like: Tensor) -> Tensor:
-        h = b.hyper
-        value = torch.as_tensor(h.value, dtype=like.dtype, device=like.device)
-        value = value[:, None, None] if value.dim() == 1 and len(value) == len(like) else value
-        try:
-            value = value.expand(len(like), b.groups, h.windows)
-        except RuntimeError:
-            raise GradtuneError(
-                f"{h.name} has a value of shape {tuple(value.shape)}; "
-                f"expected a number, [{len(like)}] (one a run) or [{len(like)}, {b.groups}, {h.windows}]"
-            ) from None
-        low, high = max(h.bounds[0], b.transform.low), min(h.bounds[1], b.transform.high)
-        open_low, open_high = low == b.transform.low, high == b.transform.high
-        bad = (
-            (value < low)
-            | (value > high)
-            | ((value == low) & (open_low & h.tuned))
-            | ((value == high) & (open_high & h.tuned))
-        )
-        if bad.any():
-            raise GradtuneError(
-                f"{h.name} = {float(value[bad][0]):g} is outside "
-                f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}; "
-                f"choose a value inside, or other bounds or another transform than {b.transform.name}"
-            )
-        return value
-
-    @cached_property
-    def _bounds(self) -> tuple[list[float], list[float]]:
-        low: list[float] = []
-        high: list[float] = []
-        for name in self.tuned:
-            b = self.blocks[name]
-            ends = torch.tensor(b.hyper.bounds, dtype=torch.float64).clamp(b.transform.low, b.transform.high)
-            raw_low, raw_high = b.transform.inverse(ends).tolist()
-            low += [raw_low] * b.columns
-            high += [raw_high] * b.columns
-        return low, high
+    def _ends(self, raw: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Lowest and highest raw coordinates `[P]`, None where no coordinate has bounds."""
+        key = ("ends", raw.dtype, raw.device)
+        if key not in self._kept:
+            blocks = [self.blocks[n] for n in self.tuned]
+            each = [(groups.raw_bounds(b.hyper.bounds, b.transform), b.columns) for b in blocks]
+            bounded = any(ends != (-math.inf, math.inf) for ends, _ in each)
+            low, high = ([x for ends, n in each for x in n * [ends[k]]] for k in (0, 1))
+            self._kept[key] = (raw.new_tensor(low), raw.new_tensor(high)) if bounded else None
+        return self._kept[key]
 
     def clamp(self, raw: Tensor) -> Tensor:
         """Raw coordinates moved into their bounds; NaN stays NaN."""
-        low, high = self._bounds
-        if all(x == -math.inf for x in low) and all(x == math.inf for x in high):
-            return raw
-        return torch.minimum(torch.maximum(raw, raw.new_tensor(low)), raw.new_tensor(high))
+        ends = self._ends(raw)
+        return raw if ends is None else torch.minimum(torch.maximum(raw, ends[0]), ends[1])
 
     def at(self, raw: Tensor, fixed: Mapping[str, Tensor], t: int = 0) -> Values:
         """Natural values in force at step `t`, with what is needed to differentiate them."""
         return Values(self, raw.detach(), fixed, t)
 
     def chosen(self, name: str, window: int, like: Tensor) -> Tensor:
-        """Matrix `[P, groups]`: 1 where a column is the coordinate of a group in this window of `name`."""
-        if (name, window) not in self._chosen:
+        """Matrix `[P, tuned groups]`: 1 where a column is the coordinate of a group in this window of `name`."""
+        key = (name, window, like.dtype, like.device)
+        if key not in self._kept:
             b = self.blocks[name]
-            here = b.offset + window + b.hyper.windows * torch.arange(b.groups)
-            self._chosen[name, window] = (torch.arange(self.columns)[:, None] == here[None, :]).to(like)
-        return self._chosen[name, window]
+            here = torch.arange(b.offset + window, b.offset + b.columns, b.hyper.windows)
+            self._kept[key] = (torch.arange(self.columns)[:, None] == here[None, :]).to(like)
+        return self._kept[key]
 
     def window(self, name: str, t: int) -> int:
         """Number of the window of `name` that holds step `t`: `floor(windows t / T)`, at most `windows - 1`."""
@@ -208,7 +246,7 @@ class Hypers:
         return 0 if n == 1 else min(n - 1, n * t // (self.horizon or 1))
 
     def natural(self, raw: Tensor) -> dict[str, Tensor]:
-        """Natural values `[R, groups x windows]` of every tuned hyperparameter, by name.
+        """Natural values `[R, tuned groups x windows]` of every tuned hyperparameter, by name.
 
         They are a read-out for histories and figures.
         """
@@ -224,12 +262,12 @@ class Values:
     Args:
         hypers: the hyperparameters.
         raw: raw coordinates `[R, P]` of the tuned ones.
-        fixed: natural values `[R, groups, windows]` of the others, by name.
+        fixed: natural values `[R, groups, windows]` of those that are fixed, in whole or in part, by name.
         t: number of the step.
 
     Attributes:
-        lam: natural values by name, `[R, 1]` (global) or `[R, D]`. They have a graph only where `raw` requires one;
-            `Hypers.at` detaches it.
+        lam: natural values by name, `[R, 1]` (global), `[R, D]`, or `[R, entries]` of a hyperparameter with a shape.
+            They have a graph only where `raw` requires one; `Hypers.at` detaches it.
     """
 
     def __init__(self, hypers: Hypers, raw: Tensor, fixed: Mapping[str, Tensor], t: int) -> None:
@@ -237,7 +275,7 @@ class Values:
         self._all_tangents: dict[str, Tensor] | None = None
 
     def _coordinates(self, name: str) -> Tensor:
-        """Raw coordinates of the window in force, `[R, groups]`."""
+        """Raw coordinates of the window in force, `[R, tuned groups]`."""
         b = self.hypers.blocks[name]
         start = b.offset + self.hypers.window(name, self.t)
         return self.raw[:, start : b.offset + b.columns : b.hyper.windows]
@@ -250,7 +288,11 @@ class Values:
                 value = b.transform.forward(self._coordinates(name))
             else:
                 value = self.fixed[name][:, :, self.hypers.window(name, self.t)]
-            out[name] = value if b.index is None else value[:, b.index]
+            if b.place is not None:
+                value = torch.cat((value, self.fixed[name][:, :, self.hypers.window(name, self.t)]), 1)[:, b.place]
+            elif b.index is not None:
+                value = value[:, b.index]
+            out[name] = value
         return out
 
     def active(self) -> Tensor | None:
@@ -274,7 +316,7 @@ class Values:
             active: numbers of the A columns; None for all.
 
         Returns:
-            A tensor `[R, A, 1 or D]` for each tuned hyperparameter, by name.
+            A tensor `[R, A, 1, D or entries]` for each tuned hyperparameter, by name.
         """
         if self._all_tangents is None:
             self._all_tangents = {n: self._tangent(n) for n in self.hypers.tuned}
@@ -283,8 +325,7 @@ class Values:
     def _tangent(self, name: str) -> Tensor:
         b = self.hypers.blocks[name]
         chosen = self.hypers.chosen(name, self.hypers.window(name, self.t), self.raw)
-        factor = b.transform.slope(self._coordinates(name))[:, None, :] * chosen
-        return factor if b.index is None else factor[:, :, b.index]
+        return _over_weights(b, b.transform.slope(self._coordinates(name))[:, None, :] * chosen)
 
     def pull(self, cot: Mapping[str, Tensor]) -> Tensor:
         """Pull cotangents of `lam` back to the raw coordinates.
@@ -292,7 +333,7 @@ class Values:
         This is where the chain factor enters in reverse mode.
 
         Args:
-            cot: cotangents `[R, 1 or D]` by name; that of a tuned hyperparameter which is missing counts as 0.
+            cot: cotangents `[R, 1, D or entries]` by name; that of a tuned hyperparameter which is missing counts as 0.
 
         Returns:
             The cotangent `[R, P]` of the raw coordinates.
@@ -304,20 +345,30 @@ class Values:
         return self.raw.new_zeros(len(self.raw), self.hypers.blocks[name].columns)
 
     def slope(self, name: str) -> Tensor:
-        """Slope `d lam / d raw`, `[R, 1 or D]`, of one hyperparameter in the window in force."""
+        """Slope `d lam / d raw`, shaped as `lam`, of one hyperparameter in the window in force; 0 where it is fixed."""
         b = self.hypers.blocks[name]
-        factor = b.transform.slope(self._coordinates(name))
-        return factor if b.index is None else factor[:, b.index]
+        return _over_weights(b, b.transform.slope(self._coordinates(name)))
 
     def grouped(self, name: str, c: Tensor) -> Tensor:
-        """Shares `c [R, D]` of the weights, summed over each group of a hyperparameter: `[R, groups]`."""
+        """Shares `c [R, D]` of the weights, summed over each tuned group of a hyperparameter: `[R, tuned groups]`.
+
+        The shares of a hyperparameter with a shape are those of its entries.
+        """
         b = self.hypers.blocks[name]
-        if b.index is None:
+        c = c if c.dtype == self.raw.dtype else c.to(self.raw.dtype)
+        if b.hyper.shape and c.shape[1] != b.groups:
+            raise GradtuneError(
+                f"{name} has {b.groups} entries, of which no weight has a share of its own; use a method that "
+                "differentiates by each entry, such as Forward()"
+            )
+        if b.index is None and not b.hyper.shape:
             return c.sum(1, keepdim=True) if c.shape[1] > 1 else c
-        return c.new_zeros(len(c), b.groups).index_add(1, b.index.to(c.device), c) if b.groups < c.shape[1] else c
+        if b.index is not None and b.groups < c.shape[1]:
+            c = c.new_zeros(len(c), b.groups).index_add(1, b.index.to(c.device), c)
+        return c if b.free is None else c[:, b.free]
 
     def _pulled(self, name: str, c: Tensor) -> Tensor:
-        """The columns of one hyperparameter `[R, groups x windows]`: zero but for the window in force."""
+        """The columns of one hyperparameter `[R, tuned groups x windows]`: zero but for the window in force."""
         b = self.hypers.blocks[name]
         c = self.grouped(name, c) * b.transform.slope(self._coordinates(name))
         if b.hyper.windows == 1:
@@ -339,41 +390,8 @@ class Values:
         return out
 
 
-def _groups(h: Hyper, sizes: Sequence[int]) -> tuple[Tensor | None, int]:
-    """Group of every weight `[D]` (None: one group) and number of groups, for a granularity."""
-    if h.granularity == "global":
-        return None, 1
-    if h.granularity == "weight":
-        return torch.arange(sum(sizes)), sum(sizes)
-    if h.granularity == "tensor":
-        labels: tuple[int, ...] = tuple(range(len(sizes)))
-    elif isinstance(h.granularity, tuple):
-        labels = h.granularity
-    else:
-        raise unknown("granularity", h.granularity, ["global", "tensor", "weight"])
-    if len(labels) != len(sizes) or set(labels) != set(range(len(set(labels)))):
-        raise GradtuneError(
-            f"{h.name} has the groups {labels} for {len(sizes)} parameter tensors; "
-            "expected one number a tensor, counted from 0 without gaps"
-        )
-    return torch.repeat_interleave(torch.tensor(labels), torch.tensor(list(sizes))), len(set(labels))
-
-
-def neighbours(layers: Sequence[str], groups: int) -> tuple[int, ...]:
-    """Granularity of groups of neighbouring layers, as equal in size as they can be (OHO, Section 6.2).
-
-    Args:
-        layers: names of the parameter tensors (`Layout.names`); tensors of one module, such as "2.weight" and "2.bias",
-            are one layer.
-        groups: number of groups, from 1 to the number of layers.
-
-    Returns:
-        A group number for each parameter tensor.
-
-    Raises:
-        GradtuneError: `groups` is below 1 or above the number of layers.
-    """
-    owners = list(dict.fromkeys(n.rpartition(".")[0] for n in layers))
-    if not 1 <= groups <= len(owners):
-        raise GradtuneError(f"{groups} groups were asked of {len(owners)} layers; expected 1 to {len(owners)}")
-    return tuple(owners.index(n.rpartition(".")[0]) * groups // len(owners) for n in layers)
+def _over_weights(b: Block, x: Tensor) -> Tensor:
+    """Values `[..., tuned groups]` of the groups as those of the weights, `[..., 1, D or entries]`; 0 where fixed."""
+    if b.place is not None:
+        return torch.cat((x, x.new_zeros(*x.shape[:-1], b.groups)), -1)[..., b.place]
+    return x if b.index is None else x[..., b.index]

@@ -3,12 +3,16 @@
 A rule is written once. Estimators get its tangent and its adjoint by automatic differentiation of `update` alone, or
 the tangent from the rule where it is written out. The loss enters only through the gradient `g`, so the curvature of
 the loss is never part of a rule.
+
+A rule is data: `update` and `tangent` are functions of a module, bound to their options by `functools.partial`, so that
+it can be pickled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +36,8 @@ class Rule:
         hypers: names of the hyperparameters that it reads from `lam`.
         buffers: names of the state `[R, D]` that it keeps beside the weights, all zero at the start.
         update: the step, on tensors that broadcast to `[R, D]` or `[R, A, D]`.
-        counters: names of the state `[R, 1]` that it keeps once a run, all zero at the start.
+        counters: names of the state `[R, 1]` that it keeps once a run, all zero at the start. A counter of its own for
+            each weight, `[R, D]`, will do as well.
         tangent: the derivative of `update` along `(w_dot, buffers_dot, g_dot, lam_dot)`, written out. It takes the
             arguments of `update` as `[R, 1, D]`, then their tangents `[R, A, D]`, with an entry of `lam_dot` for each
             tuned hyperparameter. None: forward-mode automatic differentiation of `update`, which gives the same in
@@ -61,37 +66,58 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
     Args:
         momentum: False leaves out the buffer v and the hyperparameter `momentum`.
         weight_decay: False leaves out the decay term and the hyperparameter `weight_decay`.
-        nesterov: whether the momentum is Nesterov's; without `momentum` it has no effect.
+        nesterov: whether the momentum is Nesterov's.
+
+    Raises:
+        GradtuneError: `nesterov` is set without `momentum`.
     """
-
-    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
-        d = g + lam["weight_decay"] * w if weight_decay else g
-        if not momentum:
-            return w - lam["lr"] * d, {}
-        v = lam["momentum"] * buf["v"] + d
-        step = d + lam["momentum"] * v if nesterov else v
-        return w - lam["lr"] * step, {"v": v}
-
-    def tangent(
-        w: Tensor, buf: Buffers, g: Tensor, lam: Lam, w_dot: Tensor, buf_dot: Buffers, g_dot: Tensor, lam_dot: Lam
-    ) -> tuple[Tensor, Buffers]:
-        def plus(total: Tensor, name: str, x: Tensor, x_dot: Tensor, factor: int = 1) -> Tensor:
-            """Add `factor (lam x)'` to `total`, by the product rule."""
-            total = torch.addcmul(total, lam[name], x_dot, value=factor)
-            return torch.addcmul(total, lam_dot[name], x, value=factor) if name in lam_dot else total
-
-        d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay else g
-        d_dot = plus(g_dot, "weight_decay", w, w_dot) if weight_decay else g_dot
-        if not momentum:
-            return plus(w_dot, "lr", d, d_dot, -1), {}
-        v, v_dot = torch.addcmul(d, lam["momentum"], buf["v"]), plus(d_dot, "momentum", buf["v"], buf_dot["v"])
-        step, step_dot = v, v_dot
-        if nesterov:
-            step, step_dot = torch.addcmul(d, lam["momentum"], v), plus(d_dot, "momentum", v, v_dot)
-        return plus(w_dot, "lr", step, step_dot, -1), {"v": v_dot}
-
+    if nesterov and not momentum:
+        raise GradtuneError("nesterov=True changes the momentum, and momentum=False leaves it out; drop one of the two")
     hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
+    update = partial(_sgd, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    tangent = partial(_sgd_tangent, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
     return Rule("sgd", hypers, ("v",) if momentum else (), update, tangent=tangent)
+
+
+def _sgd(
+    w: Tensor, buf: Buffers, g: Tensor, lam: Lam, *, momentum: bool, weight_decay: bool, nesterov: bool
+) -> tuple[Tensor, Buffers]:
+    d = g + lam["weight_decay"] * w if weight_decay else g
+    if not momentum:
+        return w - lam["lr"] * d, {}
+    v = lam["momentum"] * buf["v"] + d
+    step = d + lam["momentum"] * v if nesterov else v
+    return w - lam["lr"] * step, {"v": v}
+
+
+def _sgd_tangent(
+    w: Tensor,
+    buf: Buffers,
+    g: Tensor,
+    lam: Lam,
+    w_dot: Tensor,
+    buf_dot: Buffers,
+    g_dot: Tensor,
+    lam_dot: Lam,
+    *,
+    momentum: bool,
+    weight_decay: bool,
+    nesterov: bool,
+) -> tuple[Tensor, Buffers]:
+    def plus(total: Tensor, name: str, x: Tensor, x_dot: Tensor, factor: int = 1) -> Tensor:
+        """Add `factor (lam x)'` to `total`, by the product rule."""
+        total = torch.addcmul(total, lam[name], x_dot, value=factor)
+        return torch.addcmul(total, lam_dot[name], x, value=factor) if name in lam_dot else total
+
+    d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay else g
+    d_dot = plus(g_dot, "weight_decay", w, w_dot) if weight_decay else g_dot
+    if not momentum:
+        return plus(w_dot, "lr", d, d_dot, -1), {}
+    v, v_dot = torch.addcmul(d, lam["momentum"], buf["v"]), plus(d_dot, "momentum", buf["v"], buf_dot["v"])
+    step, step_dot = v, v_dot
+    if nesterov:
+        step, step_dot = torch.addcmul(d, lam["momentum"], v), plus(d_dot, "momentum", v, v_dot)
+    return plus(w_dot, "lr", step, step_dot, -1), {"v": v_dot}
 
 
 def root(x: Tensor) -> Tensor:
@@ -106,6 +132,33 @@ def sign(x: Tensor) -> Tensor:
     `torch.sign` makes a NaN 0, and a diverged run would look calm.
     """
     return torch.where(x.isnan(), x, torch.sign(x))
+
+
+def adam(*, weight_decay: bool = False, eps: float = 1e-8) -> Rule:
+    """Adam (Kingma & Ba 2015) as in `torch.optim.Adam`, with the decay inside the gradient.
+
+    Its hyperparameters are `lr`, `beta1`, `beta2` and `weight_decay`. With k the number of steps taken, this one
+    included, a step is::
+
+        d = g + weight_decay w
+        m <- beta1 m + (1 - beta1) d
+        v <- beta2 v + (1 - beta2) d^2
+        w <- w - lr m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + eps)
+
+    It differs from `adamw` in that the decay is normalised with the gradient. What is said there of the bias correction
+    and of gradients that are zero holds here. Memory: 2 D.
+
+    Args:
+        weight_decay: False leaves out the decay term and the hyperparameter `weight_decay`.
+        eps: added to the root of the second moment.
+    """
+    hypers = ("lr", "beta1", "beta2", *("weight_decay",) * weight_decay)
+    return Rule("adam", hypers, ("m", "v"), partial(_adam, weight_decay=weight_decay, eps=eps), ("steps",))
+
+
+def _adam(w: Tensor, buf: Buffers, g: Tensor, lam: Lam, *, weight_decay: bool, eps: float) -> tuple[Tensor, Buffers]:
+    step, new = _normalised(buf, g + lam["weight_decay"] * w if weight_decay else g, lam, eps)
+    return w - lam["lr"] * step, new
 
 
 def adamw(*, eps: float = 1e-8) -> Rule:
@@ -124,15 +177,20 @@ def adamw(*, eps: float = 1e-8) -> Rule:
     Args:
         eps: added to the root of the second moment.
     """
+    return Rule("adamw", ("lr", "beta1", "beta2", "weight_decay"), ("m", "v"), partial(_adamw, eps=eps), ("steps",))
 
-    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
-        b1, b2, steps = lam["beta1"], lam["beta2"], buf["steps"] + 1
-        m = b1 * buf["m"] + (1 - b1) * g
-        v = b2 * buf["v"] + (1 - b2) * g * g
-        step = m / (1 - b1**steps) / (root(v / (1 - b2**steps)) + eps)
-        return w - lam["lr"] * (step + lam["weight_decay"] * w), {"m": m, "v": v, "steps": steps}
 
-    return Rule("adamw", ("lr", "beta1", "beta2", "weight_decay"), ("m", "v"), update, ("steps",))
+def _adamw(w: Tensor, buf: Buffers, g: Tensor, lam: Lam, *, eps: float) -> tuple[Tensor, Buffers]:
+    step, new = _normalised(buf, g, lam, eps)
+    return w - lam["lr"] * (step + lam["weight_decay"] * w), new
+
+
+def _normalised(buf: Buffers, g: Tensor, lam: Lam, eps: float) -> tuple[Tensor, Buffers]:
+    """Adam's normalised step and its new buffers."""
+    b1, b2, steps = lam["beta1"], lam["beta2"], buf["steps"] + 1
+    m = b1 * buf["m"] + (1 - b1) * g
+    v = b2 * buf["v"] + (1 - b2) * g * g
+    return m / (1 - b1**steps) / (root(v / (1 - b2**steps)) + eps), {"m": m, "v": v, "steps": steps}
 
 
 def rmsprop(*, weight_decay: bool = True, decoupled: bool = False, eps: float = 1e-8) -> Rule:
@@ -158,15 +216,18 @@ def rmsprop(*, weight_decay: bool = True, decoupled: bool = False, eps: float = 
         decoupled: whether the decay stays outside the normalisation.
         eps: added to the root of the mean square.
     """
-
-    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
-        decay = lam["weight_decay"] * w if weight_decay else torch.zeros_like(w)
-        d = g if decoupled else g + decay
-        v = lam["beta2"] * buf["v"] + (1 - lam["beta2"]) * d * d
-        step = d / (root(v) + eps)
-        return w - lam["lr"] * (step + decay if decoupled else step), {"v": v}
-
+    update = partial(_rmsprop, weight_decay=weight_decay, decoupled=decoupled, eps=eps)
     return Rule("rmsprop", ("lr", "beta2", *("weight_decay",) * weight_decay), ("v",), update)
+
+
+def _rmsprop(
+    w: Tensor, buf: Buffers, g: Tensor, lam: Lam, *, weight_decay: bool, decoupled: bool, eps: float
+) -> tuple[Tensor, Buffers]:
+    decay = lam["weight_decay"] * w if weight_decay else torch.zeros_like(w)
+    d = g if decoupled else g + decay
+    v = lam["beta2"] * buf["v"] + (1 - lam["beta2"]) * d * d
+    step = d / (root(v) + eps)
+    return w - lam["lr"] * (step + decay if decoupled else step), {"v": v}
 
 
 def lion() -> Rule:
@@ -180,24 +241,32 @@ def lion() -> Rule:
     Source: MetaOptimize, eq. 69 and 70 (there beta1 is c and beta2 is rho). The sign has derivative 0, so that no
     curvature of the loss reaches the weights, and the betas have hypergradient 0. Memory: D.
     """
-
-    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
-        direction = sign(lam["beta1"] * buf["m"] + (1 - lam["beta1"]) * g)
-        m = lam["beta2"] * buf["m"] + (1 - lam["beta2"]) * g
-        return w - lam["lr"] * (direction + lam["weight_decay"] * w), {"m": m}
-
-    return Rule("lion", ("lr", "beta1", "beta2", "weight_decay"), ("m",), update)
+    return Rule("lion", ("lr", "beta1", "beta2", "weight_decay"), ("m",), _lion)
 
 
-def _before(rule: Rule, change: Callable[[Tensor], Tensor], limit: float, name: str) -> Rule:
-    """`rule` fed with a changed gradient."""
+def _lion(w: Tensor, buf: Buffers, g: Tensor, lam: Lam) -> tuple[Tensor, Buffers]:
+    direction = sign(lam["beta1"] * buf["m"] + (1 - lam["beta1"]) * g)
+    m = lam["beta2"] * buf["m"] + (1 - lam["beta2"]) * g
+    return w - lam["lr"] * (direction + lam["weight_decay"] * w), {"m": m}
+
+
+def _before(rule: Rule, change: Callable[[Tensor, float], Tensor], limit: float, name: str) -> Rule:
+    """`rule` fed with a gradient changed by `change(g, limit)`."""
     if not limit > 0:
         raise GradtuneError(f"the gradient of the rule {rule.name} is clipped at {limit}; expected a number > 0")
+    return replace(rule, name=f"{name} {rule.name}", update=partial(_fed, rule.update, change, limit), tangent=None)
 
-    def update(w: Tensor, buf: Buffers, g: Tensor, lam: Mapping[str, Tensor]) -> tuple[Tensor, Buffers]:
-        return rule.update(w, buf, change(g), lam)
 
-    return replace(rule, name=f"{name} {rule.name}", update=update, tangent=None)
+def _fed(
+    update: Update,
+    change: Callable[[Tensor, float], Tensor],
+    limit: float,
+    w: Tensor,
+    buf: Buffers,
+    g: Tensor,
+    lam: Lam,
+) -> tuple[Tensor, Buffers]:
+    return update(w, buf, change(g, limit), lam)
 
 
 def clipped(rule: Rule, limit: float) -> Rule:
@@ -213,7 +282,11 @@ def clipped(rule: Rule, limit: float) -> Rule:
     Raises:
         GradtuneError: `limit` is not > 0.
     """
-    return _before(rule, lambda g: g.clamp(-limit, limit), limit, "clipped")
+    return _before(rule, _clamped, limit, "clipped")
+
+
+def _clamped(g: Tensor, limit: float) -> Tensor:
+    return g.clamp(-limit, limit)
 
 
 def norm_clipped(rule: Rule, max_norm: float) -> Rule:
@@ -229,9 +302,9 @@ def norm_clipped(rule: Rule, max_norm: float) -> Rule:
     Raises:
         GradtuneError: `max_norm` is not > 0.
     """
+    return _before(rule, _shortened, max_norm, "norm-clipped")
 
-    def shorten(g: Tensor) -> Tensor:
-        norm = root((g * g).sum(-1, keepdim=True))
-        return g * (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
-    return _before(rule, shorten, max_norm, "norm-clipped")
+def _shortened(g: Tensor, max_norm: float) -> Tensor:
+    norm = root((g * g).sum(-1, keepdim=True))
+    return g * (max_norm / (norm + 1e-6)).clamp(max=1.0)

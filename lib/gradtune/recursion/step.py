@@ -20,20 +20,24 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from gradtune.errors import GradtuneError
-from gradtune.nets.second_order import wanted
+from gradtune.nets.second_order import counted, wanted
 from gradtune.recursion.hypers import Hypers, Values
+from gradtune.recursion.problems import Gradient, Problem, WithBatches, WithGradient
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.rules import Tangent as RuleTangent
 
 # torch's own first use of a dual number compiles its derivative formulas with the deprecated torch.jit, and says so
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class State(NamedTuple):
@@ -46,6 +50,15 @@ class State(NamedTuple):
 
     w: Tensor
     buf: dict[str, Tensor]
+
+    def like(self, x: State) -> State:
+        """Return this state in the number types of `x`."""
+        return State(self.w.to(x.w.dtype), {n: b.to(x.buf[n].dtype) for n, b in self.buf.items()})
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return half-precision numbers in float32, others as they are: no sensitivity has less than float32."""
+    return x.float() if x.dtype in _HALF else x
 
 
 class Tangent(NamedTuple):
@@ -62,45 +75,9 @@ class Tangent(NamedTuple):
     @classmethod
     def zero(cls, state: State, columns: int) -> Tangent:
         def rows(x: Tensor) -> Tensor:
-            return x.new_zeros(len(x), columns, x.shape[1])
+            return wide(x).new_zeros(len(x), columns, x.shape[1])
 
         return cls(rows(state.w), {n: rows(b) for n, b in state.buf.items()})
-
-
-class Problem(Protocol):
-    """What a task offers: losses of R runs at once, shape `[R]`, never averaged over runs.
-
-    `lam` holds the hyperparameters that the update rule does not read, as tensors that broadcast to `[R, D]`. A loss
-    depends on chance only through `t` (batch, dropout mask): the same `t` gives the same loss, so that a step can be
-    recomputed. `stationary` says that the losses do not depend on `t`.
-    """
-
-    @property
-    def stationary(self) -> bool: ...
-
-    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
-
-    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
-
-
-@runtime_checkable
-class WithBatches(Protocol):
-    """A problem whose losses depend on `t` through tensors alone.
-
-    A traced loop can therefore hand these tensors over: `problem.on(problem.batch(t))` has at every step the losses
-    that `problem` has at step `t`.
-    """
-
-    def batch(self, t: int) -> tuple[Tensor, ...]:
-        """All that both losses of step `t` read beside weights and hyperparameters.
-
-        A traced loop makes a new recording for every new shape.
-        """
-        ...
-
-    def on(self, batch: tuple[Tensor, ...]) -> Problem:
-        """The problem with losses on these tensors, whatever `t`."""
-        ...
 
 
 class Step:
@@ -110,7 +87,8 @@ class Step:
     `gradient_tangent` takes one a column, `pull` takes one. Memory: one graph of the gradient until the step is
     dropped.
 
-    The arguments are attributes of the same names.
+    The arguments are attributes of the same names. Weights in half precision stay so; the arithmetic of the rule and
+    all sensitivities are in float32 then.
 
     Args:
         problem: the task with its losses.
@@ -121,6 +99,9 @@ class Step:
         curvature: whether to build a graph over the gradient, for Hessian products.
 
     Attributes:
+        base_rule: the update rule as given.
+        rule: the update rule of this step, which a problem may change (`problems.Gradient`).
+        lr_factor: what this step multiplies the learning rate by.
         w: the weights `[R, D]` before the step, a leaf of the graph.
         loss_lam: natural values of the hyperparameters that the rule does not read, `[R, 1 or D]` by name, also leaves.
         g: gradient `[R, D]` of the training loss with respect to the weights.
@@ -133,16 +114,16 @@ class Step:
     """
 
     def __init__(self, problem: Problem, rule: Rule, values: Values, state: State, t: int, *, curvature: bool) -> None:
-        self.problem, self.rule, self.values, self.state, self.t = problem, rule, values, state, t
+        self.problem, self.base_rule, self.values, self.state, self.t = problem, rule, values, state, t
         self.curvature = curvature
         self.w = state.w.detach().requires_grad_()
         self.loss_lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
         with wanted() if curvature else nullcontext():
-            loss = problem.train_loss(self.w, self.loss_lam, t)
-        inputs = (self.w, *self._smooth.values()) if curvature else (self.w,)
-        grads = torch.autograd.grad(loss, inputs, torch.ones_like(loss), create_graph=curvature, allow_unused=True)
-        self.g, self.g_lam = grads[0], dict(zip(self._smooth, grads[1:], strict=False))
-        if any(g is None for g in grads):
+            found = self._differentiated(self.w, self.loss_lam, self._smooth if curvature else {}, curvature)
+        self.g, self.rule, self.lr_factor = found.w, found.rule, found.lr_factor
+        self._leaves = found.leaves or (self.w,)
+        self.g_lam = {n: g for n, g in zip(self._smooth, found.lam, strict=False) if g is not None}
+        if self.g is None or len(self.g_lam) < len(found.lam):
             raise GradtuneError(
                 f"hyperparameters {sorted(self._smooth)} must be used by the training loss "
                 f"(the rule {rule.name} reads only {list(rule.hypers)}); "
@@ -154,6 +135,16 @@ class Step:
         """Tuned hyperparameters of the loss that autograd differentiates."""
         return {n: v for n, v in self.loss_lam.items() if n in self.values.hypers.smooth}
 
+    def _differentiated(self, w: Tensor, lam: Mapping[str, Tensor], by: Mapping[str, Tensor], graph: bool) -> Gradient:
+        """The gradients by `w` and `by` of this step's loss at the leaves `w` and `lam`."""
+        own: WithGradient | None = getattr(self.problem, "train_gradient", None) and self.problem  # type: ignore[assignment]
+        if own is not None:
+            return own.train_gradient(w, lam, self.t, tuple(by.values()), self.base_rule, graph)
+        loss = self.problem.train_loss(w, lam, self.t)
+        inputs = (w, *by.values())
+        g, *of_lam = torch.autograd.grad(loss, inputs, torch.ones_like(loss), create_graph=graph, allow_unused=True)
+        return Gradient(g, tuple(of_lam), self.base_rule)
+
     def gradient_at(self, w: Tensor, lam: Mapping[str, Tensor]) -> Tensor:
         """Gradient `[R, D]` of this step's loss at other weights and loss hyperparameters, without a graph.
 
@@ -162,9 +153,8 @@ class Step:
             lam: natural values of some of the loss's hyperparameters, by name; the others stay as they are in this
                 step.
         """
-        w = w.detach().requires_grad_()
-        loss = self.problem.train_loss(w, {**self.loss_lam, **lam}, self.t)
-        return torch.autograd.grad(loss, w, torch.ones_like(loss))[0]
+        w = w.detach().to(self.state.w.dtype).requires_grad_()
+        return self._differentiated(w, {**self.loss_lam, **lam}, {}, False).w
 
     @cached_property
     def coupled(self) -> dict[str, Tensor]:
@@ -176,14 +166,16 @@ class Step:
         slopes = {}
         for name, (low, high) in self.values.neighbours().items():
             rise = self.gradient_at(self.state.w, {name: high}) - self.gradient_at(self.state.w, {name: low})
-            slopes[name] = rise / (high - low)
+            slopes[name] = wide(rise) / (high - low)
         return slopes
 
     @cached_property
     def next(self) -> State:
         """The state after the step, without a graph."""
+        x = self.state
         with torch.no_grad():
-            return State(*self.rule.update(self.state.w, self.state.buf, self.g.detach(), self.values.lam))
+            after = State(*self.rule.update(x.w, x.buf, self.g.detach(), self.values.lam))
+        return after if after.w.dtype == x.w.dtype else after.like(x)
 
     def with_curvature(self, to_state: bool = True) -> Step:
         """This step with a graph over its gradient, recomputed if it was taken without.
@@ -197,7 +189,7 @@ class Step:
         """
         if self.curvature or not (to_state or self._smooth):
             return self
-        return Step(self.problem, self.rule, self.values, self.state, self.t, curvature=True)
+        return Step(self.problem, self.base_rule, self.values, self.state, self.t, curvature=True)
 
     def with_values(self, values: Values) -> Step:
         """This step with other hyperparameters of the rule, sharing its gradient."""
@@ -221,14 +213,13 @@ class Step:
         """
         columns = len(z[0]) if z is not None else next(iter(lam_dot.values())).shape[1]
         loss_dot = {n: lam_dot[n] for n in self.g_lam}
-        outputs = ((self.g,) if z is not None else ()) + tuple(self.g_lam.values())
+        of_w: tuple[Tensor, ...] = (self.g,) if z is not None else ()
+        outputs = of_w + tuple(self.g_lam.values())
         rows = []
         for p in range(columns):
-            seeds = ((z[:, p],) if z is not None else ()) + tuple(
-                d[:, p].expand_as(self.g_lam[n]) for n, d in loss_dot.items()
-            )
-            row = torch.autograd.grad(outputs, self.w, seeds, retain_graph=True)[0] if outputs else None
-            rows.append(torch.zeros_like(self.w) if row is None else row)
+            seeds = [z[:, p].to(self.g.dtype)] if z is not None else []
+            seeds += [d[:, p].expand_as(self.g_lam[n]).to(self.g_lam[n].dtype) for n, d in loss_dot.items()]
+            rows.append(wide(self._by(outputs, seeds)[0] if outputs else torch.zeros_like(self.w)))
         smooth = rows[0][:, None] if columns == 1 else torch.stack(rows, dim=1)
         for n, slope in self.coupled.items():
             smooth = smooth + lam_dot[n] * slope[:, None]
@@ -253,6 +244,7 @@ class Step:
             dual = forward_ad.make_dual
 
             def lift(x: Tensor, x_dot: Tensor) -> Tensor:
+                x, x_dot = wide(x), x_dot.expand(-1, -1, x.shape[-1]) if x_dot.shape[-1] < x.shape[-1] else x_dot
                 return dual(x[:, None] if x_dot.shape[1] == 1 else x[:, None].expand_as(x_dot).contiguous(), x_dot)
 
             lam = {
@@ -268,8 +260,8 @@ class Step:
     def _push_written(self, tangent: RuleTangent, z: Tangent, lam_dot: Mapping[str, Tensor], g_dot: Tensor) -> Tangent:
         """`push` for a rule with a tangent of its own."""
         lam = {n: self.values.lam[n][:, None] for n in self.rule.hypers}
-        w, buf = self.state.w[:, None], {n: b[:, None] for n, b in self.state.buf.items()}
-        return Tangent(*tangent(w, buf, self.g.detach()[:, None], lam, z.w, z.buf, g_dot, lam_dot))
+        w, buf = wide(self.state.w)[:, None], {n: wide(b)[:, None] for n, b in self.state.buf.items()}
+        return Tangent(*tangent(w, buf, wide(self.g.detach())[:, None], lam, z.w, z.buf, g_dot, lam_dot))
 
     def pull(self, cot: State, *, to_state: bool = True) -> tuple[State, Tensor]:
         """Reverse mode: pull a cotangent of the state after the step back to the state before it.
@@ -292,12 +284,21 @@ class Step:
         c_buf = dict(zip(self.state.buf, grads[2:], strict=False))
         c_lam = dict(zip(lam, grads[2 + len(c_buf) :], strict=True))
         c_lam |= {n: (c_g * slope).sum(-1, keepdim=True) for n, slope in self.coupled.items()}
-        wanted = ((self.w,) if to_state else ()) + tuple(self._smooth.values())
-        if wanted:
-            through_g = torch.autograd.grad(self.g, wanted, c_g, retain_graph=True, materialize_grads=True)
-            c_w = c_w + through_g[0] if to_state else c_w
-            c_lam.update(zip(self._smooth, through_g[to_state:], strict=True))
+        if to_state or self._smooth:
+            back, of_lam = self._by((self.g,), (c_g.to(self.g.dtype),), tuple(self._smooth.values()), to_state)
+            c_w = c_w + wide(back) if to_state else c_w
+            c_lam.update(zip(self._smooth, of_lam, strict=True))
         return State(c_w, c_buf), self.values.pull(c_lam)
+
+    def _by(
+        self, outputs: Sequence[Tensor], seeds: Sequence[Tensor], lam: tuple[Tensor, ...] = (), w: bool = True
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Pull seeds back through the graph of the gradient: to the weights `[R, D]`, and to `lam`."""
+        inputs = (self._leaves if w else ()) + lam
+        counted()
+        grads = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, materialize_grads=True)
+        pieces = len(inputs) - len(lam)
+        return (grads[0] if self._leaves[0] is self.w else _row(grads[:pieces])), grads[pieces:]
 
     @cached_property
     def _rule_graph(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[str]]:
@@ -307,11 +308,16 @@ class Step:
         """
         tuned = [n for n in self.rule.hypers if n in self.values.hypers.tuned]
         with torch.enable_grad():
-            w, g = (x.detach().requires_grad_() for x in (self.state.w, self.g))
-            buf = {n: b.detach().requires_grad_() for n, b in self.state.buf.items()}
+            w, g = (wide(x.detach()).requires_grad_() for x in (self.state.w, self.g))
+            buf = {n: wide(b.detach()).requires_grad_() for n, b in self.state.buf.items()}
             lam = {n: v.detach().requires_grad_(n in tuned) for n, v in self.values.lam.items()}
             w_new, buf_new = self.rule.update(w, buf, g, lam)
         return (w_new, *buf_new.values()), (w, g, *buf.values(), *(lam[n] for n in tuned)), tuned
+
+
+def _row(parts: Sequence[Tensor]) -> Tensor:
+    """Return the pieces of one run's weights as a row `[1, D]`; no piece makes an empty row."""
+    return torch.cat([p.reshape(-1) for p in parts])[None] if parts else torch.empty(1, 0)
 
 
 def _tangent(x: Tensor) -> Tensor:
@@ -337,9 +343,14 @@ def validation_gradient(problem: Problem, rule: Rule, values: Values, state: Sta
     w = state.w.detach().requires_grad_()
     lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
     tuned = [n for n in lam if n in values.hypers.tuned]
-    loss = problem.val_loss(w, lam, t)
-    grads = torch.autograd.grad(loss, (w, *(lam[n] for n in tuned)), torch.ones_like(loss), materialize_grads=True)
-    return grads[0], values.pull(dict(zip(tuned, grads[1:], strict=True)))
+    by = tuple(lam[n] for n in tuned)
+    own: WithGradient | None = getattr(problem, "val_gradient", None) and problem  # type: ignore[assignment]
+    if own is not None:
+        grads = own.val_gradient(w, lam, t, by)
+    else:
+        loss = problem.val_loss(w, lam, t)
+        grads = torch.autograd.grad(loss, (w, *by), torch.ones_like(loss), materialize_grads=True)
+    return wide(grads[0]), values.pull(dict(zip(tuned, grads[1:], strict=True)))
 
 
 def initial_state(w: Tensor, rule: Rule) -> State:
@@ -356,13 +367,14 @@ def initial_state(w: Tensor, rule: Rule) -> State:
         raise GradtuneError(
             f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)"
         )
-    buf = {n: torch.zeros_like(w) for n in rule.buffers} | {n: w.new_zeros(len(w), 1) for n in rule.counters}
+    counters = {n: wide(w).new_zeros(len(w), 1) for n in rule.counters}
+    buf = {n: torch.zeros_like(w) for n in rule.buffers} | counters
     return State(w.detach().clone(), buf)
 
 
 def cotangent(gv: Tensor, state: State) -> State:
     """The validation gradient `gv [R, D]` as the cotangent of a whole state: the loss does not read the buffers."""
-    return State(gv, {n: torch.zeros_like(b) for n, b in state.buf.items()})
+    return State(gv, {n: torch.zeros_like(wide(b)) for n, b in state.buf.items()})
 
 
 __all__: Sequence[str] = [

@@ -38,13 +38,26 @@ class Transform:
     high: float = math.inf
 
 
+# functions of the module, not lambdas: a transform can be pickled
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _power_of_ten(raw: Tensor) -> Tensor:
+    return 10.0**raw
+
+
+def _power_of_ten_slope(raw: Tensor) -> Tensor:
+    return _LN10 * 10.0**raw
+
+
 def _sigmoid_slope(raw: Tensor) -> Tensor:
     s = torch.sigmoid(raw)
     return s * (1 - s)
 
 
-IDENTITY = Transform("identity", lambda raw: raw, lambda x: x, torch.ones_like)
-LOG10 = Transform("log10", lambda raw: 10.0**raw, torch.log10, lambda raw: _LN10 * 10.0**raw, low=0.0)
+IDENTITY = Transform("identity", _same, _same, torch.ones_like)
+LOG10 = Transform("log10", _power_of_ten, torch.log10, _power_of_ten_slope, low=0.0)
 LOG = Transform("log", torch.exp, torch.log, torch.exp, low=0.0)
 SIGMOID = Transform("sigmoid", torch.sigmoid, torch.logit, _sigmoid_slope, low=0.0, high=1.0)
 

@@ -1,4 +1,4 @@
-"""Outer rules around another outer rule: clipped or masked hypergradients, and the last one kept to be read."""
+"""Outer rules around another one: clipped, masked or skipped hypergradients, and the last one kept to be read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from gradtune.errors import GradtuneError
 from gradtune.recursion.outer import Outer
@@ -93,3 +94,48 @@ class Masked:
     def update(self, raw: Tensor, hypergradient: Tensor, state: Any, lam: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         finite = torch.where(hypergradient.isfinite(), hypergradient, 0.0)
         return self.outer.update(raw, finite, state, lam)
+
+
+class GuardedState(NamedTuple):
+    """State of `Guarded`.
+
+    Attributes:
+        inner: state of the inner rule.
+        hypergradient: the last hypergradient `[R, P]` as it came in; NaN before the first.
+        skipped: number of updates that were skipped, `[R, 1]`.
+    """
+
+    inner: Any
+    hypergradient: Tensor
+    skipped: Tensor
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """An outer rule that skips, and counts, an update whose hypergradient is not finite.
+
+    The whole update of that run is left out: its coordinates and the inner rule's state stay as they are, so that one
+    bad validation batch does no more than lose one update. `Masked` differs in that it replaces single coordinates by
+    0, and the inner rule sees them. State: P + 1 a run more. Cost: nothing waits for the device.
+
+    Attributes:
+        outer: the rule that makes the update.
+    """
+
+    outer: Outer
+
+    def init(self, raw: Tensor) -> GuardedState:
+        return GuardedState(self.outer.init(raw), torch.full_like(raw, float("nan")), raw.new_zeros(len(raw), 1))
+
+    def update(
+        self, raw: Tensor, hypergradient: Tensor, state: GuardedState, lam: Mapping[str, Tensor]
+    ) -> tuple[Tensor, GuardedState]:
+        finite = hypergradient.isfinite().all(1, keepdim=True)
+        new, inner = self.outer.update(raw, hypergradient, state.inner, lam)
+
+        def kept(after: Tensor, before: Tensor) -> Tensor:
+            here = finite if after.dim() > 0 and len(after) == len(finite) else finite.all()
+            return torch.where(here, after, before)
+
+        inner = tree_map(kept, inner, state.inner)
+        return kept(new, raw), GuardedState(inner, hypergradient, state.skipped + ~finite)

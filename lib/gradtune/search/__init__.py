@@ -11,7 +11,7 @@ May import `training` and what is below it. Hypergradients, and searches that on
 from gradtune.search.full_length import Bayes, Grid, Random, RandomXLR, ThreeBatched
 from gradtune.search.halving import Asha, Bohb, Hyperband
 from gradtune.search.ledger import Result
-from gradtune.search.methods import METHODS, SearchMethod, get, rows, search, table
+from gradtune.search.methods import METHODS, SearchMethod, get, prepare, search
 from gradtune.search.population import Population
 from gradtune.search.space import Configuration, Dimension, Space
 from gradtune.search.trainable import MULTIPLIER, Copyable, Trainable, Training
@@ -37,7 +37,6 @@ __all__ = [
     "Trainable",
     "Training",
     "get",
-    "rows",
+    "prepare",
     "search",
-    "table",
 ]

@@ -6,9 +6,8 @@ Survivors train on; no step is taken twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +25,8 @@ class Asha:
     """Successive halving in its asynchronous form (Li et al. 2020; OnePass, Appendix B.8.2).
 
     Configurations are random. A trial is evaluated at the ages `min_steps`, `min_steps reduction`,
-    `min_steps reduction^2`, ... and at its full length. It is stopped unless it is in the best `1 / reduction` of the
+    `min_steps reduction^2`, ... and at its full length, but not at an age from which fewer than `min_steps` steps are
+    left: stopping there would save next to nothing. It is stopped unless it is in the best `1 / reduction` of the
     trials that reached that age so far. This is decided at once (the stopping form): the first trials, with nobody to
     compare with, may train to their end, and stopped ones never resume. The pruner is optuna's SuccessiveHalvingPruner.
 
@@ -34,7 +34,7 @@ class Asha:
 
     Attributes:
         min_steps: age at the first rung. None takes a full trial's steps divided by `reduction^3`, rounded down and at
-            least 1. That makes four rungs where the division leaves no remainder, else at most five.
+            least 1, and makes at most four rungs.
         reduction: factor between the ages of two rungs.
         group: number of full-length trials of which one is kept, 1.
     """
@@ -64,9 +64,14 @@ class Asha:
         return first
 
     def rungs(self, full: int) -> list[int]:
-        """Return the ages at which a trial is evaluated: the first rung times powers of the reduction, then `full`."""
-        powers: Iterator[int] = (self.first(full) * self.reduction**k for k in count())
-        return [*takewhile(lambda age: age < full, powers), full]
+        """Return the ages at which a trial is evaluated: the first rung times powers of the reduction, then `full`.
+
+        A power from which fewer steps are left than the first rung has is left out.
+        """
+        first = self.first(full)
+        powers = islice((first * self.reduction**k for k in count()), 3 if self.min_steps is None else None)
+        ages = takewhile(lambda age: age < full, powers)
+        return [*(age for age in ages if age == first or full - age >= first), full]
 
     def run(self, ledger: Ledger, space: Space) -> str:
         full = ledger.trainable.steps

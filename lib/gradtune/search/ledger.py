@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,9 @@ class Ledger:
         best: configuration of the lowest validation loss so far, natural units; None before the first finite loss.
         best_trial: number of its trial, or None.
         best_loss: its loss, or infinity.
+        bar: the progress bar of spent steps. A trainable may move it while it trains.
+        on_best: called with a cohort and the row of a trial in it whose evaluation is the best so far; None for no
+            call.
     """
 
     def __init__(self, trainable: Trainable, budget_steps: int, seed: int) -> None:
@@ -149,7 +152,8 @@ class Ledger:
         self.best_trial: int | None = None
         self.best_loss = math.inf
         self._training, self._begin = 0.0, time.perf_counter()
-        self._bar = tqdm(total=budget_steps, disable=None, unit="step", unit_scale=True)
+        self.bar = tqdm(total=budget_steps, disable=None, unit="step", unit_scale=True)
+        self.on_best: Callable[[Cohort, int], None] | None = None
 
     @property
     def left(self) -> int:
@@ -200,14 +204,18 @@ class Ledger:
             )
         cohort.steps += steps
         self.spent += cost
-        self._bar.update(cost)
+        self.bar.update(self.spent - self.bar.n)
         self._list(cohort, losses)
         return losses
 
     def _list(self, cohort: Cohort, losses: Sequence[float]) -> None:
         elapsed = time.perf_counter() - self._begin
-        for trial, config, parent, loss in zip(cohort.trials, cohort.configs, cohort.copied_from, losses, strict=True):
+        for m, (trial, config, parent, loss) in enumerate(
+            zip(cohort.trials, cohort.configs, cohort.copied_from, losses, strict=True)
+        ):
             if math.isfinite(loss) and loss < self.best_loss:
+                if self.on_best is not None:
+                    self.on_best(cohort, m)
                 self.best, self.best_trial, self.best_loss = config, trial, loss
             row: dict[str, Any] = {"trial": trial, **config, "steps": cohort.steps, "total_steps": self.spent}
             row |= {"training_seconds": self._training, "sampler_seconds": elapsed - self._training, "val_loss": loss}
@@ -219,7 +227,7 @@ class Ledger:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        self.bar.close()
 
     def result(self, method: str, ending: str, group: int) -> Result:
         """Return the result of the search.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from gradtune import extras
 from gradtune.errors import GradtuneError, at_least, unknown
 from gradtune.search.asking import import_optuna
 from gradtune.search.full_length import Bayes, Grid, Random, RandomXLR, ThreeBatched
@@ -14,9 +14,6 @@ from gradtune.search.ledger import COLUMNS, Ledger, Result
 from gradtune.search.population import Population
 from gradtune.search.space import Space
 from gradtune.search.trainable import Trainable
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Strategy(Protocol):
@@ -33,7 +30,7 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class SearchMethod:
-    """A line of the table of searches.
+    """A search by name, with its line for the table of methods (`gradtune.methods.table`).
 
     Attributes:
         name: what `get` and `search` call the method.
@@ -91,28 +88,24 @@ def get(name: str) -> SearchMethod:
     raise unknown("search method", name, [m.name for m in METHODS])
 
 
-def table() -> pd.DataFrame:
-    """Return `rows` as a table.
-
-    Raises:
-        GradtuneError: pandas is not installed.
-    """
-    frame: pd.DataFrame = extras.needed("pandas", "search", "the table of searches").DataFrame(rows())
-    return frame
-
-
-def rows() -> list[dict[str, str]]:
-    """Return the searches as rows of text, options and their defaults included.
-
-    Returns:
-        For each search its text by column.
-    """
-    lines = []
-    for m in METHODS:
-        options = ", ".join(f"{f.name}={f.default}" for f in fields(m.make))
-        row = {"method": m.title, "name": m.name, "source": m.source, "configurations": m.draws}
-        lines.append(row | {"steps are spent on": m.currency, "options": options})
-    return lines
+def prepare(
+    method: str, trainable: Trainable, space: Space, budget_steps: int, seed: int, options: Mapping[str, Any]
+) -> tuple[Strategy, Ledger]:
+    """Return a method with its options, and the accounts that it is to spend; arguments and errors are `search`'s."""
+    make = get(method).make
+    known = [f.name for f in fields(make)]
+    wrong = [n for n in options if n not in known]
+    if wrong:
+        raise unknown(f"option of {method}", wrong[0], known)
+    strategy: Strategy = make(**options)
+    at_least(1, budget_steps=budget_steps)
+    at_least(0, seed=seed)
+    if taken := {*COLUMNS, "kept"} & {*space}:
+        raise GradtuneError(f"the dimension {min(taken)} has the name of a column of the result; rename it")
+    if make is not Population:
+        import_optuna()  # beforehand, so that its import does not count as the sampler's work
+    trainable.start(space.corners(), [0, 0])
+    return strategy, Ledger(trainable, budget_steps, seed)
 
 
 def search(method: str, trainable: Trainable, space: Space, budget_steps: int, seed: int = 0, **options: Any) -> Result:
@@ -143,19 +136,7 @@ def search(method: str, trainable: Trainable, space: Space, budget_steps: int, s
             corners of the space are started, untrained, beforehand); optuna is missing (needed by all methods but
             "pbt").
     """
-    make = get(method).make
-    wrong = [n for n in options if n not in {f.name for f in fields(make)}]
-    if wrong:
-        raise unknown(f"option of {method}", wrong[0], [f.name for f in fields(make)])
-    strategy: Strategy = make(**options)
-    at_least(1, budget_steps=budget_steps)
-    at_least(0, seed=seed)
-    if taken := {*COLUMNS, "kept"} & {*space}:
-        raise GradtuneError(f"the dimension {min(taken)} has the name of a column of the result; rename it")
-    if make is not Population:
-        import_optuna()  # beforehand, so that its import does not count as the sampler's work
-    trainable.start(space.corners(), [0, 0])
-    ledger = Ledger(trainable, budget_steps, seed)
+    strategy, ledger = prepare(method, trainable, space, budget_steps, seed, options)
     with ledger:
         how = strategy.run(ledger, space)
     return ledger.result(method, how, strategy.group)

@@ -22,7 +22,8 @@ Configs = Sequence[Mapping[str, float]]
 class Trainable(Protocol):
     """Training that starts from configurations, advances and reports.
 
-    What `start` and `advance` return is opaque to a search. `advance` must leave its argument as it is.
+    What `start` and `advance` return is opaque to a search, which goes on with it alone: `advance` may change its
+    argument in place, as training of a module does.
     """
 
     @property

@@ -1,25 +1,44 @@
 """What a user's words stand for: the name of a rule or a method, and a hyperparameter given as a number.
 
 A number becomes a `Hyper` in the coordinate in which it is usually tuned (`coordinate`). A `Hyper` is taken as it is.
+
+Numbers by pattern stand for groups of parameter tensors, each with a value of its own. What is tuned and what is fixed
+may be groups of the same hyperparameter::
+
+    hypers={"lr": {"features.*": 1e-4, "*": 1e-3}}
+    hypers={"lr": {"head.*": 1e-3}}, fixed={"lr": {"*": 1e-4}}
+    hypers={"weight_decay": {"*": 1e-4}}, fixed={"weight_decay": {"1d": 0.0}}
+
+The first pattern that matches the name of a tensor takes it, those of `hypers` before those of `fixed`. The pattern
+"1d", which stands for all tensors with at most one dimension (biases, and the scales of norms), is asked before all
+others, and the pattern "*" after them, wherever they stand.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gradtune import methods, search
-from gradtune.errors import GradtuneError, unknown
+from gradtune.errors import GradtuneError, GradtuneWarning, unknown
+from gradtune.estimators.forward import Split
+from gradtune.estimators.trace import IDBD, Trace
 from gradtune.recursion import rules
+from gradtune.recursion.groups import ONE_DIMENSIONAL
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.outer import Multiplicative
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
 
-Given = Mapping[str, "float | Hyper"] | Sequence[Hyper]
+Given = Mapping[str, "float | Hyper | Mapping[str, float] | Tensor"] | Sequence[Hyper]
+Fixed = Mapping[str, "float | Mapping[str, float]"]
 
 # name -> how it is made from the names of the hyperparameters that are given, what it can read, and torch.optim's
 # defaults of what is not given (there, a momentum or a decay of 0 leaves the term out)
@@ -33,6 +52,11 @@ _RULES: dict[str, tuple[Callable[[set[str]], Rule], tuple[str, ...], dict[str, f
         lambda n: rules.sgd(weight_decay="weight_decay" in n, nesterov=True),
         ("lr", "momentum", "weight_decay"),
         {"momentum": 0.9},
+    ),
+    "adam": (
+        lambda n: rules.adam(weight_decay="weight_decay" in n),
+        ("lr", "beta1", "beta2", "weight_decay"),
+        {"beta1": 0.9, "beta2": 0.999},
     ),
     "adamw": (
         lambda n: rules.adamw(),
@@ -70,8 +94,10 @@ _NATURAL_ELSE = (1e-3, 1 - 1e-3)
 _KEEP_DIFFERENCE = 0.05
 
 
-def coordinate(name: str, value: float, method: str = "", tuned: bool = True) -> Hyper:
-    """Return the declaration that a bare number stands for.
+def coordinate(
+    name: str, value: float | Mapping[str, float], method: str = "", tuned: bool | Collection[str] = True
+) -> Hyper:
+    """Return the declaration that a bare number, or numbers by pattern, stand for.
 
     The rates `lr` (bounds 1e-10 and 1) and `weight_decay` are tuned in log10; `momentum`, `beta1`, `beta2`, `smoothing`
     and `keep` in sigmoid coordinates (OnePass, Section 4.1). `keep` is differentiated by coupled differences of
@@ -88,18 +114,17 @@ def coordinate(name: str, value: float, method: str = "", tuned: bool = True) ->
 
     Args:
         name: name of the hyperparameter.
-        value: its initial value, natural units.
+        value: its initial value, natural units; or the value of each group of parameter tensors, by pattern.
         method: name of the method, or "multiplicative" for a method with a multiplicative outer rule.
-        tuned: whether the hyperparameter is tuned.
+        tuned: whether the hyperparameter is tuned, or the patterns of those of its groups that are.
 
     Raises:
-        GradtuneError: the name is none of those above.
+        GradtuneError: the name is none of those above, or a pattern or its value is none.
     """
     if name not in _COORDINATES:
-        raise GradtuneError(
-            f"the number {value} for {name!r} says nothing of its coordinate and range; declare it as "
-            f"Hyper({name!r}, {value}, transform, bounds=(low, high))"
-        )
+        raise _without_coordinate(name, value, bool(tuned))
+    if isinstance(value, Mapping):
+        return _by_pattern(name, value, method, tuned)
     transform, bounds = _COORDINATES[name]
     if not tuned:
         return Hyper(name, value, transform or "log10", tuned=False)
@@ -111,6 +136,47 @@ def coordinate(name: str, value: float, method: str = "", tuned: bool = True) ->
     difference = _KEEP_DIFFERENCE if name == "keep" else 0.0
     granularity = "weight" if per_weight else "global"
     return Hyper(name, value, transform, granularity, bounds=bounds, difference=difference)
+
+
+def _without_coordinate(name: str, value: Any, tuned: bool) -> GradtuneError:
+    """The error for a value of which its name says nothing more."""
+    options = "transform, bounds=(low, high)" if tuned else "tuned=False"
+    if isinstance(value, Mapping):
+        what, declared = "numbers", f"{{...}}, {options}, granularity={{...}}"
+    elif shape := _shape(value):
+        what, declared = f"values of shape {shape}", f"values, {options}, shape={shape}"
+    else:
+        return GradtuneError(
+            f"the number {value} for {name!r} says nothing of its coordinate and range; declare it as "
+            f"Hyper({name!r}, {value}, {options})"
+        )
+    return GradtuneError(
+        f"the {what} for {name!r} say nothing of their coordinate and range; declare them as "
+        f"Hyper({name!r}, {declared})"
+    )
+
+
+def _by_pattern(name: str, values: Mapping[str, float], method: str, tuned: bool | Collection[str]) -> Hyper:
+    """Groups whose patterns are their names, the most special first and the one for all the others last."""
+    wrong = [p for p, v in values.items() if not isinstance(p, str) or _shape(v) != ()]
+    if wrong or not values:
+        what = f"{wrong[0]!r} has no number" if wrong else "there is no group"
+        raise GradtuneError(
+            f"{name} is given by groups, and {what}; expected numbers by pattern, such as "
+            '{"features.*": 1e-4, "*": 1e-3}'
+        )
+    patterns = sorted(values, key=lambda p: (p != ONE_DIMENSIONAL) + (p == "*"))  # stable
+    h = coordinate(name, next(iter(values.values())), method, bool(tuned))
+    ordered = {p: float(values[p]) for p in patterns}
+    return replace(h, value=ordered, granularity={p: p for p in patterns}, tuned=tuned)
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    """Shape of a number, a tensor or an array; None of anything else."""
+    try:
+        return tuple(torch.as_tensor(value).shape)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def method(given: str | Method, options: Mapping[str, Any] | None, steps: int | None = None) -> Method:
@@ -163,17 +229,20 @@ _ELSEWHERE = {
 def rule_and_hypers(
     rule: str | Rule,
     hypers: Given,
-    fixed: Mapping[str, float],
+    fixed: Fixed,
     of_function: Iterable[str],
     how: Method,
     name: str,
 ) -> tuple[Rule, list[Hyper]]:
     """Return the rule, and the declarations of all hyperparameters that it, the model or the loss reads.
 
+    It warns of a rate that is tuned in natural units without bounds.
+
     Args:
         rule: name in `RULES`, or a rule.
         hypers: what the user tunes.
-        fixed: what the user gives and does not tune.
+        fixed: what the user gives and does not tune. A name may stand in `hypers` as well where both have numbers by
+            pattern.
         of_function: names that the model's forward pass and the loss take.
         how: the method.
         name: what the method is called.
@@ -182,31 +251,91 @@ def rule_and_hypers(
         The rule and the declarations. What the rule reads and nobody gives has torch's default.
 
     Raises:
-        GradtuneError: a name is unknown, repeated or wrongly placed, a number has no usual coordinate, or nothing is
-            left to tune.
+        GradtuneError: a name is unknown, repeated or wrongly placed, a number has no usual coordinate, nothing is left
+            to tune, or the method cannot tune it.
     """
     given = _as_mapping(hypers)
-    twice = [n for n in given if n in fixed]
-    if twice:
-        raise GradtuneError(f"{twice} are given in hypers and in fixed; give each once")
+    _refuse_twice(given, fixed)
     make, reads, defaults = _rule(rule)
     known = [*reads, *of_function]
     for n in (*given, *fixed):
         if n not in known:
             raise unknown("hyperparameter", n, known)
-    defaults = {n: v for n, v in defaults.items() if n not in given and n not in fixed}
+    rest = {**fixed, **{n: v for n, v in defaults.items() if n not in fixed}}
+    rest = {n: v for n, v in rest.items() if n not in given}
     kind = "multiplicative" if isinstance(how.outer, Multiplicative) else name
-    declared = [v if isinstance(v, Hyper) else coordinate(n, v, kind) for n, v in given.items()]
-    declared += [coordinate(n, v, tuned=False) for n, v in {**fixed, **defaults}.items()]
+    declared = [v if isinstance(v, Hyper) else _partly(n, v, fixed.get(n, {}), kind) for n, v in given.items()]
+    declared += [coordinate(n, v, tuned=False) for n, v in rest.items()]
     local = [h.name for h in declared if h.name not in reads and h.granularity != "global"]
     if local:
         raise GradtuneError(f"{local} belong to the model or the loss and have one value; use granularity='global'")
     if how.estimator is not None and not any(h.tuned for h in declared):
         raise GradtuneError("no hyperparameter is left to tune; name one in hypers, or use method='fixed'")
+    _check(declared, reads, how, name)
     return make({h.name for h in declared}), declared
 
 
-def _as_mapping(hypers: Given) -> dict[str, float | Hyper]:
+def _refuse_twice(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    """Refuse what is given in both places, but for different groups of the same hyperparameter."""
+    both = {n: [isinstance(x, Mapping) for x in (given[n], fixed[n])] for n in given if n in fixed}
+    twice = [n for n, grouped in both.items() if not all(grouped)]
+    if twice:
+        hint = "; numbers by pattern may be in both, for different groups" * any(any(both[n]) for n in twice)
+        raise GradtuneError(f"{twice} are given in hypers and in fixed; give each once{hint}")
+    for n in both:
+        patterns = [p for p in fixed[n] if p in given[n]]
+        if patterns:
+            raise GradtuneError(f"the groups {patterns} of {n} are given in hypers and in fixed; give each once")
+
+
+def _partly(name: str, value: Any, fixed: Any, kind: str) -> Hyper:
+    """A hyperparameter that is tuned, but for the groups in `fixed`."""
+    if not fixed:
+        return coordinate(name, value, kind)
+    return coordinate(name, {**value, **fixed}, kind, tuple(value))
+
+
+def _check(declared: Sequence[Hyper], reads: Collection[str], how: Method, name: str) -> None:
+    """Refuse what the rule or the method cannot take, and warn of a rate that may drift without end."""
+    shaped = [h.name for h in declared if h.shape]
+    of_rule = [n for n in shaped if n in reads]
+    if of_rule:
+        raise GradtuneError(
+            f"{of_rule} belong to the update rule and have a shape; leave it out, and use granularity for a value a "
+            "group of weights"
+        )
+    if shaped and isinstance(how.estimator, Split):
+        raise GradtuneError(
+            f"{shaped} have a shape, and split sensitivities take all values of a hyperparameter together; use "
+            "layerwise='exact', or another method"
+        )
+    others = [h for h in declared if h.tuned and h.name != "lr"]
+    if others and isinstance(how.estimator, (Trace, IDBD)):
+        example = others[0].value if isinstance(others[0].value, (int, float)) else "..."
+        raise GradtuneError(
+            f"{name or 'a trace'} follows the learning rate alone, and {[h.name for h in others]} are to be tuned too; "
+            f"tune 'lr' and hold the others, as in fixed={{{others[0].name!r}: {example}}}"
+        )
+    rates = [h for h in declared if h.name in _NATURAL_BOUNDS and h.tuned and h.transform == "identity"]
+    for h in rates:
+        if not all(map(math.isfinite, h.bounds)):
+            warnings.warn(
+                f"{h.name} is tuned in natural units with the bounds {h.bounds}, in which training may carry it away; "
+                f"give Hyper({h.name!r}, ..., bounds={_NATURAL_BOUNDS[h.name]}), or transform='log10'",
+                GradtuneWarning,
+                stacklevel=_levels(),
+            )
+
+
+def _levels() -> int:
+    """Number of frames from the caller to the user's line, for `warnings.warn`."""
+    frame, levels = inspect.currentframe(), 0
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "gradtune":
+        frame, levels = frame.f_back, levels + 1
+    return levels
+
+
+def _as_mapping(hypers: Given) -> dict[str, Any]:
     if isinstance(hypers, Mapping):
         wrong = [n for n, v in hypers.items() if isinstance(v, Hyper) and v.name != n]
         if wrong:

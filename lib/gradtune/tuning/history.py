@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from gradtune import extras
 from gradtune.errors import GradtuneError
-from gradtune.recursion.hypers import Hypers
+from gradtune.recursion.hypers import Block, Hypers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +42,10 @@ class Row(NamedTuple):
 def read_out(hypers: Hypers, names: Sequence[str], raw: Tensor) -> dict[str, Tensor]:
     """Return the natural values of the tuned hyperparameters by column.
 
-    A global hyperparameter without windows has its name as its column. Otherwise there is a column for each group, such
-    as `lr[0.weight]` or `lr[0]`, for each time window, such as `lr[window 0]`, or for each pair of them, such as
-    `lr[0, window 0]`. Values per weight, or of more than 64 groups, are summarised in the columns `lr[min]`,
-    `lr[median]` and `lr[max]`.
+    A global hyperparameter without windows has its name as its column. Otherwise there is a column for each tuned
+    group, such as `lr[0.weight]`, `lr[backbone]` or `lr[0]`, or each entry, such as `class_weight[2]`; for each time
+    window, such as `lr[window 0]`; or for each pair of them, such as `lr[0, window 0]`. Values per weight, or of more
+    than 64 groups or entries, are summarised in the columns `lr[min]`, `lr[median]` and `lr[max]`.
 
     Args:
         hypers: the hyperparameters.
@@ -57,34 +58,69 @@ def read_out(hypers: Hypers, names: Sequence[str], raw: Tensor) -> dict[str, Ten
     columns: dict[str, Tensor] = {}
     for name, values in hypers.natural(raw).items():
         block = hypers.blocks[name]
-        if block.hyper.granularity == "weight" or block.groups > _MOST_GROUPS:
+        if block.hyper.granularity == "weight" or block.columns > _MOST_GROUPS * block.hyper.windows:
             columns[f"{name}[min]"] = values.min(1).values
             columns[f"{name}[median]"] = values.median(1).values
             columns[f"{name}[max]"] = values.max(1).values
             continue
-        labels = _labels(name, block.hyper.granularity, block.groups, block.hyper.windows, names)
-        columns |= dict(zip(labels, values.T, strict=True))
+        columns |= dict(zip(labels(block, names), values.T, strict=True))
     return columns
 
 
-def _labels(name: str, granularity: Any, groups: int, windows: int, names: Sequence[str]) -> list[str]:
-    by_group = [""] if groups == 1 else list(names) if granularity == "tensor" else [str(g) for g in range(groups)]
+def labels(block: Block, names: Sequence[str]) -> list[str]:
+    """Return the column names of a hyperparameter's coordinates, in their order; see `read_out`.
+
+    Args:
+        block: where the coordinates lie.
+        names: names of the parameter tensors.
+    """
+    name, windows = block.hyper.name, block.hyper.windows
     by_window = [""] if windows == 1 else [f"window {k}" for k in range(windows)]
-    inner = [", ".join(part for part in (g, k) if part) for g in by_group for k in by_window]
+    inner = [", ".join(part for part in (g, k) if part) for g in _groups(block, names) for k in by_window]
     return [f"{name}[{label}]" if label else name for label in inner]
+
+
+def _groups(block: Block, names: Sequence[str]) -> list[str]:
+    """The labels of the tuned groups or entries."""
+    if block.hyper.shape:
+        each = [", ".join(map(str, place)) for place in itertools.product(*map(range, block.hyper.shape))]
+    elif block.groups == 1:
+        each = [""]
+    elif block.labels or block.hyper.granularity == "tensor":
+        each = list(block.labels or names)
+    else:
+        each = [str(g) for g in range(block.groups)]
+    return each if block.free is None else [each[g] for g in block.free.tolist()]
 
 
 class History:
     """Rows of a training in the order in which they were taken, as `gradtune.tune` makes them.
 
+    A history can be pickled, and read where there is neither the model nor its device.
+
     Args:
         hypers: the hyperparameters.
         names: names of the parameter tensors.
+        tuned_on_val: whether the hyperparameters were tuned on the validation data; the figure then says so.
+
+    Attributes:
+        test: loss of the trained model on test data, which neither training nor tuning has seen; None where there are
+            none.
+        skipped: number of outer updates that were left out because their hypergradient was not finite.
     """
 
-    def __init__(self, hypers: Hypers, names: Sequence[str]) -> None:
-        self._hypers, self._names = hypers, names
+    def __init__(self, hypers: Hypers, names: Sequence[str], tuned_on_val: bool = False) -> None:
+        self._hypers, self._names, self._tuned_on_val = hypers, list(names), tuned_on_val
         self._rows: list[Row] = []
+        self.test: float | None = None
+        self.skipped = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": {n: x.cpu() for n, x in self.state().items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.load(state["_rows"])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -98,6 +134,9 @@ class History:
 
         The columns are `step`, `train_loss`, `val_loss` (NaN where no validation data were given) and one for each
         tuned hyperparameter in natural units. For groups and windows see `read_out`.
+
+        Where the hyperparameters were tuned on the validation data, `val_loss` is optimistic: it is lower than the loss
+        on data that had no part in the training, such as that of `test`.
         """
         pandas = extras.needed("pandas", "plot", "the table of a history")
         stacked = self.state()
@@ -145,7 +184,8 @@ class History:
             width = 3.6 * (1 + len(tuned))
             figure: Figure = pyplot.figure(figsize=(width, 3.2), layout="constrained")
             axes = figure.subplots(1, 1 + len(tuned), squeeze=False)[0]
-            for column, label in (("train_loss", "training batch"), ("val_loss", "validation")):
+            validation = "validation (tuned on)" if self._tuned_on_val else "validation"
+            for column, label in (("train_loss", "training batch"), ("val_loss", validation)):
                 if frame[column].notna().any():
                     axes[0].plot(frame["step"], frame[column], label=label)
             losses = frame[["train_loss", "val_loss"]].to_numpy()
@@ -160,7 +200,7 @@ class History:
     def _panel(self, axis: Any, frame: pd.DataFrame, name: str) -> None:
         columns = [c for c in frame if c == name or c.startswith(f"{name}[")]
         for column in columns:
-            axis.plot(frame["step"], frame[column], label=column.removeprefix(name).strip("[]"))
+            axis.plot(frame["step"], frame[column], label=column[len(name) + 1 : -1])
         _label(axis, name, self._hypers.blocks[name].hyper.transform in ("log", "log10"))
         if 1 < len(columns) <= 8:
             axis.legend()

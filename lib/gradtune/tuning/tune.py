@@ -11,27 +11,30 @@ For example::
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.amp import GradScaler
 
-from gradtune.errors import GradtuneError, at_least
+from gradtune.errors import GradtuneError, GradtuneWarning, at_least
 from gradtune.recursion.rules import Rule
-from gradtune.training import checkpoints
 from gradtune.training.loop import Method
 from gradtune.tuning import declared
-from gradtune.tuning.history import History, Row
-from gradtune.tuning.streams import Loaded, Resident, stream
-from gradtune.tuning.tuner import Info, Tuner
+from gradtune.tuning.history import History
+from gradtune.tuning.schedule import Factor
+from gradtune.tuning.streams import steps_of, stream
+from gradtune.tuning.training import Callback, Training
+from gradtune.tuning.trials import mean_losses
+from gradtune.tuning.tuner import Tuner
 
-Data = tuple[Tensor, Tensor] | Iterable[Any]
-Callback = Callable[[Info], "bool | None"]
+Data = Any
+"""Tensors or arrays `(x, y)`, a dict of them, or a loader, see `streams` and `calling`."""
+
+Schedule = Callable[[Factor], torch.optim.lr_scheduler.LRScheduler]
 
 _ROWS = 200
 
@@ -50,11 +53,13 @@ class Result(NamedTuple):
 
 def tune(
     model: nn.Module,
-    loss: Callable[..., Tensor],
+    loss: Callable[..., Tensor] | None,
     train: Data,
     val: Data | None = None,
     *,
-    steps: int,
+    steps: int | None = None,
+    epochs: int | None = None,
+    test: Data | None = None,
     rule: str | Rule = "sgd",
     hypers: declared.Given,
     fixed: Mapping[str, float] | None = None,
@@ -63,6 +68,12 @@ def tune(
     val_loss: Callable[..., Tensor] | None = None,
     batch_size: int | None = None,
     val_batch_size: int | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    schedule: Schedule | None = None,
+    scaler: GradScaler | None = None,
+    statistics: str = "following",
     restarts: int = 0,
     seed: int = 0,
     every: int | None = None,
@@ -87,10 +98,13 @@ def tune(
         model: module in training mode, see `Tuner`. Trained in place, it ends with the trained weights and buffers in
             tensors of its own.
         loss: `loss(output, y)`, one number with its gradient, see `Tuner`.
-        train: tensors `(x, y)` on the model's device, or a DataLoader.
+        train: tensors or arrays `(x, y)`, or a DataLoader; for other structures see `streams`.
         val: the same for validation data. It is needed where the method uses validation data; each outer update takes
             its next batch. With other methods the history's validation loss is that of its first batch.
         steps: training steps of a training.
+        epochs: passes through `train`, in place of `steps`.
+        test: the same for data that nothing is tuned on. Its mean loss at the end is `history.test`; the validation
+            loss is optimistic where it was tuned on.
         rule: name in `declared.RULES`, or a `Rule`.
         hypers: what is tuned, as numbers by name or as `Hyper` declarations, see `Tuner`.
         fixed: numbers by name for hyperparameters that stay as they are.
@@ -100,6 +114,14 @@ def tune(
         batch_size: rows in a batch where `train` is tensors; None for all rows at each step. A loader has a batch size
             of its own.
         val_batch_size: the same for `val`.
+        accumulate: batches whose gradients a step averages, see `Tuner`.
+        clip_norm: largest length of the gradient, see `Tuner`.
+        clip_value: largest size of an entry of the gradient, see `Tuner`.
+        schedule: makes a scheduler of `torch.optim.lr_scheduler` of a `schedule.Factor`, such as
+            `lambda factor: CosineAnnealingLR(factor, 1000)`. Its factor multiplies the tuned learning rate; it takes a
+            step after each training step.
+        scaler: scale of the loss in half precision, see `Tuner`.
+        statistics: batch norm's statistics in the validation loss, see `Tuner`.
         restarts: number of further trainings of `steps` steps from the initial weights and buffers. Each starts with
             the hyperparameters that the one before ended with. They are meant for FDS and other methods whose outer
             update comes at the end of a training.
@@ -123,9 +145,12 @@ def tune(
         GradtuneError: `Tuner` raises it; data are empty, have no batch left or are missing; a checkpoint cannot be read
             or written, or was saved with other data or another configuration.
     """
-    at_least(1, steps=steps, every=1 if every is None else every)
     at_least(0, restarts=restarts)
     model = model if in_place else copy.deepcopy(model)
+    like = next((p for p in model.parameters() if p.requires_grad), torch.empty(0))
+    feed = stream(train, like, batch_size, 2 * seed, "the training data")
+    steps = steps_of(steps, epochs, feed, accumulate)
+    at_least(1, steps=steps, every=1 if every is None else every)
     tuner = Tuner(
         model,
         loss,
@@ -137,17 +162,33 @@ def tune(
         val_loss=val_loss,
         seed=seed,
         horizon=steps,
+        accumulate=accumulate,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        scaler=scaler,
+        statistics=statistics,
     )
-    like = next(p for p in model.parameters() if p.requires_grad)
-    feed = stream(train, like, batch_size, 2 * seed, "the training data")
+    how = tuner.method
     val_feed = stream(val, like, val_batch_size, 2 * seed + 1, "the validation data") if val is not None else None
-    if val_feed is None and tuner.method.estimator is not None and tuner.method.outer_loss == "validation":
+    if val_feed is None and how.estimator is not None and how.outer_loss == "validation":
         raise GradtuneError(
-            f"the method {method if isinstance(method, str) else tuner.method} updates the hyperparameters on "
+            f"the method {method if isinstance(method, str) else how} updates the hyperparameters on "
             "validation data, and val is missing; give tensors (x, y) or a loader, or a method on the training loss "
             "such as 'hd'"
         )
-    training = _Training(tuner, feed, val_feed, steps, restarts, every or _stride(tuner.method.every, steps))
+    test_feed = stream(test, like, val_batch_size, 0, "the test data") if test is not None else None
+    if how.estimator is not None and steps < how.warm_up + how.every:
+        first = -(-(how.warm_up + 1) // how.every) * how.every
+        if steps < first:
+            warnings.warn(
+                f"the first update of the hyperparameters comes after step {first}, and the training ends after "
+                f"{steps}: nothing is tuned; train longer, or choose a smaller 'every' in options",
+                GradtuneWarning,
+                stacklevel=2,
+            )
+    training = Training(tuner, feed, val_feed, steps, restarts, every or _stride(how.every, steps), accumulate)
+    if schedule is not None:
+        training.schedule = schedule(tuner.factor)
     if checkpoint is not None:
         training.file, training.pause = Path(checkpoint), checkpoint_seconds
         training.resume()
@@ -155,6 +196,8 @@ def tune(
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
+    if test_feed is not None:
+        training.history.test = mean_losses([tuner], test_feed)[0]
     return Result(model, training.history)
 
 
@@ -164,107 +207,3 @@ def _stride(cadence: int, steps: int) -> int:
     Where the cadence is longer than the training, the result makes fewer than 400 rows.
     """
     return cadence * max(1, -(-steps // (cadence * _ROWS))) if cadence <= steps else max(1, steps // _ROWS)
-
-
-@dataclass
-class _Training:
-    """The loop of `tune` and all that it keeps.
-
-    `done` counts steps over all trainings, `updates` the outer updates on validation data, and `stopped` says whether a
-    callback ended the training.
-    """
-
-    tuner: Tuner
-    train: Resident | Loaded
-    val: Resident | Loaded | None
-    steps: int
-    restarts: int
-    every: int
-    file: Path | None = None
-    pause: float = 0.0
-    done: int = 0
-    updates: int = 0
-    stopped: bool = False
-    history: History = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.history = History(self.tuner.hypers, self.tuner.names)
-        self.initial = [x.clone() for x in self._model()] if self.restarts else []
-        self._saved = time.monotonic()
-
-    def _model(self) -> list[Tensor]:
-        return list(self.tuner.model.state_dict().values())
-
-    def run(self, callbacks: Sequence[Callback]) -> None:
-        total = self.steps * (1 + self.restarts)
-        with tqdm(total=total, initial=self.done, unit="step", disable=None) as bar:
-            while self.done < total and not self.stopped:
-                info = self._step()
-                bar.update()
-                if self.done % self.every == 0 or self.done == total:
-                    self.history.add(self._row(info))
-                    self._save(force=False)
-                    answers = [callback(info) for callback in callbacks]  # all are called
-                    self.stopped = any(answer is True for answer in answers)
-        self._save(force=True)
-
-    def _step(self) -> Info:
-        """Take one step of the tuner, with its batches."""
-        if self.tuner.steps == self.steps:
-            with torch.no_grad():
-                for tensor, value in zip(self._model(), self.initial, strict=True):
-                    tensor.copy_(value)
-            self.tuner.restart()
-        needs_val = self.tuner.needs_val
-        val_batch = self.val.at(self.updates) if needs_val and self.val is not None else None
-        info = self.tuner.step(self.train.at(self.done), val_batch)
-        self.done, self.updates = self.done + 1, self.updates + needs_val
-        return replace(info, step=self.done)
-
-    def _row(self, info: Info) -> Row:
-        val = info.val
-        if val is None and self.val is not None:
-            val = self.tuner.evaluate(self.val.at(self.updates))
-        nan = torch.full_like(info.train, float("nan"))
-        return Row(self.done, info.train, nan if val is None else val, self.tuner.raw)
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-
-    def _data(self) -> str:
-        return f"training data {self.train}, validation data {self.val}"
-
-    def _save(self, force: bool) -> None:
-        if self.file is None or not (force or time.monotonic() - self._saved >= self.pause):
-            return
-        state = {
-            "tuner": self.tuner.state_dict(),
-            "data": self._data(),
-            "train": self.train.state(),
-            "val": self.val.state() if self.val is not None else {},
-            "history": self.history.state(),
-            "initial": self.initial,
-            "counts": [self.done, self.updates, int(self.stopped)],
-        }
-        checkpoints.save(state, self.file)
-        self._saved = time.monotonic()
-
-    def resume(self) -> None:
-        """Go on from the file, if there is one."""
-        if self.file is None or not self.file.exists():
-            return
-        state = checkpoints.load(self.file, self.tuner.raw.device)
-        if state["data"] != self._data():
-            raise GradtuneError(
-                f"{self.file} was saved with other data ({state['data']}) than given ({self._data()}); give the same, "
-                "choose another path, or remove the file"
-            )
-        try:
-            self.tuner.load_state_dict(state["tuner"])
-        except GradtuneError as error:
-            raise GradtuneError(f"{self.file}: {error}") from None
-        self.train.load(state["train"])
-        if self.val is not None:
-            self.val.load(state["val"])
-        self.history.load(state["history"])
-        self.initial = state["initial"]
-        self.done, self.updates, self.stopped = state["counts"][0], state["counts"][1], bool(state["counts"][2])

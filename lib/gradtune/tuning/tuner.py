@@ -11,75 +11,47 @@ For example::
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from gradtune.errors import GradtuneError
-from gradtune.recursion.hypers import Hypers
+from gradtune.errors import GradtuneError, at_least
+from gradtune.nets.explained import in_our_words
+from gradtune.nets.single import copied
 from gradtune.recursion.rules import Rule
-from gradtune.recursion.step import State, Step
-from gradtune.training.loop import Loop, Method, Run
-from gradtune.tuning import declared, history
+from gradtune.recursion.step import State, Step, cotangent, validation_gradient
+from gradtune.training.loop import Method, Run
+from gradtune.tuning import declared, reading
+from gradtune.tuning.assembly import assembled, curvature
+from gradtune.tuning.info import Info
+from gradtune.tuning.schedule import Factor
 from gradtune.tuning.streams import Batch, fits
-from gradtune.tuning.supervised import Supervised
 
 
-@dataclass(frozen=True)
-class Info:
-    """What a step has done, for callbacks and print-outs.
-
-    `train_loss` and `val_loss` are the losses as numbers; reading them waits for the device.
-
-    Attributes:
-        step: steps taken so far; in `gradtune.tune`, over all its trainings.
-        updated: whether the hyperparameters moved.
-        train: loss of the step's batch before the step, a scalar tensor on the model's device.
-        val: loss of the validation batch after the step, a scalar tensor on the model's device; None where none was
-            used.
-        tuner: the tuner that took the step.
-    """
-
-    step: int
-    updated: bool
-    train: Tensor
-    val: Tensor | None
-    tuner: Tuner = field(repr=False)
-
-    @property
-    def train_loss(self) -> float:
-        """Loss of the step's batch, before the step."""
-        return float(self.train)
-
-    @property
-    def val_loss(self) -> float:
-        """Validation loss after the step, NaN where none was computed."""
-        return float("nan") if self.val is None else float(self.val)
-
-    @property
-    def hyperparameters(self) -> dict[str, float]:
-        """Natural values after the step, see `Tuner.hyperparameters`."""
-        return self.tuner.hyperparameters
-
-    @property
-    def model(self) -> nn.Module:
-        """The model, with the weights after the step."""
-        return self.tuner.model
-
-
-class Tuner:
+class Tuner(reading.Readable):
     """Training of a model step by step, with hyperparameters tuned on the way.
 
     The model is trained in place. After every step its parameters and buffers are the trained ones, so it can be
-    evaluated, saved or read at any time between two steps, and writing to its parameters changes the weights that
-    training goes on with. The parameters are views of one flat tensor, which each step replaces: `model.state_dict()`
-    is a snapshot that later steps leave alone. Parameters that are frozen (`requires_grad=False`) when the tuner is
-    made stay as they are. Buffers follow where the forward pass writes to them in place, as torch's layers do.
+    evaluated, saved or read at any time between two steps. Whatever changes its weights or buffers then, in place or by
+    other tensors (`load_state_dict`, `p.data = ...`), changes what training goes on with. The parameters are views of
+    one flat tensor, which each step replaces: `model.state_dict()` is a snapshot that later steps leave alone.
+    Parameters that are frozen (`requires_grad=False`) when the tuner is made stay as they are, and so do those that the
+    loss of a step does not reach, as in torch's optimisers. Hooks on parameters (`Tensor.register_hook`) act on their
+    gradients, and hypergradients know of them.
+
+    The loss may read the model's parameters (penalties), through the model or through a list made before.
+
+    A batch is `(x, y)`, `(a, b, y)`, `((a, b), y)` or a dict, see `calling`. Inside `torch.autocast` model and loss are
+    computed as it says, everything else in the type of the weights.
 
     Arguments of the loss beyond the first two, and of `model.forward` beyond the first, can be hyperparameters by name,
     such as the `smoothing` of `losses.cross_entropy` and the `keep` of `plain.Dropout`.
@@ -90,7 +62,8 @@ class Tuner:
 
     Args:
         model: any module in training mode, with one type and device for all weights.
-        loss: `loss(output, y)`, one number with its gradient, such as a mean over the batch.
+        loss: `loss(output, y)`, one number with its gradient, such as a mean over the batch; None for a model that
+            returns its loss.
         rule: name in `declared.RULES`, or a `Rule`. What the rule reads and nobody names has torch's default and stays.
         hypers: what is tuned: numbers by name, in the usual coordinates (`declared.coordinate`), or `Hyper`
             declarations.
@@ -102,9 +75,19 @@ class Tuner:
         seed: seed of dropout and all other random numbers in the forward pass, which are functions of (seed, step).
         horizon: steps that the time windows of hyperparameters share. A method whose option `horizon` is needed and not
             given takes it too (FDS).
+        accumulate: number of batches whose gradients a step averages; `step` then takes a list of as many. At a step
+            without curvature only one batch's graph is in memory at a time.
+        clip_norm: largest length of the gradient of all weights, as `torch.nn.utils.clip_grad_norm_` has it; None for
+            no limit. Hypergradients know of it.
+        clip_value: largest size of an entry of the gradient, as `clip_grad_value_` has it.
+        scaler: keeps the scale of the loss where gradients are in half precision (`torch.autocast` with float16). A
+            step whose gradient is not finite is left out, as in torch. Its use waits for the device.
+        statistics: batch norm's statistics in the validation loss: "running", "batch" or "following", see
+            `nets.statistics`.
 
     Attributes:
         model: the model.
+        factor: what the learning rate is multiplied by, for a scheduler of torch, see `schedule.Factor`.
         method: the method, a `loop.Method`.
         hypers: the declared hyperparameters, a `hypers.Hypers`.
         configuration: text by topic that tells tuners apart; `load_state_dict` compares it.
@@ -118,7 +101,7 @@ class Tuner:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[..., Tensor],
+        loss: Callable[..., Tensor] | None,
         *,
         rule: str | Rule = "sgd",
         hypers: declared.Given,
@@ -128,49 +111,36 @@ class Tuner:
         val_loss: Callable[..., Tensor] | None = None,
         seed: int = 0,
         horizon: int | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        scaler: GradScaler | None = None,
+        statistics: str = "following",
     ) -> None:
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
+        at_least(1, accumulate=accumulate)
         self.model, self.method = model, declared.method(method, options, horizon)
-        parameters = _trained(model)
-        of_model, of_loss = declared.keywords(model, 1), declared.keywords(loss, 2)
+        self.factor, self._accumulate = Factor(), accumulate
         name = method if isinstance(method, str) else ""
-        made = declared.rule_and_hypers(rule, hypers, fixed or {}, [*of_model, *of_loss], self.method, name)
-        self._rule, hyper_list = made
-        self._check_functions(of_model, of_loss, [h.name for h in hyper_list], val_loss is not None)
-        self._problem = Supervised(
-            model, loss, val_loss or loss, tuple(of_model), tuple(of_loss), self.method.keep, seed
-        )
-        self._layout = self._problem.layout
-        self.hypers = Hypers(hyper_list, self._layout.sizes, horizon)
-        self._loop = Loop(self._problem, self._rule, self.hypers, self.method)
+        losses, extra = (loss, val_loss), (clip_norm, clip_value, scaler, statistics)
+        made = assembled(model, losses, rule, hypers, fixed or {}, self.method, name, seed, horizon, extra)
+        self._single, self._problem, self._loop, self.hypers = made.single, made.problem, made.loop, made.hypers
+        self._layout = self._single.layout
         self._recent: deque[Step] = deque(maxlen=self.method.keep)
-        w = self._layout.flatten(parameters)[None]
-        self._problem.read(w)
-        self._run = self._loop.start(w)
-        self._places = _places(model, self._layout.names)
+        w = self._layout.flatten(dict(self._single.module.named_parameters()))[None]
+        self._run, self._checked = self._loop.start(w), not curvature(self.method)
         self.configuration = {
             "model": f"{type(model).__name__} of {w.shape[1]} weights in {len(self._layout.names)} tensors, {w.dtype}",
-            "rule": rule if isinstance(rule, str) else f"{rule.name} {list(rule.hypers)}",
-            "method": str(self.method),
-            "hyperparameters": ", ".join(map(str, hyper_list))
+            "rule": (rule if isinstance(rule, str) else f"{rule.name} {list(rule.hypers)}")
+            + f", gradients clipped to length {clip_norm}" * (clip_norm is not None)
+            + f", gradients clipped at {clip_value}" * (clip_value is not None)
+            + f", {accumulate} batches a step" * (accumulate > 1),
+            "method": str(self.method) + f", {statistics} statistics" * (statistics != "running"),
+            "hyperparameters": ", ".join(str(b.hyper) for b in self.hypers.blocks.values())
             + f", windows over {horizon} steps" * self.hypers.windowed,
             "seed": str(seed),
         }
         self.sync()
-
-    @staticmethod
-    def _check_functions(model: dict[str, bool], loss: dict[str, bool], names: list[str], own_val: bool) -> None:
-        missing = [n for n, needed in (model | loss).items() if needed and n not in names]
-        if missing:
-            raise GradtuneError(
-                f"the model or the loss takes {missing}, and no hyperparameter has that name; declare it in hypers, or "
-                "give the argument a default"
-            )
-        needed = [n for n in loss if loss[n] and n in names]
-        if needed and not own_val:
-            raise GradtuneError(
-                f"the loss cannot be called without {needed}, hyperparameters of training; give the argument a default "
-                "for validation, or hand over val_loss=..."
-            )
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -188,17 +158,18 @@ class Tuner:
         """Take one training step, and the outer update that belongs to it.
 
         Args:
-            batch: training batch, a pair `(x, y)`.
-            val_batch: validation batch, a pair `(x, y)`. It is used when `needs_val` was true, and may be left out
-                otherwise.
+            batch: training batch, see `calling`; with `accumulate` above 1 a list of as many.
+            val_batch: validation batch. It is used when `needs_val` was true, and may be left out otherwise.
 
         Returns:
             What the step has done.
 
         Raises:
-            GradtuneError: the model is in evaluation mode, the validation batch is missing, a batch is no pair or of
-                another type or device than the model, or the loss is not one number or has no gradient.
+            GradtuneError: the model is in evaluation mode or has other parameters than before, the validation batch is
+                missing, a batch does not fit the model or is of another type or device, or the loss is not one number
+                or has no gradient.
         """
+        self._adopt()
         w, t, needs_val = self._run.state.w, self._run.t, self.needs_val
         if not self.model.training:
             raise GradtuneError(
@@ -211,27 +182,65 @@ class Tuner:
                 "given; hand over val_batch whenever needs_val is true"
             )
         val = fits(val_batch, w, "the validation batch") if needs_val else None
-        self._problem.give(t, fits(batch, w, "the training batch"), val)
+        self._problem.give(t, self._batches(batch, w), val, self.factor.value)
         updated = self._loop.due(t)
-        self._run = self._loop.step(self._run, self._recent)
+        with self._outside_autocast(w), torch.enable_grad(), in_our_words():
+            if not self._checked:
+                self._problem.check_curvature(w, self._of_loss(), t)
+                self._checked = True
+            self._run = self._loop.step(self._run, self._recent)
+        self.factor.step()
         self.sync()
         assert self._problem.seen is not None
-        seen_val = self._problem.seen_val[0] if needs_val and self._problem.seen_val is not None else None
-        return Info(t + 1, updated, self._problem.seen[0], seen_val, self)
+        return Info(t + 1, updated, self._problem.seen, self._problem.seen_val if needs_val else None, self)
+
+    def _of_loss(self) -> dict[str, Tensor]:
+        """Return the hyperparameters that the rule does not read."""
+        return {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
+
+    def _batches(self, batch: Any, w: Tensor) -> list[Batch]:
+        if self._accumulate == 1:
+            return [fits(batch, w, "the training batch")]
+        if not isinstance(batch, (list, tuple)) or len(batch) != self._accumulate:
+            raise GradtuneError(
+                f"with accumulate={self._accumulate} a step takes a list of as many batches, and it was given "
+                f"{len(batch) if isinstance(batch, (list, tuple)) else f'a {type(batch).__name__}'}"
+            )
+        return [fits(each, w, f"training batch {k}") for k, each in enumerate(batch)]
+
+    def _outside_autocast(self, w: Tensor) -> Any:
+        """Return a context without autocast, in which model and loss are computed with the autocast in force now."""
+        kind = w.device.type
+        if not torch.is_autocast_enabled(kind):
+            self._problem.autocast = nullcontext
+            return nullcontext()
+        self._problem.autocast = partial(torch.autocast, kind, dtype=torch.get_autocast_dtype(kind))
+        return torch.autocast(kind, enabled=False)
+
+    def _adopt(self) -> None:
+        """Take over weights that were changed between two steps by other means than writing in place."""
+        if self._single.follows(self._run.state.w):
+            return
+        self._single.renew()
+        own = self._single.own
+        old = self._run.state.w
+        if {(p.dtype, p.device) for p in own} != {(old.dtype, old.device)}:
+            raise GradtuneError(
+                f"the model's parameters were {old.dtype} on {old.device} when the tuner was made and are "
+                f"{sorted({(str(p.dtype), str(p.device)) for p in own})} now; make a new Tuner after model.to(...)"
+            )
+        w = self._layout.flatten(dict(zip(self._layout.names, own, strict=True)))[None]
+        self._run = self._run._replace(state=self._run.state._replace(w=w))
+        self.sync()
 
     def sync(self) -> None:
-        """Write weights and buffers into the model.
+        """Write the weights into the model.
 
-        Every step does so. A call by hand is needed only after the model's tensors were replaced by others.
+        Every step does so. A call by hand is needed only to undo a change of the model's weights.
 
         Cost: no copy, the parameters become views.
         """
-        for tensor, value in zip(self._places, self._tensors(), strict=True):
-            tensor.data = value
-
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from self._layout.split(self._run.state.w[0]).values()
-        yield from (b[0] for b in self._problem.buffers.values())
+        self._single.show(self._run.state.w)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
@@ -240,35 +249,47 @@ class Tuner:
         Cost: a forward pass.
 
         Args:
-            batch: a pair `(x, y)`.
+            batch: a batch, see `calling`.
 
         Returns:
             The loss, a scalar tensor.
 
         Raises:
-            GradtuneError: the batch is no pair, or of another type or device than the model.
+            GradtuneError: the batch does not fit the model, or is of another type or device.
         """
-        batch = fits(batch, self._run.state.w, "the batch")
-        return self._problem.evaluate(self._run.state.w, self._lam(), batch)[0]
+        self._adopt()
+        w = self._run.state.w
+        with self._outside_autocast(w):
+            return self._problem.evaluate(w, self._lam(), fits(batch, w, "the batch"))[0]
 
     def _lam(self) -> dict[str, Tensor]:
         return self.hypers.at(self._run.raw, self._run.fixed, max(self._run.t - 1, 0)).lam
 
-    @property
-    def raw(self) -> Tensor:
-        """Raw coordinates `[P]` of the tuned hyperparameters."""
-        return self._run.raw[0]
+    def pulled_back(self, val_batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
+        """Pull the validation gradient back through the steps since the last outer update; nothing is updated.
 
-    @property
-    def hyperparameters(self) -> dict[str, float]:
-        """Natural values of the tuned hyperparameters; names of groups and windows as in `history.read_out`."""
-        columns = history.read_out(self.hypers, self._layout.names, self._run.raw)
-        return {n: float(v[0]) for n, v in columns.items()}
+        Cost: a validation gradient and a Hessian product a step.
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the trained parameter tensors."""
-        return self._layout.names
+        Args:
+            val_batch: validation batch.
+
+        Returns:
+            dL/draw `[P]`; dL/dw by parameter, at the weights before the first of these steps; and the validation loss.
+
+        Raises:
+            GradtuneError: the method does not look back on steps.
+        """
+        if not self._recent:
+            raise GradtuneError(f"{self.method} keeps no steps to pull a gradient back through; use reverse mode")
+        last = self._recent[-1]
+        self._problem.validate(fits(val_batch, self._run.state.w, "the validation batch"))
+        gv, total = validation_gradient(self._problem, last.base_rule, last.values, self._run.state, last.t)
+        cot = cotangent(gv, last.state)
+        for step in reversed(self._recent):
+            cot, share = step.with_curvature().pull(cot)
+            total = total + share
+        assert self._problem.seen_val is not None
+        return total[0], self._layout.split(cot.w[0]), float(self._problem.seen_val)
 
     def restart(self) -> None:
         """Begin a new training from the weights and buffers that the model now has (FDS).
@@ -276,9 +297,8 @@ class Tuner:
         The hyperparameters and the outer rule's state go on. The optimiser's buffers, the sensitivity and the step
         count start anew.
         """
-        named = dict(self.model.named_parameters())
+        named = dict(self._single.module.named_parameters())
         start = self._loop.start(self._layout.flatten(named)[None])
-        self._problem.read(start.state.w)
         self._problem.held.clear()
         self._recent.clear()
         self._run = start._replace(raw=self._run.raw, outer=self._run.outer)
@@ -291,7 +311,7 @@ class Tuner:
 
         `torch.load(weights_only=True)` reads it from a file.
 
-        Memory: tensors are shared with the tuner, which never writes to them.
+        Memory: tensors are shared with the tuner, which never writes to them, but for copies of the buffers.
         """
         t, run = self._run.t, self._run
         looked_back = [self._problem.held[k] for k in range(t - len(run.past), t)]
@@ -300,8 +320,10 @@ class Tuner:
             "t": t,
             "tensors": tree_flatten(run._replace(t=0, past=()))[0][1:],
             "past": [tree_flatten(state)[0] for state in run.past],
-            "buffers": self._problem.buffers,
-            "held": [{"batch": list(h.batch), "buffers": h.buffers} for h in looked_back],
+            "buffers": copied(self._single.buffers.read()),
+            "held": [h._asdict() for h in looked_back],
+            "lr_factor": self.factor.value,
+            "scaler": {} if self._problem.scaling is None else self._problem.scaling.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -327,34 +349,44 @@ class Tuner:
         run: Run = tree_unflatten(parts, tree_flatten(start)[1])
         self._run = run._replace(t=t, past=past)
         self._recent.clear()
-        self._problem.load(t, state["buffers"], state["held"], like.device)
+        self._problem.load(t, state["held"], like.device)
+        self._single.buffers.load({n: b if b is None else b.to(like.device) for n, b in state["buffers"].items()})
+        self.factor.value = state["lr_factor"]
+        if self._problem.scaling is not None:
+            self._problem.scaling.load(state["scaler"])
         self.sync()
+
+    def __reduce__(self) -> Any:
+        """Pickle the arguments, the model and the state.
+
+        Raises:
+            GradtuneError: an argument cannot be pickled.
+        """
+        try:
+            pickle.dumps(self._arguments)
+        except Exception as error:
+            raise GradtuneError(
+                f"this tuner cannot be pickled, as one of its arguments cannot ({error}); save tuner.state_dict() and "
+                "load it into a tuner made of the same arguments"
+            ) from error
+        return _again, (_detached(self.model), self._arguments, self.state_dict())
 
     def _state(self, leaves: list[Tensor]) -> State:
         state: State = tree_unflatten(leaves, tree_flatten(self._run.state)[1])
         return state
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's parameters that are trained, checked."""
-    if not model.training:
-        raise GradtuneError(
-            f"{type(model).__name__} is in evaluation mode, in which dropout and batch norm do not train; call "
-            "model.train() first (parts that shall stay as they are can be in evaluation mode)"
-        )
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    kinds = {(str(p.dtype), str(p.device)) for p in trained.values()}
-    if len(kinds) > 1:
-        raise GradtuneError(
-            f"the model's parameters have several types or devices, {sorted(kinds)}; expected one, as after "
-            "model.to(device, dtype)"
-        )
-    if trained and not next(iter(trained.values())).is_floating_point():
-        raise GradtuneError(f"the model's parameters are {kinds.pop()[0]}; expected a real floating-point type")
-    return dict(trained)
+def _detached(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose parameters have memory of their own."""
+    own = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in own.parameters():
+            p.data = p.data.clone()
+    return own
 
 
-def _places(model: nn.Module, names: tuple[str, ...]) -> list[Tensor]:
-    """Return the tensors that `sync` writes: parameters by name, then all buffers."""
-    parameters = dict(model.named_parameters())
-    return [*(parameters[n] for n in names), *(b for _, b in model.named_buffers())]
+def _again(model: nn.Module, arguments: dict[str, Any], state: dict[str, Any]) -> Tuner:
+    """Return the tuner that was pickled."""
+    tuner = Tuner(model, **arguments)
+    tuner.load_state_dict(state)
+    return tuner

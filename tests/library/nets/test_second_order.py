@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from gradtune.errors import GradtuneError
@@ -110,6 +111,92 @@ def test_a_third_derivative_of_batch_norm_is_refused() -> None:
     (g,) = torch.autograd.grad(loss, w, create_graph=True)
     with pytest.raises(GradtuneError, match="a third derivative was asked for"):
         torch.autograd.grad(g.sin().sum(), w, create_graph=True)
+
+
+# --- where torch's own formulas stay in charge ------------------------------------------------------------------------
+
+
+def several(call: Callable[..., Tensor], *inputs: Tensor) -> list[list[Tensor]]:
+    """Loss, gradient and Hessian product of runs side by side: without and with the context."""
+    found = []
+    for context in (nullcontext, lean):
+
+        def single(*inputs: Tensor, context: Any = context) -> Tensor:
+            with context():
+                return call(*inputs).square().sin().sum()
+
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        losses = torch.func.vmap(single)(*leaves)
+        grads = torch.autograd.grad(losses.sum(), leaves, create_graph=True)
+        found.append([losses, *grads, *torch.autograd.grad([g.sin().sum() for g in grads], leaves)])
+    return found
+
+
+NAMED: dict[str, Callable[..., Tensor]] = {
+    "all by name": lambda x, w: F.conv2d(input=x, weight=w),
+    "weights by name": lambda x, w: F.conv2d(x, weight=w, padding=1),
+    "images that the runs share": lambda x, w: F.conv2d(torch.ones(2, 3, 5, 5, dtype=x.dtype), weight=w) * x.sum(),
+    "relu": lambda x, w: F.relu(input=x) * w.sum(),
+    "norm": lambda x, w: F.batch_norm(
+        input=x, running_mean=None, running_var=None, weight=w[0, :, 0, 0], bias=w[1, :, 0, 0], training=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_arguments_by_name_under_vmap(name: str) -> None:
+    x = torch.randn(2, 2, 3, 5, 5, dtype=torch.float64)
+    w = torch.randn(2, 4, 3, 3, 3, dtype=torch.float64)
+    for a, b in zip(*several(NAMED[name], x, w), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_arguments_by_name_have_the_lean_derivatives() -> None:
+    x, w = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3)
+    with lean():
+        y = F.conv2d(input=x, weight=w)
+    assert type(y.grad_fn).__name__ == "_ConvolutionBackward"
+
+
+FORMS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "norm with a plain mean": lambda: (nn.BatchNorm1d(3, momentum=None), torch.randn(4, 3, 5)),
+    "norm without statistics": lambda: (nn.BatchNorm1d(3, track_running_stats=False), torch.randn(4, 3)),
+    "synchronised norm": lambda: (nn.SyncBatchNorm(3), torch.randn(4, 3, 5)),
+    "norm of half precision in float32": lambda: (nn.BatchNorm1d(3), torch.randn(4, 3, 5).bfloat16()),
+    "norm of half precision": lambda: (nn.BatchNorm1d(3).bfloat16(), torch.randn(4, 3, 5).bfloat16()),
+    "norm of an empty batch": lambda: (nn.BatchNorm1d(3), torch.randn(0, 3)),
+    "norm of empty images": lambda: (nn.BatchNorm2d(3), torch.randn(0, 3, 4, 4)),
+    "convolution of an empty batch": lambda: (nn.Conv2d(3, 4, 3), torch.randn(0, 3, 7, 7)),
+    "complex convolution": lambda: (
+        nn.Conv1d(3, 4, 3).to(torch.complex64),
+        torch.randn(2, 3, 7, dtype=torch.complex64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_other_forms_are_torchs(name: str) -> None:
+    (net, x), found = FORMS[name](), []
+    start = {n: v.clone() for n, v in net.state_dict().items()}
+    for context in (nullcontext(), lean()):
+        net.load_state_dict(start)
+        weights = list(net.parameters())
+        with context:
+            loss = net(x).abs().float().square().sin().sum()
+        grads = torch.autograd.grad(loss, weights, create_graph=True)
+        squares = [g.abs().float().square().sum() for g in grads]
+        found.append([loss, *grads, *torch.autograd.grad(squares, weights), *net.buffers()])
+    rtol, atol = (2e-2, 1e-1) if x.dtype == torch.bfloat16 else (1e-4, 1e-4)
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype and torch.allclose(a, b, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("layer, shape", [(nn.BatchNorm1d(3), (1, 3)), (nn.BatchNorm2d(3), (3, 3))])
+def test_torch_says_what_is_wrong_with_an_input(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    with lean(), pytest.raises(ValueError, match="xpected"):
+        layer(torch.randn(shape))
+    with lean(), pytest.raises((RuntimeError, ValueError)):
+        F.batch_norm(torch.randn(3), None, None, torch.ones(3), torch.zeros(3), True)
 
 
 class Images:

@@ -106,3 +106,50 @@ def test_shares_are_summed_where_the_weights_are() -> None:
     assert torch.equal(values.grouped("lr", W + torch.arange(6)), torch.tensor([[12.0, 3.0]] * 2, dtype=torch.float64))
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert values.grouped("lr", torch.empty(2, 6, device="cuda")).device.type == "cuda"
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_hyperparameters_of_half_weights_are_float32(half: torch.dtype) -> None:
+    """In bfloat16 log10(0.001) would move in steps of 0.016, and beta2 = 0.999 would be 1."""
+    declared = [
+        Hyper("lr", 0.0123, "log10", (0, 1, 0), bounds=(1e-3, 0.02), tuned=[1]),
+        Hyper("beta2", 0.999, tuned=False),
+    ]
+    found = {}
+    for dtype in (half, torch.float32):
+        hypers = Hypers(declared, [1, 2, 3])
+        raw, fixed = hypers.init(W.to(dtype))
+        values = hypers.at(hypers.clamp(raw + 0.5), fixed)
+        cot = torch.arange(12, dtype=dtype).reshape(2, 6)
+        found[dtype] = [raw, *fixed.values(), *values.lam.values(), values.pull({"lr": cot}), values.tangents()["lr"]]
+        found[dtype] += [values.grouped("lr", cot)]
+    for a, b in zip(*found.values(), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_other_types_stay() -> None:
+    for dtype in (torch.float32, torch.float64):
+        raw, fixed = Hypers([Hyper("lr", 0.1), Hyper("momentum", 0.5, tuned=False)], [6]).init(W.to(dtype))
+        assert raw.dtype == fixed["momentum"].dtype == dtype
+
+
+def test_constants_are_kept_for_each_type() -> None:
+    hypers = Hypers([Hyper("lr", 0.1, "log10", bounds=(1e-3, 1.0)), Hyper("momentum", 0.5)], [6])
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        raw, fixed = hypers.init(W.to(dtype))
+        assert hypers.chosen("lr", 0, raw).dtype == hypers.clamp(raw).dtype == dtype
+        assert hypers.at(raw, fixed).tangents()["momentum"].dtype == dtype
+
+
+@pytest.mark.parametrize("value", [float("nan"), torch.tensor([0.1, float("nan")])])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_an_initial_value_is_a_number(value: Any, tuned: bool) -> None:
+    with pytest.raises(GradtuneError, match="lr has the initial value nan; expected a number"):
+        Hypers([Hyper("lr", value, tuned=tuned)], [6]).init(W)
+
+
+def test_without_bounds_nothing_is_moved() -> None:
+    raw = torch.tensor([[5.0, -3.0]], dtype=torch.float64)
+    assert Hypers([Hyper("lr", 0.1), Hyper("momentum", 0.5)], [6]).clamp(raw) is raw
+    one = Hypers([Hyper("lr", 0.1), Hyper("momentum", 0.5, bounds=(0.0, 1.0))], [6])
+    assert one.clamp(raw).tolist() == [[5.0, 0.0]]

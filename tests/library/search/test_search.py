@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -14,10 +15,22 @@ import pandas as pd
 import pytest
 import torch
 
+from gradtune import methods
 from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.rules import sgd
-from gradtune.search import METHODS, MULTIPLIER, Asha, Dimension, Population, Space, Trainable, Training, search, table
+from gradtune.search import (
+    METHODS,
+    MULTIPLIER,
+    Asha,
+    Dimension,
+    Population,
+    Space,
+    Trainable,
+    Training,
+    prepare,
+    search,
+)
 from problems import Net
 from tools import ROOT
 from toy import DECAY, GOOD, LOSSES, SPACE, STEPS, closed_form, training
@@ -186,6 +199,23 @@ def test_rungs() -> None:
     assert Asha().rungs(81) == [3, 9, 27, 81]
     assert Asha(min_steps=1, reduction=4).rungs(4000) == [1, 4, 16, 64, 256, 1024, 4000]  # OnePass, Appendix B.8.2
     assert Asha(min_steps=5).rungs(5) == [5]
+    assert Asha(min_steps=60).rungs(81) == [60, 81]
+    assert Asha(min_steps=8).rungs(400) == [8, 24, 72, 216, 400]
+
+
+@pytest.mark.parametrize("reduction", [2, 3, 4])
+def test_no_rung_lies_just_before_the_end(reduction: int) -> None:
+    """By default there are at most four; a rung is followed by at least as many steps as the first one has."""
+    assert Asha().rungs(4000) == [148, 444, 1332, 4000]  # and not 3996
+    assert Asha(min_steps=148).rungs(4000) == [148, 444, 1332, 4000]
+    assert Asha().rungs(100) == [3, 9, 27, 100]
+    for full in range(1, 300):
+        for least in (None, 1, 7):
+            if least is None or least <= full:
+                rungs = Asha(least, reduction).rungs(full)
+                assert rungs[-1] == full and sorted(set(rungs)) == rungs and (least is not None or len(rungs) <= 4)
+                assert all(full - age >= rungs[0] for age in rungs[1:-1])
+                assert all(b == reduction * a for a, b in itertools.pairwise(rungs[:-1]))
 
 
 def test_asha_stops_what_is_behind(trainable: Training) -> None:
@@ -431,8 +461,59 @@ def test_optuna_is_quiet_and_left_as_it_was(trainable: Training, capfd: pytest.C
     assert optuna.logging.get_verbosity() == before == optuna.logging.INFO
 
 
-def test_table() -> None:
-    frame = table()
-    assert frame["name"].tolist() == NAMES
-    assert (frame["source"].str.len() > 0).all()
-    assert "reduction=3" in frame.set_index("name").loc["asha", "options"]
+def test_every_search_has_its_line_in_the_one_table_of_methods() -> None:
+    frame = methods.table().set_index("name")
+    assert [n for n in frame.index if n in NAMES] == NAMES
+    assert (frame.loc[NAMES, ["method", "paper", "outer rule", "cost"]].map(len) > 0).all(axis=None)
+
+
+# --- Those who follow a search ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_best_trial_is_handed_over_when_it_is_the_best(name: str, trainable: Training) -> None:
+    """With its state and configuration of that evaluation: each incumbent once, the last one is the answer."""
+    strategy, ledger = prepare(name, trainable, SPACE, 700, 1, small(name))
+    seen: list[tuple[dict[str, float], float]] = []
+    ledger.on_best = lambda cohort, m: seen.append((dict(cohort.configs[m]), trainable.val_loss(cohort.state)[m]))
+    with ledger:
+        how = strategy.run(ledger, SPACE)
+    result = ledger.result(name, how, strategy.group)
+    assert seen[-1] == (result.best, result.best_loss)
+    assert [loss for _, loss in seen] == result.to_frame()["incumbent_loss"].dropna().unique().tolist()
+    assert search(name, trainable, SPACE, 700, 1, **small(name)).best == result.best
+
+
+class Bar:
+    """A progress bar that notes by how much it was moved."""
+
+    def __init__(self, total: int, **_: Any) -> None:
+        self.total, self.n, self.moves, self.closed = total, 0, list[int](), False
+
+    def update(self, by: int) -> None:
+        self.n += by
+        self.moves += [by] * (by > 0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_bar_counts_every_step_once(trainable: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the trainable moves it while it trains or not."""
+    monkeypatch.setattr("gradtune.search.ledger.tqdm", Bar)
+    for ticks in (False, True):
+        strategy, ledger = prepare("asha", trainable, SPACE, 200, 0, {})
+        advance = trainable.advance
+
+        def by_step(members: Any, steps: int, ledger: Any = ledger, advance: Any = advance) -> Any:
+            for _ in range(steps):
+                members = advance(members, 1)
+                ledger.bar.update(1)
+            return members
+
+        with ledger, monkeypatch.context() as patch:
+            if ticks:
+                patch.setattr(trainable, "advance", by_step)
+            strategy.run(ledger, SPACE)
+        bar: Any = ledger.bar
+        assert bar.n == bar.total == 200 and bar.closed and (set(bar.moves) == {1}) == ticks

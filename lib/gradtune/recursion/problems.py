@@ -1,0 +1,92 @@
+"""What a task offers to the recursion: its losses and, where it has more to say, their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from gradtune.recursion.rules import Rule
+
+
+class Problem(Protocol):
+    """What a task offers: losses of R runs at once, shape `[R]`, never averaged over runs.
+
+    `lam` holds the hyperparameters that the update rule does not read, as tensors that broadcast to `[R, D]`. A loss
+    depends on chance only through `t` (batch, dropout mask): the same `t` gives the same loss, so that a step can be
+    recomputed. `stationary` says that the losses do not depend on `t`.
+    """
+
+    @property
+    def stationary(self) -> bool: ...
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
+
+    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor: ...
+
+
+@runtime_checkable
+class WithBatches(Protocol):
+    """A problem whose losses depend on `t` through tensors alone.
+
+    A traced loop can therefore hand these tensors over: `problem.on(problem.batch(t))` has at every step the losses
+    that `problem` has at step `t`.
+    """
+
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        """All that both losses of step `t` read beside weights and hyperparameters.
+
+        A traced loop makes a new recording for every new shape.
+        """
+        ...
+
+    def on(self, batch: tuple[Tensor, ...]) -> Problem:
+        """The problem with losses on these tensors, whatever `t`."""
+        ...
+
+
+class Gradient(NamedTuple):
+    """The gradient of one step's training loss, and what is special about the step.
+
+    Attributes:
+        w: gradient `[R, D]` with respect to the weights.
+        lam: gradients `[R, 1 or D]` with respect to hyperparameters of the loss, in the order in which they were asked
+            for; None for one that the loss does not use.
+        rule: the update rule of this step.
+        lr_factor: what this step multiplies the learning rate by; it is part of `rule` already.
+        leaves: tensors of the graph that hold the weights in pieces, in the order in which they lie in a row; None
+            where the weights are one tensor. They are for R = 1.
+    """
+
+    w: Tensor
+    lam: tuple[Tensor | None, ...]
+    rule: Rule
+    lr_factor: float = 1.0
+    leaves: tuple[Tensor, ...] | None = None
+
+
+class WithGradient(Protocol):
+    """A problem that differentiates its losses itself.
+
+    So does that of a user's module: it knows which weights a loss reaches, and which hooks act on their gradients.
+    """
+
+    def train_gradient(
+        self, w: Tensor, lam: Mapping[str, Tensor], t: int, by: Sequence[Tensor], rule: Rule, graph: bool
+    ) -> Gradient:
+        """Differentiate the training loss of step `t`.
+
+        Args:
+            w: weights `[R, D]`, a leaf.
+            lam: hyperparameters of the loss, leaves.
+            t: number of the step.
+            by: those of `lam` to differentiate by.
+            rule: the update rule.
+            graph: whether the gradients are to be differentiated again.
+        """
+        ...
+
+    def val_gradient(self, w: Tensor, lam: Mapping[str, Tensor], t: int, by: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Differentiate the validation loss by the weights and by those of `lam` in `by`; zero where it does not."""
+        ...

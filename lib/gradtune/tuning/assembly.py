@@ -1,0 +1,136 @@
+"""From what a user gives to what trains: the problem, the rule, the hyperparameters and the loop of a tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from gradtune.errors import GradtuneError
+from gradtune.estimators.forward import Forward
+from gradtune.estimators.trace import IDBD, Trace
+from gradtune.nets.adjusted import uncompiled
+from gradtune.nets.refused import refuse
+from gradtune.nets.single import Single
+from gradtune.recursion.hypers import Hypers
+from gradtune.recursion.rules import Rule, clipped, norm_clipped
+from gradtune.recursion.wrapped import Guarded
+from gradtune.training.loop import Loop, Method
+from gradtune.tuning import declared
+from gradtune.tuning.calling import Loss
+from gradtune.tuning.scaling import Scaling
+from gradtune.tuning.supervised import Supervised
+
+
+class Assembled(NamedTuple):
+    """What trains.
+
+    Attributes:
+        single: the model.
+        problem: its losses.
+        hypers: the hyperparameters.
+        loop: the loop over all of them, whose outer rule skips updates that are not finite.
+    """
+
+    single: Single
+    problem: Supervised
+    hypers: Hypers
+    loop: Loop
+
+
+def assembled(
+    model: nn.Module,
+    losses: tuple[Loss | None, Loss | None],
+    rule: str | Rule,
+    hypers: declared.Given,
+    fixed: Mapping[str, Any],
+    method: Method,
+    name: str,
+    seed: int,
+    horizon: int | None,
+    extra: tuple[float | None, float | None, GradScaler | None, str],
+) -> Assembled:
+    """Put together what trains a model.
+
+    The arguments are those of `Tuner`, where `losses` are `loss` and `val_loss`, `extra` are `clip_norm`,
+    `clip_value`, `scaler` and `statistics`, and `name` is what the method is called.
+
+    Raises:
+        GradtuneError: `Tuner` raises it.
+    """
+    (loss, val_loss), (clip_norm, clip_value, scaler, statistics) = losses, extra
+    refuse(model, curvature(method))
+    parameters = _trained(uncompiled(model))
+    single = Single(model)
+    of_model, of_loss = declared.keywords(model, 1), {} if loss is None else declared.keywords(loss, 2)
+    made, given = declared.rule_and_hypers(rule, hypers, fixed, [*of_model, *of_loss], method, name)
+    _check_loss(model, loss, of_loss, [h.name for h in given], val_loss is not None)
+    made = made if clip_norm is None else norm_clipped(made, clip_norm)
+    made = made if clip_value is None else clipped(made, clip_value)
+    shapes = {h.name: h.shape for h in given}
+    layout, names = single.layout, shapes.keys()
+    problem = Supervised(
+        single,
+        loss,
+        val_loss or loss,
+        {n: shapes[n] for n in of_model if n in names},
+        {n: shapes[n] for n in of_loss if n in names},
+        method.keep,
+        seed,
+        None if scaler is None else Scaling(scaler, layout.flatten(parameters)[None]),
+        statistics,
+    )
+    declared_hypers = Hypers(given, layout.sizes, horizon, names=layout.names, shapes=layout.shapes)
+    guarded = method if method.outer is None else replace(method, outer=Guarded(method.outer))
+    return Assembled(single, problem, declared_hypers, Loop(problem, made, declared_hypers, guarded))
+
+
+def curvature(method: Method) -> bool:
+    """Return whether a method differentiates gradients."""
+    how = method.estimator
+    if how is None or isinstance(how, (Trace, IDBD)):
+        return False
+    return not (isinstance(how, Forward) and how.product is not None)
+
+
+def _check_loss(model: nn.Module, loss: Any, of_loss: dict[str, bool], names: list[str], own_val: bool) -> None:
+    missing = [n for n, needed in of_loss.items() if needed and n not in names]
+    if missing:
+        raise GradtuneError(
+            f"the loss takes {missing}, and no hyperparameter has that name; declare it in hypers, or give the "
+            "argument a default"
+        )
+    needed = [n for n in of_loss if of_loss[n] and n in names]
+    if needed and not own_val:
+        raise GradtuneError(
+            f"the loss cannot be called without {needed}, hyperparameters of training; give the argument a default "
+            "for validation, or hand over val_loss=..."
+        )
+    own = {id(p) for p in model.parameters()}
+    if isinstance(loss, nn.Module) and any(p.requires_grad and id(p) not in own for p in loss.parameters()):
+        raise GradtuneError(
+            f"the loss {type(loss).__name__} has parameters of its own, which would not be trained; make it a part "
+            "of the model and call it through the model, or freeze them with requires_grad_(False)"
+        )
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's parameters that are trained, checked."""
+    if not model.training:
+        raise GradtuneError(
+            f"{type(model).__name__} is in evaluation mode, in which dropout and batch norm do not train; call "
+            "model.train() first (parts that shall stay as they are can be in evaluation mode)"
+        )
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    kinds = {(str(p.dtype), str(p.device)) for p in trained.values()}
+    if len(kinds) > 1:
+        raise GradtuneError(
+            f"the model's parameters have several types or devices, {sorted(kinds)}; expected one, as after "
+            "model.to(device, dtype)"
+        )
+    if trained and not next(iter(trained.values())).is_floating_point():
+        raise GradtuneError(f"the model's parameters are {kinds.pop()[0]}; expected a real floating-point type")
+    return dict(trained)

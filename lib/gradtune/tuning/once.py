@@ -1,0 +1,141 @@
+"""One hypergradient, without training on: `hypergradient`, for a training loop of one's own.
+
+For example, the derivative of the validation loss after two steps by log10 of the learning rate::
+
+    found = gradtune.hypergradient(model, loss, [batch, batch_2], val_batch, hypers={"lr": 0.1})
+    found.values["lr"], found.natural["lr"], found.cost
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from gradtune.errors import GradtuneError
+from gradtune.estimators.reverse import Reverse
+from gradtune.nets.second_order import counting
+from gradtune.recursion.outer import SGD
+from gradtune.recursion.rules import Rule
+from gradtune.training.loop import Method
+from gradtune.tuning import declared, reading
+from gradtune.tuning.streams import Batch
+from gradtune.tuning.tuner import Tuner
+
+
+class Cost(NamedTuple):
+    """What a hypergradient has cost.
+
+    Attributes:
+        gradients: gradients of training and validation losses.
+        hessian_products: products of a Hessian, or of a mixed derivative, with a vector.
+        seconds: time in seconds, the training steps included.
+    """
+
+    gradients: int
+    hessian_products: int
+    seconds: float
+
+
+class Hypergradient(NamedTuple):
+    """A hypergradient and its cost.
+
+    Attributes:
+        values: dL/draw by name: the derivative by the coordinate in which a hyperparameter is tuned, such as log10.
+        natural: dL/dlam by name: the derivative by the value itself; infinite or NaN where the coordinate's slope is 0.
+        val_loss: validation loss after the steps.
+        weights: dL/dw0 by name of parameter, the derivative by the initial weights; None where it was not asked for.
+        cost: what it has cost.
+    """
+
+    values: dict[str, float]
+    natural: dict[str, float]
+    val_loss: float
+    weights: dict[str, Tensor] | None
+    cost: Cost
+
+
+def hypergradient(
+    model: nn.Module,
+    loss: Callable[..., Tensor] | None,
+    batches: Sequence[Batch],
+    val_batch: Batch,
+    *,
+    hypers: declared.Given,
+    fixed: Mapping[str, Any] | None = None,
+    rule: str | Rule = "sgd",
+    method: str | Method = "exact",
+    options: Mapping[str, Any] | None = None,
+    val_loss: Callable[..., Tensor] | None = None,
+    statistics: str = "following",
+    initial_weights: bool = False,
+    seed: int = 0,
+) -> Hypergradient:
+    """Return the derivative of the validation loss after some training steps by hyperparameters.
+
+    The model is left as it is: a copy takes the steps, from its weights and an optimiser without memory. The arguments
+    are those of `Tuner` but for the following.
+
+    Cost: with "exact" a gradient with its graph and a Hessian product a step, and a validation gradient; else that of
+    the method. Memory: with "exact" a graph a step.
+
+    Args:
+        model: the model.
+        loss: training loss.
+        batches: the batch of each training step, one or more.
+        val_batch: the batch on which the validation loss is taken after the last step.
+        hypers: what to differentiate by, and its values.
+        fixed: other values.
+        rule: update rule.
+        method: "exact" for reverse mode through all the steps, or a method on the validation loss, whose estimator is
+            used with an update after the last step.
+        options: arguments of the function that makes the method of that name.
+        val_loss: validation loss.
+        statistics: batch norm's statistics in validation, see `Tuner`.
+        initial_weights: whether to differentiate by the initial weights too (MAML); for "exact".
+        seed: seed of the random numbers in the forward pass.
+
+    Raises:
+        GradtuneError: there is no batch, the method has no hypergradient on validation data, or `Tuner` raises it.
+    """
+    if not isinstance(batches, (list, tuple)) or not batches:
+        raise GradtuneError("batches is no list of batches; give one batch a training step, as in [(x, y), (x2, y2)]")
+    exact, count = method == "exact", len(batches)
+    how = Method(Reverse(count, "graph"), SGD(0.0), every=count) if exact else declared.method(method, options, count)
+    if how.estimator is None or how.outer_loss != "validation":
+        raise GradtuneError(
+            f"the method {method} has no hypergradient on validation data; use 'exact', or a method such as 'onepass'"
+        )
+    if initial_weights and not exact:
+        raise GradtuneError("the derivative by the initial weights is that of method='exact'; leave out the method")
+    how = replace(how, every=count + initial_weights, warm_up=0, outer=SGD(0.0))
+    begun = time.perf_counter()
+    with counting() as products:
+        tuner = Tuner(
+            copy.deepcopy(model),
+            loss,
+            rule=rule,
+            hypers=hypers,
+            fixed=fixed,
+            method=how,
+            val_loss=val_loss,
+            statistics=statistics,
+            seed=seed,
+            horizon=count,
+        )
+        start = tuner.raw.clone()
+        for batch in batches:
+            info = tuner.step(batch, val_batch)
+        if initial_weights:
+            raw, w0, val = tuner.pulled_back(val_batch)
+        else:
+            raw, w0, val = tuner.raw_hypergradient, None, info.val_loss
+    cost = Cost(tuner.gradients, products.count, time.perf_counter() - begun)
+    names, slopes = reading.columns(tuner.hypers, tuner.names), reading.slopes(tuner.hypers, start[None])
+    values = dict(zip(names, raw.tolist(), strict=True))
+    natural = dict(zip(names, (raw / slopes).tolist(), strict=True))
+    return Hypergradient(values, natural, val, w0, cost)

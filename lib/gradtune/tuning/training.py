@@ -1,0 +1,182 @@
+"""The loop of `tune`: batches, rows of the history, warnings and checkpoints around a tuner's steps."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gradtune.errors import GradtuneError, GradtuneWarning
+from gradtune.training import checkpoints
+from gradtune.tuning.history import History, Row
+from gradtune.tuning.info import Info
+from gradtune.tuning.streams import Loaded, Resident
+from gradtune.tuning.tuner import Tuner
+
+Callback = Callable[[Info], "bool | None"]
+
+
+@dataclass
+class Training:
+    """The loop of `tune` and all that it keeps.
+
+    `done` counts steps over all trainings, `updates` the outer updates on validation data, and `stopped` says whether a
+    callback ended the training.
+    """
+
+    tuner: Tuner
+    train: Resident | Loaded
+    val: Resident | Loaded | None
+    steps: int
+    restarts: int
+    every: int
+    accumulate: int = 1
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    file: Path | None = None
+    pause: float = 0.0
+    done: int = 0
+    updates: int = 0
+    stopped: bool = False
+    history: History = field(init=False)
+
+    def __post_init__(self) -> None:
+        how = self.tuner.method
+        tuned = how.estimator is not None and how.outer_loss == "validation"
+        self.history = History(self.tuner.hypers, self.tuner.names, tuned_on_val=tuned)
+        self.initial = [x.clone() for x in self._model()] if self.restarts else []
+        self._saved = time.monotonic()
+        self._told: set[str] = set()
+
+    def _model(self) -> list[Tensor]:
+        """Return all that a restart sets back: parameters, and buffers that no checkpoint of torch holds too."""
+        model = self.tuner.model
+        return [*model.parameters(), *model.buffers()]
+
+    def run(self, callbacks: Sequence[Callback]) -> None:
+        total = self.steps * (1 + self.restarts)
+        with tqdm(total=total, initial=self.done, unit="step", disable=None) as bar:
+            while self.done < total and not self.stopped:
+                info = self._step()
+                bar.update()
+                if self.done % self.every == 0 or self.done == total:
+                    self.history.add(self._row(info))
+                    self._tell(info)
+                    self._save(force=False)
+                    answers = [callback(info) for callback in callbacks]  # all are called
+                    self.stopped = any(answer is True for answer in answers)
+        self._save(force=True)
+
+    def _step(self) -> Info:
+        """Take one step of the tuner, with its batches."""
+        if self.tuner.steps == self.steps:
+            with torch.no_grad():
+                for tensor, value in zip(self._model(), self.initial, strict=True):
+                    tensor.copy_(value)
+            self.tuner.restart()
+        needs_val = self.tuner.needs_val
+        val_batch = self.val.at(self.updates) if needs_val and self.val is not None else None
+        first = self.done * self.accumulate
+        batch = (
+            self.train.at(first) if self.accumulate == 1 else [self.train.at(first + k) for k in range(self.accumulate)]
+        )
+        info = self.tuner.step(batch, val_batch)
+        if self.schedule is not None:
+            self.schedule.step()
+        self.done, self.updates = self.done + 1, self.updates + needs_val
+        return replace(info, step=self.done)
+
+    def _tell(self, info: Info) -> None:
+        """Say once that updates were skipped, or that the training has diverged; on a GPU only at the end."""
+        if info.train.device.type != "cpu" and self.done < self.steps * (1 + self.restarts):
+            return
+        self.history.skipped = self.tuner.skipped
+        if self.history.skipped and "skipped" not in self._told:
+            self._told.add("skipped")
+            _warn(
+                f"by step {self.done}, {self.history.skipped} update(s) of the hyperparameters had a hypergradient "
+                "that is not finite and were skipped; look at the validation data (history.skipped counts them to the "
+                "end)"
+            )
+        if not bool(info.train.isfinite()) and "diverged" not in self._told:
+            self._told.add("diverged")
+            _warn(
+                f"the training loss is {float(info.train):g} at step {self.done}: the training has diverged; start "
+                "with a smaller learning rate, or look for a bad value in the training data"
+            )
+
+    def _row(self, info: Info) -> Row:
+        val = info.val
+        if val is None and self.val is not None:
+            val = self.tuner.evaluate(self.val.at(self.updates))
+        nan = torch.full_like(info.train, float("nan"))
+        return Row(self.done, info.train, nan if val is None else val, self.tuner.raw)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _data(self) -> str:
+        return f"training data {self.train}, validation data {self.val}"
+
+    def _save(self, force: bool) -> None:
+        if self.file is None or not (force or time.monotonic() - self._saved >= self.pause):
+            return
+        state = {
+            "tuner": self.tuner.state_dict(),
+            "data": self._data(),
+            "train": self.train.state(),
+            "val": self.val.state() if self.val is not None else {},
+            "history": self.history.state(),
+            "initial": self.initial,
+            "schedule": {} if self.schedule is None else _plain(self.schedule.state_dict()),
+            "counts": [self.done, self.updates, int(self.stopped)],
+        }
+        checkpoints.save(state, self.file)
+        self._saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the file, if there is one."""
+        if self.file is None or not self.file.exists():
+            return
+        state = checkpoints.load(self.file, self.tuner.raw.device)
+        if state["data"] != self._data():
+            raise GradtuneError(
+                f"{self.file} was saved with other data ({state['data']}) than given ({self._data()}); give the same, "
+                "choose another path, or remove the file"
+            )
+        if len(state["initial"]) != len(self.initial):
+            raise GradtuneError(
+                f"{self.file} was saved {'with' if state['initial'] else 'without'} restarts, and restarts is "
+                f"{self.restarts} here; use the same, or start anew with another path"
+            )
+        try:
+            self.tuner.load_state_dict(state["tuner"])
+        except GradtuneError as error:
+            raise GradtuneError(f"{self.file}: {error}") from None
+        self.train.load(state["train"])
+        if self.val is not None:
+            self.val.load(state["val"])
+        self.history.load(state["history"])
+        self.initial = state["initial"]
+        if self.schedule is not None:
+            self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
+        self.done, self.updates, self.stopped = state["counts"][0], state["counts"][1], bool(state["counts"][2])
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a scheduler's state that a checkpoint can hold: numbers and lists of numbers."""
+    simple = (int, float, bool, str, type(None))
+    return {
+        n: v
+        for n, v in state.items()
+        if isinstance(v, simple) or (isinstance(v, list) and all(isinstance(x, simple) for x in v))
+    }
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, GradtuneWarning, stacklevel=6)
