@@ -195,6 +195,8 @@ class Split(Forward):
     """
 
     def init(self, state: State, values: Values) -> Tangent:
+        if any(b.hyper.shape for b in values.hypers.blocks.values()):
+            raise GradtuneError("split sensitivities are for hyperparameters of weights; use Forward() for a shape")
         if values.hypers.windowed:
             raise GradtuneError("split sensitivities have no time windows; use Forward(), or windows=1 throughout")
         return Tangent.zero(state, len(values.hypers.tuned))

@@ -141,7 +141,9 @@ class Single:
         slots = [self._places.parameters[n] for n in self.layout.names]
         self._slots = [(table, key, k) for k, found in enumerate(slots) for table, key in found]
         self.parts = list(self.module.modules())
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.parts)
         self._lengths = [len(m._parameters) for m in self.parts]
+        self._shown = -1
         self._frozen = [p for p in named.values() if not p.requires_grad]
         self._offsets = [0, *accumulate(self.layout.sizes)]
         self.buffers = Buffers(self.module)
@@ -174,8 +176,9 @@ class Single:
 
     def show(self, w: Tensor) -> None:
         """Make the module's parameters views of `w [1, D]`. Cost: no copy."""
-        for p, view in zip(self.own, self.layout.split(w[0].detach()).values(), strict=True):
+        for p, view in zip(self.own, self.layout.split(w.detach().squeeze(0)).values(), strict=True):
             p.data = view
+        self._shown = w.data_ptr()
 
     def cut(self, w: Tensor, own: bool = False) -> tuple[nn.Parameter, ...]:
         """Return the weights of the row as parameters in the order of the layout, leaves of a graph.
@@ -184,6 +187,8 @@ class Single:
             w: weights `[1, D]`.
             own: whether the parameters share the memory of `w`, so that what a forward pass writes into them stays.
         """
+        if own and w.data_ptr() == self._shown:  # the module's own parameters are views of it
+            return tuple(nn.Parameter(p.data) for p in self.own)
         row = w.detach().squeeze(0) if own else w.detach().squeeze(0).clone()
         # .data has a version counter of its own: a write to one parameter is no write to the others
         return tuple(nn.Parameter(v.data) for v in self.layout.split(row).values())
@@ -259,6 +264,8 @@ class Single:
                 stack.enter_context(Substituted(self.own, views))
             stack.enter_context(self._adjustment.context())
             stack.enter_context(attention.differentiable())
+            if self._recurrent and is_wanted() and views[0].device.type == "cuda":
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its LSTM has no second derivative
             stack.enter_context(granted(self._lean))
             if mode is not None:
                 stack.enter_context(mode())

@@ -87,8 +87,8 @@ class Step:
     `gradient_tangent` takes one a column, `pull` takes one. Memory: one graph of the gradient until the step is
     dropped.
 
-    The arguments are attributes of the same names. Weights in half precision stay so; the arithmetic of the rule and
-    all sensitivities are in float32 then.
+    The arguments are attributes of the same names. Weights in half precision stay so; the rule's buffers and arithmetic
+    and all sensitivities are in float32 then.
 
     Args:
         problem: the task with its losses.
@@ -296,6 +296,11 @@ class Step:
         """Pull seeds back through the graph of the gradient: to the weights `[R, D]`, and to `lam`."""
         inputs = (self._leaves if w else ()) + lam
         counted()
+        if not all(x.requires_grad for x in outputs):  # the loss is linear
+            pairs = [(x, s) for x, s in zip(outputs, seeds, strict=True) if x.requires_grad]
+            if not pairs:
+                return torch.zeros_like(self.w), [torch.zeros_like(x) for x in lam]
+            outputs, seeds = zip(*pairs, strict=True)
         grads = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, materialize_grads=True)
         pieces = len(inputs) - len(lam)
         return (grads[0] if self._leaves[0] is self.w else _row(grads[:pieces])), grads[pieces:]
@@ -367,8 +372,8 @@ def initial_state(w: Tensor, rule: Rule) -> State:
         raise GradtuneError(
             f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)"
         )
-    counters = {n: wide(w).new_zeros(len(w), 1) for n in rule.counters}
-    buf = {n: torch.zeros_like(w) for n in rule.buffers} | counters
+    full = wide(w)
+    buf = {n: torch.zeros_like(full) for n in rule.buffers} | {n: full.new_zeros(len(w), 1) for n in rule.counters}
     return State(w.detach().clone(), buf)
 
 

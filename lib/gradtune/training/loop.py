@@ -240,7 +240,7 @@ class Loop:
         return Run(run.t + n, *self._traced[key](tuple(batches.values()), *run[1:]))
 
     def _problem(self, t: int, batches: Batches) -> Problem:
-        return self.problem.on(batches[t]) if isinstance(self.problem, WithBatches) and t in batches else self.problem
+        return self.problem.on(batches[t]) if t in batches and isinstance(self.problem, WithBatches) else self.problem
 
     def _steps(
         self,

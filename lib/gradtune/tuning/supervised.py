@@ -6,6 +6,7 @@ weights of our own with everything else in place (`nets.single`), so that it tra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from gradtune.errors import GradtuneError
+from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.nets import curvature_check
 from gradtune.nets import statistics as forms
 from gradtune.nets.draws import Draws
@@ -92,7 +93,7 @@ class Supervised:
         self.of_model, self.of_loss, self.keep, self.seed, self.scaling = of_model, of_loss, keep, seed, scaling
         self._calling = Calling(single.module, tuple(of_model))
         self.held: dict[int, Held] = {}
-        self._pending, self._first = -1, True
+        self._pending, self._first, self._looked = -1, True, False
         self._random = any(draws_numbers(m, bool(of_model)) for m in single.parts)
         self._val_batch: Batch | None = None
         self.seen: Tensor | None = None
@@ -199,9 +200,25 @@ class Supervised:
                 output = self.single.module(*call.args, **call.kwargs, **net_lam)
                 if loss is None:
                     return own_loss(output, type(self.single.module).__name__)
+                if not self._looked:
+                    self._look(output, call.target)
                 return loss(output, call.target, **loss_lam)
 
         return _one_number(self.single.call(views, draws, compute, aside, mode))
+
+    def _look(self, output: Any, target: Any) -> None:
+        """Warn of an output and a target that a loss would broadcast against each other."""
+        self._looked = True
+        if not (isinstance(output, Tensor) and isinstance(target, Tensor) and target.is_floating_point()):
+            return
+        long, short = (output, target) if output.dim() > target.dim() else (target, output)
+        if long.dim() == short.dim() + 1 and long.shape[-1] == 1 and long.shape[:-1] == short.shape and len(short) > 1:
+            warnings.warn(
+                f"the model's output has shape {list(output.shape)} and the target {list(target.shape)}: a loss would "
+                "compare every output with every target; give both the same shape, as by output.squeeze(-1)",
+                GradtuneWarning,
+                stacklevel=2,
+            )
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ def tune(
     test: Data | None = None,
     rule: str | Rule = "sgd",
     hypers: declared.Given,
-    fixed: Mapping[str, float] | None = None,
+    fixed: declared.Fixed | None = None,
     method: str | Method = "onepass",
     options: Mapping[str, Any] | None = None,
     val_loss: Callable[..., Tensor] | None = None,

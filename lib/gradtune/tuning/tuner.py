@@ -105,7 +105,7 @@ class Tuner(reading.Readable):
         *,
         rule: str | Rule = "sgd",
         hypers: declared.Given,
-        fixed: Mapping[str, float] | None = None,
+        fixed: declared.Fixed | None = None,
         method: str | Method = "onepass",
         options: Mapping[str, Any] | None = None,
         val_loss: Callable[..., Tensor] | None = None,
@@ -169,6 +169,8 @@ class Tuner(reading.Readable):
                 missing, a batch does not fit the model or is of another type or device, or the loss is not one number
                 or has no gradient.
         """
+        if torch.is_inference_mode_enabled():
+            raise GradtuneError("a step needs gradients, which torch.inference_mode() switches off; step outside of it")
         self._adopt()
         w, t, needs_val = self._run.state.w, self._run.t, self.needs_val
         if not self.model.training:
@@ -189,7 +191,8 @@ class Tuner(reading.Readable):
                 self._problem.check_curvature(w, self._of_loss(), t)
                 self._checked = True
             self._run = self._loop.step(self._run, self._recent)
-        self.factor.step()
+        if "step" in vars(self.factor):  # a scheduler counts the steps
+            self.factor.step()
         self.sync()
         assert self._problem.seen is not None
         return Info(t + 1, updated, self._problem.seen, self._problem.seen_val if needs_val else None, self)

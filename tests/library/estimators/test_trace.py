@@ -155,7 +155,7 @@ def adamw_adam_by_hand(problem: Net, w: Tensor, groups: list[int], steps: int) -
     [("global", False), ((0, 0, 1, 1), False), ("weight", False), ((0, 0, 1, 1), True)],
     ids=["scalar", "blockwise", "per weight", "blockwise traced"],
 )
-def test_algorithm_3_by_hand(granularity: Granularity, trace: bool) -> None:
+def test_algorithm_3_by_hand(granularity: str | tuple[int, ...], trace: bool) -> None:
     problem, rule = Net(stationary=trace), adamw()
     loop = Loop(
         problem, rule, rates(rule, problem, granularity), methods.metaoptimize_hf(Adam(0.01), 0.95), trace=trace
