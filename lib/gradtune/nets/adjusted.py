@@ -59,6 +59,11 @@ class Adjusted:
                 stacklevel=2,
             )
 
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to adjust."""
+        return bool(self.sparse) or self.compiled
+
     def context(self) -> AbstractContextManager[object]:
         """Return a context for one call of the module."""
         return self._entered() if self.sparse or self.compiled else nullcontext()

@@ -9,7 +9,7 @@ its own (`custom_functions`), then tries a Hessian product of the whole loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from gradtune.nets.second_order import wanted
 _PASSED_BY = ("gradtune.", "torch.utils.checkpoint.", "torch._functorch.", "torch.distributed.", "torch.nn.parallel.")
 
 
-def check(loss_of: Callable[[Tensor], Tensor], w: Tensor) -> None:
+def check(loss_of: Callable[[], Tensor], leaves: Sequence[Tensor]) -> None:
     """Raise an error if the gradient of a loss has no second derivative, or one that is silently zero.
 
     What is written in torch's operations is known to be right or to raise an error. Functions with a backward of their
@@ -35,30 +35,32 @@ def check(loss_of: Callable[[Tensor], Tensor], w: Tensor) -> None:
     each of them more.
 
     Args:
-        loss_of: returns the loss, of one or more numbers, at weights; the same at every call. It is called once or
+        loss_of: returns the loss, of one or more numbers, at the leaves; the same at every call. It is called once or
             twice, where a graph over the gradient is wanted (`second_order.wanted`). What it leaves behind (buffers,
             hooks) is the caller's to undo, but for torch's random numbers.
-        w: weights `[1, D]`, of any values at which the loss is finite.
+        leaves: the weights, of any values at which the loss is finite.
 
     Raises:
         GradtuneError: names the function and a way out.
     """
-    with torch.random.fork_rng(devices=[w.device] if w.device.type == "cuda" else []):
-        _check(loss_of, w.detach().requires_grad_())
+    device = leaves[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _check(loss_of, leaves)
 
 
-def _check(loss_of: Callable[[Tensor], Tensor], w: Tensor) -> None:
+def _check(loss_of: Callable[[], Tensor], leaves: Sequence[Tensor]) -> None:
     with torch.enable_grad(), wanted(), in_our_words():
-        loss = loss_of(w)
+        loss = loss_of()
     kinds, extensions = _with_own_backward(loss)
     if kinds or extensions:
-        _check_each(loss_of, w, kinds)
+        _check_each(loss_of, kinds)
     with in_our_words():
-        (g,) = torch.autograd.grad(loss.sum(), w, create_graph=True, allow_unused=True)
-    if g is None or not g.requires_grad:
+        grads = torch.autograd.grad(loss.sum(), leaves, create_graph=True, allow_unused=True)
+    found = [g for g in grads if g is not None and g.requires_grad]
+    if not found:
         return
     try:
-        torch.autograd.grad(g, w, torch.randn(g.shape).to(g), allow_unused=True)
+        torch.autograd.grad(found, leaves, [torch.randn(g.shape).to(g) for g in found], allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -94,9 +96,9 @@ def _nodes(loss: Tensor) -> set[Any]:
     return found
 
 
-def _check_each(loss_of: Callable[[Tensor], Tensor], w: Tensor, kinds: dict[Kind, Any]) -> None:
+def _check_each(loss_of: Callable[[], Tensor], kinds: dict[Kind, Any]) -> None:
     with torch.enable_grad(), wanted(), recorded(kinds) as calls:
-        loss = loss_of(w)
+        loss = loss_of()
     nodes, extensions = _with_own_backward(loss)  # a second graph, so that trying its nodes leaves the first as it is
     for kind in kinds:
         if kind in calls:

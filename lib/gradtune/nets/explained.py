@@ -27,6 +27,14 @@ _NO_GRADIENT = (
     "the operation {0} has no gradient; give it one with torch.library.register_autograd, in torch operations that "
     "autograd can follow"
 )
+_SPARSE = (
+    "a gradient is sparse, as of embedding(..., sparse=True), and its derivative needs dense ones; call it with "
+    f"sparse=False, {WITHOUT_CURVATURE}"
+)
+_INFERENCE = (
+    "a tensor was made inside torch.inference_mode() and takes part in a gradient; make the batch outside of it, or "
+    "give batch.clone()"
+)
 _NO_ARGUMENT = (
     "torch's {0} has no derivative by its argument {1}, which a tuned hyperparameter is; write it in operations that "
     "have one (for weights of classes, gradtune.nets.losses.cross_entropy)"
@@ -35,6 +43,8 @@ _SENTENCES = (
     (r"use_reentrant=True.*\.grad\(\)", REENTRANT),
     (r"marked with @once_differentiable", _MARKED),
     (r"aot_autograd does not currently support double backward", _COMPILED),
+    (r"reshape is not implemented for sparse", _SPARSE),
+    (r"Inference tensors cannot be saved for backward", _INFERENCE),
     (r"function '(\w+)' is not differentiable with respect to argument '(\w+)'", _NO_ARGUMENT),
     (r"[Tt]rying to backward through (\S+?)(?:\.default)? but no autograd formula", _NO_GRADIENT),
 )

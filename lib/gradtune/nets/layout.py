@@ -37,7 +37,8 @@ class Layout:
         Raises:
             GradtuneError: the module has no such parameter.
         """
-        named = [(n, p.shape) for n, p in module.named_parameters() if p.requires_grad]
+        offered = {id(p) for p in module.parameters()}  # what an optimiser would be given
+        named = [(n, p.shape) for n, p in module.named_parameters() if p.requires_grad and id(p) in offered]
         if not named:
             raise GradtuneError(
                 f"the module {type(module).__name__} has no parameters to train; expected at least one with "

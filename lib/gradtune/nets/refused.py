@@ -104,6 +104,11 @@ def _trained(what: str, p: Tensor) -> Iterator[str]:
         yield f"{what} is a {type(p).__name__}, which plain tensors cannot stand in for; make it a plain tensor"
     elif p.layout != torch.strided:
         yield f"{what} has the layout {p.layout}; train it as a dense tensor, p.to_dense()"
+    elif any("multi_grad" in getattr(h, "__qualname__", "") for h in (p._backward_hooks or {}).values()):
+        yield (
+            f"{what} has a hook of torch.autograd.graph.register_multi_grad_hook, which works inside backward() alone; "
+            "remove it, or register hooks one by one"
+        )
     elif getattr(p, "_post_accumulate_grad_hooks", None):
         yield (
             f"{what} has a hook of register_post_accumulate_grad_hook, which would never run, as no .grad is "

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from gradtune.errors import GradtuneError
 from gradtune.nets import attention
@@ -24,10 +22,9 @@ from gradtune.nets.checkpointing import remembered
 from gradtune.nets.draws import Draws
 from gradtune.nets.layout import Layout
 from gradtune.nets.second_order import granted, is_wanted, layers_in
-from gradtune.nets.swapped import Places
+from gradtune.nets.surroundings import Noted, Surroundings
 
 Values = Mapping[str, Tensor | None]
-_PLAIN = (bool, int, float, str, Tensor)
 
 
 class Aside(NamedTuple):
@@ -36,12 +33,12 @@ class Aside(NamedTuple):
     Attributes:
         buffers: the buffers; the call gets copies.
         evaluating: whether all parts are in evaluation mode, else each is as its flag says.
-        attributes: plain attributes of each part, see `Single.attributes`; None leaves those that it has.
+        noted: other state, see `Surroundings`; None leaves that which there is.
     """
 
     buffers: Values
     evaluating: bool
-    attributes: list[dict[str, Any]] | None = None
+    noted: Noted | None = None
 
 
 class Buffers:
@@ -92,61 +89,101 @@ class Buffers:
             now = self.read()
             self.write(copied(now))
             return now
-        own, copies, before = self.read(), dict[int, Tensor](), dict[str, Tensor | None]()
-        for name, b in own.items():
-            before[name] = None if b is None else copies.get(id(b))
-            if b is not None and id(b) not in copies:
-                before[name] = copies[id(b)] = b.detach()
-                b.data = b.data.clone()
+        own = self.read()
+        before = {n: None if b is None else b.detach() for n, b in own.items()}
+        for name, new in copied(own).items():
+            b = own[name]
+            if b is not None and new is not None:
+                b.data = new
         return before
 
 
 def copied(values: Values) -> dict[str, Tensor | None]:
-    """Return copies of buffers by name; a tensor that has two names stays one tensor."""
-    copies: dict[int, Tensor] = {id(b): b.detach().clone() for b in values.values() if b is not None}
+    """Return copies of buffers by name; those that share memory share it again."""
+    tensors = {id(b): b.detach() for b in values.values() if b is not None}
+    places = [b.untyped_storage().data_ptr() for b in tensors.values()]
+    if len(set(places)) == len(places):
+        copies = {k: b.clone() for k, b in tensors.items()}
+    else:
+        memory = {b.untyped_storage().data_ptr(): b.untyped_storage() for b in tensors.values()}
+        memory = {place: storage.clone() for place, storage in memory.items()}
+        copies = {k: _view(b, memory[b.untyped_storage().data_ptr()]) for k, b in tensors.items()}
     return {n: None if b is None else copies[id(b)] for n, b in values.items()}
+
+
+def _view(b: Tensor, storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=b.dtype, device=b.device).set_(storage, b.storage_offset(), b.shape, b.stride())
 
 
 class Single:
     """Calls of one module on flat weights `w [1, D]`.
 
+    The module's own parameters are the leaves of every graph. For a call at other weights their memory is replaced for
+    a while (`at`), so that whatever reaches them, through the module or past it, sees the weights of the call. A
+    backward pass through a graph has to be inside `at` the same weights.
+
     Args:
         module: the module. A call leaves its parameters and its flags as they were.
+        functions: what is called beside the module, such as losses.
+        curvature: whether gradients are going to be differentiated.
 
     Attributes:
         module: the module, or what `torch.compile` was given where it is compiled: it runs uncompiled.
         layout: where the module's parameters lie in a row of `w`.
         buffers: the module's buffers.
         own: the module's trained parameters, in the order of the layout.
-        substitute: whether tensors that are the module's own parameters, reached past the module (through a list made
-            before, say), are replaced by the weights of the call. It costs every torch operation a little.
+        parts: the module's parts.
+        around: what else a call may change.
 
     Raises:
-        GradtuneError: the module has no parameters to train.
+        GradtuneError: the module has no parameters to train, or some share memory without being the same.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, functions: Sequence[Any] = (), curvature: bool = False) -> None:
         whole, module = module, uncompiled(module)
-        self.module = module
+        self.curvature = curvature
+        self.module, self._functions = module, functions
         self.layout, self._adjustment = Layout.of(module), Adjusted(whole)
-        self.buffers, self.substitute = Buffers(module), False
         self.renew()
 
     def renew(self) -> None:
-        """Look up the module's tensors again, after some were replaced by others."""
+        """Look up the module's tensors again, after some were replaced by others.
+
+        Raises:
+            GradtuneError: parameters are gone, have another shape, or share memory.
+        """
         named = dict(self.module.named_parameters())
+        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+            if name not in named or named[name].shape != shape:
+                raise self._changed(f"{name} is gone, tied or of another shape")
         self.own = tuple(named[n] for n in self.layout.names)
-        self._places, self._lean = Places(self.module), layers_in(self.module)
-        self._adjusted = bool(self._adjustment.sparse or self._adjustment.compiled)
-        slots = [self._places.parameters[n] for n in self.layout.names]
-        self._slots = [(table, key, k) for k, found in enumerate(slots) for table, key in found]
-        self.parts = list(self.module.modules())
+        trained = {id(p) for p in self.own}
+        self._frozen = [p for p in named.values() if not p.requires_grad]
+        self._slots = _slots(self.module, self.own)
+        self.parts, self._lean = list(self.module.modules()), layers_in(self.module)
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.parts)
         self._lengths = [len(m._parameters) for m in self.parts]
-        self._shown = -1
-        self._frozen = [p for p in named.values() if not p.requires_grad]
-        self._offsets = [0, *accumulate(self.layout.sizes)]
+        self._shown, self._offsets = -1, [0, *accumulate(self.layout.sizes)]
         self.buffers = Buffers(self.module)
+        left = [p for p in named.values() if id(p) not in trained]
+        self.around = Surroundings(self.parts, self._functions, left)
+        self._refuse_shared_memory(named)
+
+    def _refuse_shared_memory(self, named: dict[str, nn.Parameter]) -> None:
+        """Check that no trained parameter shares memory with another tensor of the module.
+
+        Parameters that are views of one flat row, as a tuner has left them, lie side by side.
+        """
+        own = {id(p) for p in self.own}
+        others = {n: b for n, b in self.buffers.read().items() if b is not None}
+        tensors = [(n, t.untyped_storage().data_ptr(), *_span(t), id(t) in own) for n, t in {**named, **others}.items()]
+        tensors = sorted((t for t in tensors if t[2] < t[3]), key=lambda t: (t[1], t[2]))
+        for (one, place, _, end, first), (two, other, start, _, second) in pairwise(tensors):
+            if place == other and start < end and (first or second):
+                raise GradtuneError(
+                    f"{one} and {two} of {type(self.module).__name__} share memory without being one parameter; tie "
+                    f"weights as module.b.weight = module.a.weight, or give {two} memory of its own by .clone()"
+                )
 
     def follows(self, w: Tensor) -> bool:
         """Return whether the module's parameters are views of `w`, as `show` made them.
@@ -154,7 +191,8 @@ class Single:
         They are not after `load_state_dict(assign=True)`, `p.data = ...`, `model.to(...)` and the like.
 
         Raises:
-            GradtuneError: parameters have been added, removed, frozen or thawed since this was made.
+            GradtuneError: parameters have been added, removed, frozen or thawed since this was made, or have hooks that
+                would never run.
         """
         place, size, same = w.data_ptr(), w.element_size(), True
         if list(self.module.modules()) != self.parts or self._lengths != [len(m._parameters) for m in self.parts]:
@@ -163,9 +201,13 @@ class Single:
             p = table.get(key)
             if p is None or not p.requires_grad:
                 raise self._changed(f"{self.layout.names[k]} is gone or frozen")
+            if p._post_accumulate_grad_hooks:
+                raise self._changed(f"{self.layout.names[k]} has a hook of register_post_accumulate_grad_hook")
             same = same and p is self.own[k] and (not p.numel() or p.data_ptr() == place + self._offsets[k] * size)
         if any(p.requires_grad for p in self._frozen):
             raise self._changed("a frozen parameter has become trainable")
+        if self.curvature and any(m._backward_hooks or m._backward_pre_hooks for m in self.parts):
+            raise self._changed("a part has a backward hook, which would act on Hessian products too")
         return same
 
     def _changed(self, what: str) -> GradtuneError:
@@ -174,49 +216,84 @@ class Single:
             "changed model"
         )
 
+    # -- weights -------------------------------------------------------------------------------------------------------
+
     def show(self, w: Tensor) -> None:
         """Make the module's parameters views of `w [1, D]`. Cost: no copy."""
         for p, view in zip(self.own, self.layout.split(w.detach().squeeze(0)).values(), strict=True):
             p.data = view
         self._shown = w.data_ptr()
 
-    def cut(self, w: Tensor, own: bool = False) -> tuple[nn.Parameter, ...]:
-        """Return the weights of the row as parameters in the order of the layout, leaves of a graph.
+    @contextmanager
+    def at(self, w: Tensor) -> Iterator[None]:
+        """Context: the module's parameters have the weights `w [1, D]`, which what a call writes does not reach.
 
-        Args:
-            w: weights `[1, D]`.
-            own: whether the parameters share the memory of `w`, so that what a forward pass writes into them stays.
+        The weights that the module shows stay as they are, and what a call writes into them stays.
         """
-        if own and w.data_ptr() == self._shown:  # the module's own parameters are views of it
-            return tuple(nn.Parameter(p.data) for p in self.own)
-        row = w.detach().squeeze(0) if own else w.detach().squeeze(0).clone()
-        # .data has a version counter of its own: a write to one parameter is no write to the others
-        return tuple(nn.Parameter(v.data) for v in self.layout.split(row).values())
+        if w.data_ptr() == self._shown:
+            yield
+            return
+        before = [p.data for p in self.own]
+        for p, view in zip(self.own, self.layout.split(w.detach().squeeze(0).clone()).values(), strict=True):
+            p.data = view
+        shown, self._shown = self._shown, -1
+        try:
+            yield
+        finally:
+            self._shown = shown
+            for p, data in zip(self.own, before, strict=True):
+                p.data = data
 
-    def join(self, parts: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Return gradients by the parameters as one row `[1, D]`; None counts as zero."""
-        flat = [_flat(g, p) for g, p in zip(parts, like, strict=True)]
+        flat = [_flat(g, p) for g, p in zip(parts, self.own, strict=True)]
         return (torch.cat(flat) if len(flat) > 1 else flat[0])[None]
 
-    def take_over(self, leaves: Sequence[Tensor], w: Tensor) -> None:
-        """Write into `w [1, D]` what a forward pass has put in place of its parameters' memory (`p.data = ...`)."""
+    def take_over(self, w: Tensor) -> None:
+        """Write into `w [1, D]` what a call has put in place of the parameters' memory (`p.data = ...`).
+
+        Raises:
+            GradtuneError: the call has put another parameter in the place of one.
+        """
+        for table, key, k in self._slots:
+            if table.get(key) is not self.own[k]:
+                raise GradtuneError(
+                    f"the forward pass puts another parameter in the place of {self.layout.names[k]}, which no "
+                    "optimiser would train; write to its .data, or assign it before the training"
+                )
         place, size = w.data_ptr(), w.element_size()
-        for p, start in zip(leaves, self._offsets, strict=False):
+        for p, start in zip(self.own, self._offsets, strict=False):
             if p.numel() and p.data_ptr() != place + start * size:
                 w[0, start : start + p.numel()] = p.detach().reshape(-1)
 
+    def versions(self) -> list[int]:
+        """Return what grows when parameters are written to: a graph that has saved them is void then."""
+        return [p._version for p in self.own]
+
+    @contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """Context: no hook on a parameter runs (`Tensor.register_hook`)."""
+        found = [(h, dict(h)) for p in self.own if (h := p._backward_hooks)]
+        for hooks, _ in found:
+            hooks.clear()
+        try:
+            yield
+        finally:
+            for hooks, own in found:
+                hooks.update(own)
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
     def call(
         self,
-        views: Sequence[Tensor],
         draws: Draws | None,
         compute: Callable[[], Any],
         aside: Aside | None = None,
         mode: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> Any:
-        """Return what `compute()` gives while the module has these weights and random numbers come from `draws`.
+        """Return what `compute()` gives while random numbers come from `draws`.
 
         Args:
-            views: the parameters, see `cut`.
             draws: the random numbers of the step; None leaves torch's own generators in charge.
             compute: calls the module and the loss.
             aside: for a call that leaves no trace; None for one that lives on in the module.
@@ -227,72 +304,50 @@ class Single:
         def enter(number: int, draws: Draws | None) -> Iterator[None]:
             """Put in place all of the call, for a part of it that is computed once more."""
             trace = aside if aside is not None or number == 0 else Aside(self.buffers.read(), False)
-            with nullcontext() if trace is None else self.aside(trace), self.inside(views, draws, mode):
+            with nullcontext() if trace is None else self.aside(trace), self.inside(draws, mode):
                 yield
 
         with nullcontext() if aside is None else self.aside(aside), remembered(enter, draws):
-            if draws is None and mode is None and not (self.substitute or self._adjusted or is_wanted()):
-                return self._swapped(views, compute)
-            with self.inside(views, draws, mode):
+            if draws is None and mode is None and not (self._adjustment.any or is_wanted()):
                 return compute()
-
-    def _swapped(self, views: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
-        """Run `compute` on other weights: the shortest way, taken at every step without curvature."""
-        before = [table[key] for table, key, _ in self._slots]
-        for table, key, k in self._slots:
-            table[key] = views[k]
-        try:
-            return compute()
-        finally:
-            for (table, key, _), old in zip(self._slots, before, strict=True):
-                table[key] = old
+            with self.inside(draws, mode):
+                return compute()
 
     @contextmanager
     def inside(
-        self,
-        views: Sequence[Tensor],
-        draws: Draws | None,
-        mode: Callable[[], AbstractContextManager[Any]] | None = None,
+        self, draws: Draws | None, mode: Callable[[], AbstractContextManager[Any]] | None = None
     ) -> Iterator[None]:
-        """Context: the module has these weights, and random numbers come from `draws`."""
+        """Context of a call: random numbers come from `draws`, and every layer has a second derivative if wanted."""
+        device = self.own[0].device
         with ExitStack() as stack:
             if draws is not None:
-                stack.enter_context(draws.elsewhere(views[0].device))
+                stack.enter_context(draws.elsewhere(device))
                 stack.enter_context(draws.inside(torch.zeros((), dtype=torch.int64)))
-            stack.enter_context(self._places.swapped(dict(zip(self.layout.names, views, strict=True))))
-            if self.substitute:
-                stack.enter_context(Substituted(self.own, views))
             stack.enter_context(self._adjustment.context())
             stack.enter_context(attention.differentiable())
-            if self._recurrent and is_wanted() and views[0].device.type == "cuda":
+            if self._recurrent and is_wanted() and device.type == "cuda":
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its LSTM has no second derivative
             stack.enter_context(granted(self._lean))
             if mode is not None:
                 stack.enter_context(mode())
             yield
 
-    def back(self, values: Values, attributes: list[dict[str, Any]] | None) -> None:
+    def back(self, values: Values, noted: Noted) -> None:
         """Bring the module back to where it was before a call, which is to be made again.
 
         Args:
             values: its buffers then, which are copied.
-            attributes: the attributes of its parts then; None leaves them.
+            noted: what else there was then.
         """
-        for m, kept in zip(self.parts, attributes or [], strict=False):
-            _restore(m.__dict__, kept)
+        self.around.bring_back(noted)
         self.buffers.load(copied(values))
-
-    def attributes(self) -> list[dict[str, Any]]:
-        """Return the plain attributes of the module's parts: numbers, text and tensors that `forward` may change."""
-        return [{n: v for n, v in m.__dict__.items() if isinstance(v, _PLAIN) and n[0] != "_"} for m in self.parts]
 
     @contextmanager
     def aside(self, how: Aside) -> Iterator[None]:
-        """Context: a call that leaves no trace in the module: neither in buffers nor in attributes."""
-        before, attributes = self.buffers.read(), [dict(m.__dict__) for m in self.parts]
+        """Context: a call that leaves no trace in the module, but for what nobody can follow."""
+        before, noted, flags = self.buffers.read(), self.around.note(), [m.training for m in self.parts]
         self.buffers.write(copied(how.buffers))
-        for m, own in zip(self.parts, how.attributes or (), strict=False):
-            m.__dict__.update(own)
+        self.around.put(noted if how.noted is None else how.noted)
         if how.evaluating:
             for m in self.parts:
                 m.training = False
@@ -300,39 +355,29 @@ class Single:
             yield
         finally:
             self.buffers.write(before)
-            for m, kept in zip(self.parts, attributes, strict=True):
-                _restore(m.__dict__, kept)
+            self.around.bring_back(noted)
+            for m, flag in zip(self.parts, flags, strict=True):
+                m.training = flag
+
+
+_Slot = tuple[dict[str, nn.Parameter | None], str, int]
+
+
+def _slots(module: nn.Module, own: Sequence[Tensor]) -> list[_Slot]:
+    """Return where in the module each trained parameter lies: the table, its key there and its number."""
+    number = {id(p): k for k, p in enumerate(own)}
+    tables = [m._parameters for m in module.modules()]
+    return [(table, key, number[id(p)]) for table in tables for key, p in table.items() if id(p) in number]
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor in its storage, and the one after its last."""
+    if not t.numel() or t.is_sparse:
+        return 0, 0
+    last = sum((n - 1) * abs(step) for n, step in zip(t.shape, t.stride(), strict=True))
+    start = int(t.storage_offset())
+    return start * t.element_size(), (start + int(last) + 1) * t.element_size()
 
 
 def _flat(g: Tensor | None, like: Tensor) -> Tensor:
     return like.new_zeros(like.numel()) if g is None else (g.to_dense() if g.is_sparse else g).reshape(-1)
-
-
-def _restore(table: dict[str, Any], kept: dict[str, Any]) -> None:
-    for name in [n for n in table if n not in kept]:
-        del table[name]
-    for name, value in kept.items():
-        if table.get(name, _ABSENT) is not value:
-            table[name] = value
-
-
-_ABSENT = object()
-
-
-class Substituted(TorchFunctionMode):
-    """Context in which every torch operation sees other tensors in place of some.
-
-    Args:
-        own: the tensors to be replaced.
-        views: what replaces them, in the same order.
-    """
-
-    def __init__(self, own: Sequence[Tensor], views: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._views = {id(p): v for p, v in zip(own, views, strict=True)}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        args, kwargs = tree_map(lambda x: self._views.get(id(x), x), (args, kwargs or {}))
-        return func(*args, **kwargs)

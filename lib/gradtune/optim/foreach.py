@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtune.optim.shards import Place
+
 Rate = float | Tensor
 """A learning rate: a number on the CPU; elsewhere a tensor of no dimensions, so that nothing waits for the device."""
 
@@ -36,6 +38,7 @@ class Bucket:
         params: the parameters.
         grads: their gradients.
         states: their states by name: buffers and trace in the shape of the parameters, and counters without dimensions.
+        place: where DTensors are laid; `params` and the rest are then this process's parts.
     """
 
     group: Mapping[str, Any]
@@ -43,6 +46,14 @@ class Bucket:
     params: list[Tensor]
     grads: list[Tensor]
     states: dict[str, list[Tensor]]
+    place: Place | None = None
+
+    def real(self) -> Bucket:
+        """Return complex tensors as pairs of real numbers, in the same memory."""
+        pairs = {n: [torch.view_as_real(x) if x.is_complex() else x for x in each] for n, each in self.states.items()}
+        grads = [x.resolve_conj().resolve_neg() for x in self.grads]
+        params, grads = ([torch.view_as_real(x) for x in each] for each in (self.params, grads))
+        return Bucket(self.group, self.block, params, grads, pairs, self.place)
 
     def pieces(self, size: int) -> Iterator[Bucket]:
         """Yield the bucket in flat pieces of about `size` weights; large tensors are cut.
@@ -77,7 +88,7 @@ class Bucket:
 
     def _of(self, rows: list[tuple[Tensor, ...]]) -> Bucket:
         params, grads, *states = map(list, zip(*rows))
-        return Bucket(self.group, self.block, params, grads, dict(zip(self.states, states)))
+        return Bucket(self.group, self.block, params, grads, dict(zip(self.states, states)), self.place)
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, cast
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradtune.errors import GradtuneError
+from gradtune.errors import GradtuneError, GradtuneWarning
+from gradtune.optim import rates, shards
 from gradtune.optim.foreach import PIECE, Bucket, Rate, add_scaled, inner, scale_and_add
-from gradtune.optim.settings import Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
+from gradtune.optim.settings import FLAGS, Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
 from gradtune.recursion.outer import Outer
 
 
@@ -44,8 +45,16 @@ class MetaOptimize(Optimizer):
     The learning rates in force are in `param_groups[i]["lr"]` and, all of them as numbers, in `lr`. With
     `groups="tensor"` the former is the geometric mean of the group; away from the CPU it is a tensor, so that no step
     waits for the device. A value assigned to `param_groups[i]["lr"]` is where adaptation goes on from. So a scheduler
-    that multiplies the learning rate (ExponentialLR, StepLR, MultiplicativeLR) composes with the adaptation, and one
-    that sets it (LambdaLR, OneCycleLR) undoes it: do not combine those.
+    that multiplies the learning rate (StepLR, ExponentialLR, CosineAnnealingLR, ReduceLROnPlateau) composes with the
+    adaptation. One that sets it (LambdaLR, OneCycleLR, CyclicLR, CosineAnnealingWarmRestarts, SWALR) undoes it, with a
+    warning. A learning rate of 0 stays 0 until a value is assigned; its weights rest.
+
+    `state` holds tensors by parameter. What the learning rates need is under "meta" in the parameter groups, and so
+    part of `state_dict()`, where `torch.distributed.checkpoint` finds it.
+
+    DTensors (`fully_shard`) train as the whole tensors would: each process steps its part, and the inner products are
+    summed over the mesh in one small message a step. For parameters that are divided without being DTensors see
+    `sharded`. A complex parameter steps as the pairs of its real and imaginary parts do.
 
     A parameter without a gradient is passed over with all its state, as in torch's optimisers. A learning rate none of
     whose parameters has a gradient stays, whatever the meta rule's momentum.
@@ -67,7 +76,7 @@ class MetaOptimize(Optimizer):
     Args:
         params: parameters, named parameters or parameter groups, as in every optimiser of torch. Each group may
             override lr and the base's hyperparameters.
-        lr: the learning rate at the start (`alpha_0`).
+        lr: the learning rate at the start (`alpha_0`), >= 0: a number, or a tensor of one element, which is copied.
         base: "sgd", "sgdm" (with momentum), "rmsprop", "adamw" or "lion": the steps of torch.optim's optimisers, with
             decoupled weight decay in "rmsprop", "adamw" and "lion".
         meta: "sgd", "adam", "lion" or "rmsprop" with `meta_step_size`, or an outer rule of `gradtune.recursion.outer`,
@@ -85,18 +94,30 @@ class MetaOptimize(Optimizer):
         maximize: maximise the loss.
         form: "ours" is Algorithm 3; "package" follows the published package: h of normalised gradients, without
             momentum and weight decay, and the new momentum inside the sign of the meta rule "lion".
+        foreach: False steps every tensor by itself, with the same numbers; None or True, those of one kind together.
+        fused: there is no choice: "adamw" has the fused kernel, and the other bases have none.
+        capturable: no CUDA graph can hold a step; True is an error.
+        differentiable: no graph is kept through a step; True is an error.
+        sharded: the processes of the default group hold different parts of the parameters, as with
+            FullyShardedDataParallel or ZeroRedundancyOptimizer: inner products are summed over all of them. Leave it
+            False where all processes hold the same (DistributedDataParallel), with DTensors, and with
+            ZeroRedundancyOptimizer and `groups="tensor"`, where each process has learning rates of its own.
 
     Raises:
-        GradtuneError: there are no parameters, or complex ones; a name is unknown; a value is outside its range; or a
-            hyperparameter is given that the base does not have. It is a ValueError.
+        GradtuneError: there are no parameters; a name is unknown; a value is outside its range; a hyperparameter is
+            given that the base does not have; or `sharded` does not fit the parameters. It is a ValueError.
     """
 
     _settings: Settings
+    _sharded = False
+    _left: list[Any] | None = None  # the learning rates after the last step
+    _assigned = 0  # steps before which a learning rate was assigned
+    _warned = False
 
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-4,
+        lr: float | Tensor = 1e-4,
         base: str = "adamw",
         meta: str | Outer = "lion",
         meta_step_size: float = 1e-3,
@@ -110,16 +131,24 @@ class MetaOptimize(Optimizer):
         eps: float | None = None,
         maximize: bool = False,
         form: str = "ours",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        sharded: bool = False,
     ) -> None:
         self._settings = Settings(base, outer_rule(meta, meta_step_size, form), gamma, groups, form)
+        if sharded:
+            shards.check_processes()
+            self._sharded = True
         given = {"weight_decay": weight_decay, "betas": betas, "momentum": momentum, "alpha": alpha, "eps": eps}
-        defaults = {"lr": lr, "maximize": maximize, **hyperparameters(base, given)}
-        super().__init__(parameter_lists(params), defaults)
+        flags = dict(zip(FLAGS, (maximize, foreach, fused, capturable, differentiable)))
+        defaults = {"lr": lr, **hyperparameters(base, given), **flags}
+        super().__init__(parameter_lists(params, may_be_none=sharded), defaults)
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
     @torch._disable_dynamo  # a training step that is compiled as a whole breaks its graph here, once and in silence
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the weights and, after it, of the learning rates.
 
@@ -130,39 +159,69 @@ class MetaOptimize(Optimizer):
             What `closure` returns; None without it.
 
         Raises:
-            GradtuneError: a gradient is sparse; nothing has changed then.
+            GradtuneError: a gradient is sparse, or a CUDA graph is being captured; nothing has changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        buckets = self._buckets()
-        if buckets:
-            self._move_meta(buckets[0].params[0].device)
-            rates = self._rates(buckets)
-            self._adapt([(bucket.block, self._advance(bucket, lr)) for bucket, lr in zip(buckets, rates)])
+        if torch.is_inference_mode_enabled():  # a state made there could not be changed outside
+            with torch.inference_mode(False):
+                self._take_step()
+        else:
+            self._take_step()
         return loss
+
+    @torch.no_grad()
+    def _take_step(self) -> None:
+        buckets = self._buckets()
+        if not buckets and not self._sharded:
+            return
+        meta: dict[str, Any] = self.param_groups[0]["meta"]
+        device = buckets[0].params[0].device if buckets else meta["raw"].device
+        if meta["raw"].device != device:
+            meta = rates.moved(meta, device)
+        if _captured(device):
+            raise GradtuneError(
+                "a CUDA graph is being captured, and MetaOptimize cannot be part of it; "
+                "capture the gradients alone and call step() after the replay"
+            )
+        lrs = self._rates(meta["raw"], buckets)
+        products = [self._advance(bucket, lr) for bucket, lr in zip(buckets, lrs)]
+        places = [bucket.place for bucket in buckets]
+        if any(places):
+            products = shards.over_meshes(products, places, device)
+        self._adapt(meta, [(bucket.block, each) for bucket, each in zip(buckets, products)])
 
     def _buckets(self) -> list[Bucket]:
         """Return what has a gradient, with its states, after all of it was checked."""
         found: dict[tuple[Any, ...], list[Tensor]] = {}
-        for number, (group, (first, last)) in enumerate(zip(self.param_groups, self._blocks())):
+        blocks = rates.blocks(self.param_groups, self._settings.groups)
+        for number, (group, (first, last)) in enumerate(zip(self.param_groups, blocks)):
+            together = group["foreach"] is not False
             for k, p in enumerate(group["params"]):
-                if p.grad is None:
+                g = p.grad
+                if g is None:
                     continue
-                if p.grad.layout != torch.strided:
+                if g.layout != torch.strided:
                     raise GradtuneError(
                         f"parameter {k} of group {number} has a sparse gradient, and MetaOptimize needs dense ones; "
                         "build the layer with sparse=False, or leave its parameters to torch.optim.SparseAdam"
                     )
-                found.setdefault((number, min(first + k, last - 1), p.device, p.dtype), []).append(p)
+                place = None if type(p) in shards.PLAIN else shards.place(p)
+                key = (number, min(first + k, last - 1), p.device, p.dtype, place if together else (place, k))
+                found.setdefault(key, []).append(p)
         return [self._bucket(self.param_groups[key[0]], key[1], params) for key, params in found.items()]
 
     def _bucket(self, group: dict[str, Any], block: int, params: list[Tensor]) -> Bucket:
         states = [self.state[p] or self._initial(p) for p in params]
         by_name = {name: [state[name] for state in states] for name in states[0]}
-        grads = [_like(p.grad, trace) for p, trace in zip(params, by_name["trace"])]
-        return Bucket(group, block, params, grads, by_name)
+        grads: list[Any] = [p.grad for p in params]
+        if place := None if type(params[0]) in shards.PLAIN else shards.place(params[0]):
+            params, grads = ([shards.local(x, place) for x in each] for each in (params, grads))
+            by_name = {name: [shards.local(x, place) for x in each] for name, each in by_name.items()}
+        bucket = Bucket(group, block, params, [_like(g, x) for g, x in zip(grads, by_name["trace"])], by_name, place)
+        return bucket.real() if params[0].is_complex() else bucket
 
     def _initial(self, p: Tensor) -> dict[str, Tensor]:
         state = {name: torch.zeros_like(p) for name in (*self._settings.rule.buffers, "trace")}
@@ -196,21 +255,6 @@ class MetaOptimize(Optimizer):
     # -- the learning rates --------------------------------------------------------------------------------------------
 
     @property
-    def _meta(self) -> dict[str, Any]:
-        """The meta-parameters beta and the meta rule's state, `[blocks]` each, and the names of the settings.
-
-        They lie in `state`, where torch saves and copies them.
-        """
-        state = cast(dict[Any, Any], self.state)
-        if "meta" not in state:
-            state["meta"] = self._grown({"raw": torch.zeros(0, dtype=torch.float64), **self._settings.names()})
-        return state["meta"]
-
-    @_meta.setter
-    def _meta(self, meta: dict[str, Any]) -> None:
-        cast(dict[Any, Any], self.state)["meta"] = meta
-
-    @property
     def lr(self) -> list[Any]:
         """The learning rates in force as numbers, one per parameter group; reading them waits for the device.
 
@@ -219,67 +263,62 @@ class MetaOptimize(Optimizer):
         level = [float(group["lr"]) for group in self.param_groups]
         if self._settings.groups != "tensor":
             return level
-        apart = self._apart(self._meta["raw"]).tolist()
-        return [[lr * each for each in apart[a:b]] for lr, (a, b) in zip(level, self._blocks())]
+        blocks = rates.blocks(self.param_groups, "tensor")
+        apart = rates.apart(self.param_groups[0]["meta"]["raw"], blocks).tolist()
+        return [[lr * each for each in apart[a:b]] for lr, (a, b) in zip(level, blocks)]
 
-    def _blocks(self) -> list[tuple[int, int]]:
-        """Return the first block of each parameter group, and the one after its last."""
-        if self._settings.groups == "tensor":
-            sizes = [len(group["params"]) for group in self.param_groups]
-            return [(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
-        step = int(self._settings.groups == "blockwise")
-        return [(step * i, step * i + 1) for i in range(len(self.param_groups))]
-
-    def _apart(self, raw: Tensor) -> Tensor:
-        """Return exp(beta - mean beta of the group) of every block."""
-        return torch.cat([raw[a:b] - raw[a:b].mean() for a, b in self._blocks()]).exp()
-
-    def _rates(self, buckets: list[Bucket]) -> list[Rate]:
+    def _rates(self, raw: Tensor, buckets: list[Bucket]) -> list[Rate]:
         """Return the learning rate of each bucket.
 
         It is that of the parameter group, with "tensor" times what sets the tensor apart from the group's mean.
         """
-        raw: Tensor = self._meta["raw"]
+        self._heed_schedulers()
         on_cpu = raw.device.type == "cpu"
-        for group in self.param_groups:
-            lr = group["lr"]
-            group["lr"] = float(lr) if on_cpu else torch.as_tensor(lr, dtype=raw.dtype, device=raw.device)
-        rates: list[Rate] = [bucket.group["lr"] for bucket in buckets]
+        if not on_cpu:
+            for group in self.param_groups:
+                group["lr"] = torch.as_tensor(group["lr"], dtype=raw.dtype, device=raw.device)
+        lrs: list[Rate] = [float(b.group["lr"]) if on_cpu else b.group["lr"] for b in buckets]
         if self._settings.groups == "tensor":
-            apart = self._apart(raw)
+            apart = rates.apart(raw, rates.blocks(self.param_groups, "tensor"))
             every = apart.tolist() if on_cpu else apart
-            rates = [lr * every[bucket.block] for lr, bucket in zip(rates, buckets)]
+            lrs = [lr * every[bucket.block] for lr, bucket in zip(lrs, buckets)]
         devices = (bucket.params[0].device for bucket in buckets)
-        return [r.to(d, non_blocking=True) if isinstance(r, Tensor) else r for r, d in zip(rates, devices)]
+        return [r.to(d, non_blocking=True) if isinstance(r, Tensor) else r for r, d in zip(lrs, devices)]
 
-    def _adapt(self, products: list[tuple[int, Rate]]) -> None:
+    def _heed_schedulers(self) -> None:
+        """Warn, once, where a scheduler has set a learning rate whatever was learned."""
+        if self._warned or self._left is None or "initial_lr" not in self.param_groups[0]:
+            return
+        now = [group["lr"] for group in self.param_groups]
+        if all(x is y and not (isinstance(x, Tensor) and x._version) for x, y in zip(self._left, now)):
+            return
+        self._assigned += 1
+        if self._assigned & (self._assigned - 1):
+            return  # to look for schedulers takes time: at 1, 2, 4, 8, ...
+        if kinds := rates.undoing(self):
+            self._warned = True
+            warnings.warn(
+                f"{' and '.join(sorted(kinds))} sets the learning rate and undoes what MetaOptimize has learned; "
+                "use a scheduler that multiplies it, such as StepLR, ExponentialLR or MultiplicativeLR",
+                GradtuneWarning,
+                stacklevel=10,  # the caller of step(), around which torch and the scheduler have wrappers
+            )
+
+    def _adapt(self, meta: dict[str, Any], products: list[tuple[int, Rate]]) -> None:
         """Apply the meta rule to the blocks of which there is a product; the learning rates of the groups follow."""
-        meta = self._meta
-        raw: Tensor = meta["raw"]
-        z, active = _summed(products, raw)
+        raw = meta["raw"]
+        z, active = rates.summed(products, raw)
+        if self._sharded:
+            z, active = shards.over_processes(z, active)
         new, memory = self._settings.meta.update(raw, z, self._settings.memory(meta), {"lr": raw.exp()})
         moved = {"raw": new, **named(memory)}
         if active is not None:
             moved = {name: torch.where(active, each, meta[name]) for name, each in moved.items()}
-        # a new dict with new tensors: a `state_dict()` taken before keeps its values
-        self._meta = {**meta, **moved}
-        factors = self._of_groups(moved["raw"] - raw).exp()
-        rises = factors.tolist() if raw.device.type == "cpu" else factors
-        for i, group in enumerate(self.param_groups):
-            group["lr"] = group["lr"] * rises[i]
-
-    def _of_groups(self, x: Tensor) -> Tensor:
-        """Return the mean of every group's blocks, `[groups]`."""
-        if self._settings.groups == "tensor":
-            return torch.stack([x[a:b].sum() / max(b - a, 1) for a, b in self._blocks()])
-        return x.expand(len(self.param_groups))
-
-    def _move_meta(self, device: torch.device) -> None:
-        """Move the learning rates' state to where the weights are; MPS has no float64."""
-        meta = self._meta
-        if meta["raw"].device != device:
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._meta = {n: x.to(device, dtype) if isinstance(x, Tensor) else x for n, x in meta.items()}
+        rates.deal(self.param_groups, {**meta, **moved})
+        rises = rates.rises(moved["raw"] - raw, self.param_groups, self._settings.groups)
+        for group, rise in zip(self.param_groups, rises):
+            group["lr"] = group["lr"] * rise
+        self._left = [group["lr"] for group in self.param_groups]
 
     # -- groups and states ---------------------------------------------------------------------------------------------
 
@@ -289,62 +328,65 @@ class MetaOptimize(Optimizer):
         Its learning rates start from the group's lr. With `groups="scalar"` they follow the common factor from there.
 
         Raises:
-            GradtuneError: a parameter of the group is complex, or a hyperparameter is outside its range; the group is
+            GradtuneError: a hyperparameter is outside its range, or the parameters cannot be optimised; the group is
                 not added then.
         """
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            check_group(len(self.param_groups) - 1, self.param_groups[-1], self.defaults)
+            check_group(len(self.param_groups) - 1, group, self._settings.base, self._sharded)
         except GradtuneError:
             self.param_groups.pop()
             raise
-        self._meta = self._grown(self._meta)
-
-    def _grown(self, meta: dict[str, Any]) -> dict[str, Any]:
-        """Return `meta` with a learning rate for every new block: that of its group."""
-        old: Tensor = meta["raw"]
-        blocks = self._blocks()
-        lrs = [group["lr"] for group, (a, b) in zip(self.param_groups, blocks) for _ in range(a, b)]
-        new = old.new_tensor([math.log(float(lr)) for lr in lrs[len(old) : blocks[-1][1]]])
-        memory = {n: x.expand_as(new) for n, x in named(self._settings.meta.init(new)).items()}
-        return {**meta, **{n: torch.cat([meta.get(n, old[:0]), x]) for n, x in {"raw": new, **memory}.items()}}
+        group["lr"], self._left = rates.own(group["lr"]), None
+        old = self.param_groups[0]["meta"] if len(self.param_groups) > 1 else None
+        rates.grow(self.param_groups, self._settings, old)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`, to the bit; the state is copied.
 
+        States of earlier versions can be loaded too.
+
         Raises:
             GradtuneError: the state is that of another kind of optimiser.
         """
-        saved = state_dict["state"].get("meta", {})
-        for name, mine in self._settings.names().items():
-            if state_dict["state"] and saved.get(name) != mine:
-                raise GradtuneError(
-                    f"the state is of an optimiser with {name} = {saved.get(name)!r}, and this one has {mine!r}; "
-                    "load it into a MetaOptimize with the same arguments"
-                )
-        super().load_state_dict(deepcopy(state_dict))
-        for p, state in self.state.items():
-            if isinstance(p, Tensor) and "step" in state:  # torch leaves counters where they were saved
-                state["step"] = state["step"].to(p.device)
+        last = self.register_load_state_dict_pre_hook(_checked)  # after the hooks of others
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state over and fill in what an earlier version did not save."""
+        super().__setstate__(state)
+        self._left = None
+        self.defaults = {**FLAGS, **self.defaults}
+        for group in self.param_groups:
+            group.update({n: x for n, x in self.defaults.items() if n not in group and n != "lr"})
+        meta = cast(dict[Any, Any], self.state).pop("meta", None)  # where an earlier version had it
+        if meta is not None:
+            rates.deal(self.param_groups, meta)
+        elif not all("meta" in group for group in self.param_groups):
+            rates.grow(self.param_groups, self._settings, None)
+        for p, of_it in self.state.items():
+            if of_it and "step" in of_it:  # torch leaves counters where they were saved; once they were numbers
+                of_it["step"] = torch.as_tensor(of_it["step"], dtype=torch.float32, device=p.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_settings": self._settings}
+        return {**super().__getstate__(), "_settings": self._settings, "_sharded": self._sharded}
 
 
-def _like(g: Tensor | None, state: Tensor) -> Tensor:
+def _checked(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a state that `optimizer` can continue from."""
+    rates.check_saved(state_dict, cast(MetaOptimize, optimizer)._settings)
+    return deepcopy(state_dict)
+
+
+def _captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _like(g: Tensor, state: Tensor) -> Tensor:
     """Return a gradient with the strides of its weights' states, as the kernels run through the memory."""
-    assert g is not None
-    return g if g.stride() == state.stride() else torch.empty_like(state).copy_(g)
-
-
-def _summed(products: list[tuple[int, Rate]], raw: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the products by block, `[P]`, and which blocks have one (None: all)."""
-    sums: list[Any] = [None] * len(raw)
-    for block, each in products:
-        each = each.to(raw.device, raw.dtype) if isinstance(each, Tensor) else each
-        sums[block] = each if sums[block] is None else sums[block] + each
-    active = None if None not in sums else torch.tensor([x is not None for x in sums]).to(raw.device)
-    full = [0.0 if x is None else x for x in sums]
-    if raw.device.type == "cpu":
-        return torch.tensor([float(x) for x in full], dtype=raw.dtype), active
-    return torch.stack([torch.as_tensor(x, dtype=raw.dtype, device=raw.device) for x in full]), active
+    same = g.stride() == state.stride() and g.dtype == state.dtype
+    return g if same else torch.empty_like(state).copy_(g)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,20 +14,42 @@ from torch import Tensor, nn
 
 from gradtune.errors import GradtuneError, unknown
 from gradtune.optim.foreach import BASES, Base
+from gradtune.optim.shards import place
 from gradtune.recursion.outer import SGD, Adam, Lion, Outer, RMSprop
+
+FLAGS = {"maximize": False, "foreach": None, "fused": None, "capturable": False, "differentiable": False}
+"""What each optimiser of torch takes beside its hyperparameters, with the defaults."""
 
 _META = {"sgd": SGD, "adam": Adam, "lion": Lion, "rmsprop": RMSprop}
 _GROUPS = ("scalar", "blockwise", "tensor")
 _FORMS = ("ours", "package")
 
+
+def _number(x: Any, low: float, high: float) -> bool:
+    return isinstance(x, Real) and low <= float(x) < high
+
+
+def _rate(x: Any) -> bool:
+    return 0 <= float(x) < math.inf if isinstance(x, Tensor) and x.numel() == 1 else _number(x, 0, math.inf)
+
+
 # What the hyperparameters of a parameter group may be; the interval as it reads in the sentence.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "lr": (lambda x: 0 < x < math.inf, "a number > 0"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "momentum": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "alpha": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "betas": (lambda x: len(x) == 2 and all(0 <= b < 1 for b in x), "two numbers in [0, 1)"),
-    "eps": (lambda x: 0 <= x < math.inf, "a number >= 0"),
+    "lr": (_rate, "a number >= 0 (a Tensor lr must be 1-element)"),
+    "weight_decay": (lambda x: _number(x, 0, math.inf), "a number >= 0"),
+    "momentum": (lambda x: _number(x, 0, 1), "a number in [0, 1)"),
+    "alpha": (lambda x: _number(x, 0, 1), "a number in [0, 1)"),
+    "betas": (lambda x: len(x) == 2 and all(_number(b, 0, 1) for b in x), "two numbers in [0, 1)"),
+    "eps": (lambda x: _number(x, 0, math.inf), "a number >= 0"),
+    "capturable": (
+        lambda x: not x,
+        "False, as the learning rates are new tensors at every step, which a CUDA graph would not follow; capture the "
+        "gradients alone and call step() after the replay",
+    ),
+    "differentiable": (
+        lambda x: not x,
+        "False, as the fused and foreach kernels keep no graph; gradtune.tune has derivatives through the training",
+    ),
 }
 
 
@@ -68,7 +91,7 @@ class Settings:
 
     @cached_property
     def _empty(self) -> Any:
-        return self.meta.init(torch.zeros(0))
+        return self.meta.init(torch.zeros(0, device="cpu"))
 
     def memory(self, stored: Mapping[str, Tensor]) -> Any:
         """Return the meta rule's state as the rule wants it."""
@@ -123,52 +146,69 @@ def hyperparameters(base: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
 
 
-def parameter_lists(params: Any) -> Any:
+def parameter_lists(params: Any, may_be_none: bool = False) -> Any:
     """Return parameters, or groups of them, in lists for torch to check further.
+
+    Args:
+        params: what the user gave.
+        may_be_none: whether there may be no parameters at all, as where another process has them.
 
     Raises:
         GradtuneError: there are no parameters, or `params` is a module or nothing to iterate over.
     """
-    if isinstance(params, Tensor):
+    if isinstance(params, Tensor | set):
         return params  # torch says what is wrong
     if isinstance(params, nn.Module) or not isinstance(params, Iterable):
         raise GradtuneError(f"params is a {type(params).__name__}; expected parameters, such as model.parameters()")
     lists = [_listed(each) if isinstance(each, dict) else each for each in params]
-    if not lists or all(isinstance(each, dict) and each["params"] == [] for each in lists):
+    if not may_be_none and (not lists or all(isinstance(each, dict) and each["params"] == [] for each in lists)):
         raise GradtuneError("MetaOptimize got no parameters; expected some, such as model.parameters()")
     return lists
 
 
 def _listed(group: dict[str, Any]) -> dict[str, Any]:
     params = group["params"]
+    if isinstance(params, set):
+        return group  # torch says what is wrong
     return {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
 
 
-def check_group(number: int, group: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_group(number: int, group: Mapping[str, Any], base: str, sharded: bool) -> None:
     """Check the hyperparameters and the parameters of a parameter group.
 
     Args:
         number: number of the group, for the message of the error.
         group: the group.
-        names: names of the hyperparameters to check.
+        base: name of the base optimiser.
+        sharded: whether the optimiser was told that its parameters are divided among the processes.
 
     Raises:
-        GradtuneError: a hyperparameter is outside its range, or a parameter is complex.
+        GradtuneError: a hyperparameter is outside its range, there is no such kernel, or the parameters are divided
+            among the processes in another way than `sharded` says.
     """
-    for name in names:
-        fits, expected = _RANGES.get(name, (_anything, ""))
-        if not _holds(fits, group[name]):
+    for name, (fits, expected) in _RANGES.items():
+        if name in group and not _holds(fits, group[name]):
             raise GradtuneError(f"{name} = {group[name]!r} in parameter group {number}; expected {expected}")
+    if group["fused"] and group["foreach"]:
+        raise GradtuneError(f"fused and foreach are both True in parameter group {number}; leave one of them out")
+    if group["fused"] is not None and group["fused"] != (base == "adamw"):
+        only = "the fused kernel alone" if base == "adamw" else "no fused kernel"
+        raise GradtuneError(
+            f"fused = {group['fused']} in parameter group {number}, and MetaOptimize has {only} for {base!r}; "
+            "leave it out"
+        )
     for k, p in enumerate(group["params"]):
-        if p.is_complex():
-            raise GradtuneError(
-                f"parameter {k} of group {number} is complex, and MetaOptimize needs real ones; "
-                "optimise torch.view_as_real of it"
-            )
+        _check_division(f"parameter {k} of group {number}", p, sharded)
 
 
-def _anything(value: Any) -> bool:
-    return True
+def _check_division(which: str, p: Tensor, sharded: bool) -> None:
+    if sharded and place(p) is not None:
+        raise GradtuneError(f"{which} is a DTensor, which says by itself how it is divided; leave sharded out")
+    if not sharded and getattr(p, "_fsdp_flattened", False):
+        raise GradtuneError(
+            f"{which} is flattened by FullyShardedDataParallel, which does not say how it is divided; "
+            "give sharded=True, or use fully_shard"
+        )
 
 
 def _holds(fits: Callable[[Any], bool], value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -57,6 +58,7 @@ class Gradient(NamedTuple):
         lr_factor: what this step multiplies the learning rate by; it is part of `rule` already.
         leaves: tensors of the graph that hold the weights in pieces, in the order in which they lie in a row; None
             where the weights are one tensor. They are for R = 1.
+        place: what brings the leaves to the weights of the step; None where they stay there.
     """
 
     w: Tensor
@@ -64,6 +66,19 @@ class Gradient(NamedTuple):
     rule: Rule
     lr_factor: float = 1.0
     leaves: tuple[Tensor, ...] | None = None
+    place: Place | None = None
+
+
+class Place(Protocol):
+    """Where the leaves of a graph have the weights that they had when it was made."""
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Return a context around every pass through the graph."""
+        ...
+
+    def valid(self) -> bool:
+        """Return whether the graph can still be used: nobody has written to its leaves."""
+        ...
 
 
 class WithGradient(Protocol):

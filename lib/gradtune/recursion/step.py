@@ -121,7 +121,7 @@ class Step:
         with wanted() if curvature else nullcontext():
             found = self._differentiated(self.w, self.loss_lam, self._smooth if curvature else {}, curvature)
         self.g, self.rule, self.lr_factor = found.w, found.rule, found.lr_factor
-        self._leaves = found.leaves or (self.w,)
+        self._leaves, self._place = found.leaves or (self.w,), found.place
         self.g_lam = {n: g for n, g in zip(self._smooth, found.lam, strict=False) if g is not None}
         if self.g is None or len(self.g_lam) < len(found.lam):
             raise GradtuneError(
@@ -187,7 +187,8 @@ class Step:
         Args:
             to_state: whether a `pull` to the state before the step is to follow.
         """
-        if self.curvature or not (to_state or self._smooth):
+        stays = self._place is None or self._place.valid()
+        if (self.curvature and stays) or not (to_state or self._smooth):
             return self
         return Step(self.problem, self.base_rule, self.values, self.state, self.t, curvature=True)
 
@@ -301,7 +302,8 @@ class Step:
             if not pairs:
                 return torch.zeros_like(self.w), [torch.zeros_like(x) for x in lam]
             outputs, seeds = zip(*pairs, strict=True)
-        grads = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, materialize_grads=True)
+        with nullcontext() if self._place is None else self._place.inside():
+            grads = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, materialize_grads=True)
         pieces = len(inputs) - len(lam)
         return (grads[0] if self._leaves[0] is self.w else _row(grads[:pieces])), grads[pieces:]
 

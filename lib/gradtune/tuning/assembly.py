@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -64,7 +66,7 @@ def assembled(
     (loss, val_loss), (clip_norm, clip_value, scaler, statistics) = losses, extra
     refuse(model, curvature(method))
     parameters = _trained(uncompiled(model))
-    single = Single(model)
+    single = Single(model, [f for f in losses if f is not None], curvature(method))
     of_model, of_loss = declared.keywords(model, 1), {} if loss is None else declared.keywords(loss, 2)
     made, given = declared.rule_and_hypers(rule, hypers, fixed, [*of_model, *of_loss], method, name)
     _check_loss(model, loss, of_loss, [h.name for h in given], val_loss is not None)
@@ -86,6 +88,25 @@ def assembled(
     declared_hypers = Hypers(given, layout.sizes, horizon, names=layout.names, shapes=layout.shapes)
     guarded = method if method.outer is None else replace(method, outer=Guarded(method.outer))
     return Assembled(single, problem, declared_hypers, Loop(problem, made, declared_hypers, guarded))
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose parameters have memory of their own.
+
+    Raises:
+        GradtuneError: the model cannot be copied.
+    """
+    try:
+        own = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise GradtuneError(
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0][:160]}); remove what it keeps of a "
+            "computation (torch.nn.utils.weight_norm does), or train it in place"
+        ) from error
+    with torch.no_grad():
+        for p in own.parameters():
+            p.data = p.data.clone()
+    return own
 
 
 def curvature(method: Method) -> bool:

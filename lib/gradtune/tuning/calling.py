@@ -4,7 +4,8 @@ A batch is one of these, where the last part of a sequence is the target:
 
 * `(x, y)`: `loss(model(x), y)`;
 * `(a, b, y)`: `loss(model(a, b), y)`;
-* `((a, b), y)`: `loss(model(a, b), y)` where the forward pass takes as many inputs, else `loss(model((a, b)), y)`;
+* `((a, b), y)`: `loss(model(a, b), y)` where the forward pass needs as many inputs, else `loss(model((a, b)), y)`;
+  where it can take either, an error asks for `(a, b, y)`;
 * `(x, (y, i))`: `loss(model(x), (y, i))`;
 * a dict: what the forward pass names is handed to it by name, and the loss gets the rest: the one tensor that is left,
   a dict of several, or an entry `labels` (or `label`, `target`, `targets`, `y`) that the forward pass takes too.
@@ -97,6 +98,11 @@ class Calling:
         if isinstance(x, Mapping) and self._binds((), x) and not (self._takes_one and not self._names & set(x)):
             return Call((), dict(x), target)
         if isinstance(x, (tuple, list)) and self._binds(tuple(x), {}) and not self._takes_a_sequence:
+            if self._takes_one and len(x) > 1:
+                raise GradtuneError(
+                    f"((a, b), y) can be handed to {self._name}.forward{self._signature} in two ways; give (a, b, y) "
+                    "for several inputs, or annotate the first input as a tuple for one"
+                )
             return Call(tuple(x), {}, target)
         return Call((x,), {}, target)
 

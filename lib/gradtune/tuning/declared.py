@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,7 +108,8 @@ def coordinate(
 
     * natural units for "oho" and for a multiplicative outer rule, with `lr` and `weight_decay` in [0, 1] and the others
       in [0.001, 0.999]; `keep` stays in sigmoid coordinates;
-    * the natural logarithm of the rates for "metaoptimize_hf".
+    * the natural logarithm of the rates for "metaoptimize_hf";
+    * natural units with the range of the name alone for "fixed", where nothing moves.
 
     With "onepass_hdlr" there is a learning rate per weight. A number that is not tuned has only the range that its name
     means.
@@ -125,7 +127,11 @@ def coordinate(
         raise _without_coordinate(name, value, bool(tuned))
     if isinstance(value, Mapping):
         return _by_pattern(name, value, method, tuned)
+    if not isinstance(value, (int, float, Tensor, np.number)) or isinstance(value, bool):
+        raise GradtuneError(f"{name} is given as {value!r}; expected a number, or numbers by pattern")
     transform, bounds = _COORDINATES[name]
+    if method == "fixed":
+        return Hyper(name, value, "identity", bounds=(0.0, float("inf") if transform is None else 1.0))
     if not tuned:
         return Hyper(name, value, transform or "log10", tuned=False)
     natural = method in ("oho", "multiplicative")
@@ -263,7 +269,7 @@ def rule_and_hypers(
             raise unknown("hyperparameter", n, known)
     rest = {**fixed, **{n: v for n, v in defaults.items() if n not in fixed}}
     rest = {n: v for n, v in rest.items() if n not in given}
-    kind = "multiplicative" if isinstance(how.outer, Multiplicative) else name
+    kind = "multiplicative" if isinstance(how.outer, Multiplicative) else name if how.estimator else "fixed"
     declared = [v if isinstance(v, Hyper) else _partly(n, v, fixed.get(n, {}), kind) for n, v in given.items()]
     declared += [coordinate(n, v, tuned=False) for n, v in rest.items()]
     local = [h.name for h in declared if h.name not in reads and h.granularity != "global"]
@@ -317,7 +323,7 @@ def _check(declared: Sequence[Hyper], reads: Collection[str], how: Method, name:
             f"tune 'lr' and hold the others, as in fixed={{{others[0].name!r}: {example}}}"
         )
     rates = [h for h in declared if h.name in _NATURAL_BOUNDS and h.tuned and h.transform == "identity"]
-    for h in rates:
+    for h in rates if how.estimator is not None else ():
         if not all(map(math.isfinite, h.bounds)):
             warnings.warn(
                 f"{h.name} is tuned in natural units with the bounds {h.bounds}, in which training may carry it away; "

@@ -8,7 +8,6 @@ For example, the derivative of the validation loss after two steps by log10 of t
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
 from gradtune.tuning import declared, reading
+from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.streams import Batch
 from gradtune.tuning.tuner import Tuner
 
@@ -84,18 +84,18 @@ def hypergradient(
     the method. Memory: with "exact" a graph a step.
 
     Args:
-        model: the model.
-        loss: training loss.
+        model: the model, as in `Tuner`.
+        loss: training loss, as in `Tuner`.
         batches: the batch of each training step, one or more.
         val_batch: the batch on which the validation loss is taken after the last step.
-        hypers: what to differentiate by, and its values.
-        fixed: other values.
-        rule: update rule.
+        hypers: what to differentiate by, and its values, as in `Tuner`.
+        fixed: values of hyperparameters that are not differentiated by, as in `Tuner`.
+        rule: update rule, as in `Tuner`.
         method: "exact" for reverse mode through all the steps, or a method on the validation loss, whose estimator is
             used with an update after the last step.
         options: arguments of the function that makes the method of that name.
-        val_loss: validation loss.
-        statistics: batch norm's statistics in validation, see `Tuner`.
+        val_loss: validation loss, as in `Tuner`.
+        statistics: batch norm's statistics in validation, as in `Tuner`.
         initial_weights: whether to differentiate by the initial weights too (MAML); for "exact".
         seed: seed of the random numbers in the forward pass.
 
@@ -116,7 +116,7 @@ def hypergradient(
     begun = time.perf_counter()
     with counting() as products:
         tuner = Tuner(
-            copy.deepcopy(model),
+            copy_of(model),
             loss,
             rule=rule,
             hypers=hypers,

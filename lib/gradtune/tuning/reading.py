@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,7 +80,13 @@ def assigned(hypers: Hypers, names: tuple[str, ...], raw: Tensor, name: str, val
     known = columns(hypers, names)
     places = [k for k, column in enumerate(known) if column == name or column.startswith(f"{name}[")]
     if not places:
-        raise unknown("tuned hyperparameter", name, [*hypers.tuned, *known[:20]])
+        if name in hypers.blocks:
+            raise GradtuneError(
+                f"{name} is fixed in this training; name it in hypers to set it, with method='fixed' say"
+            )
+        raise unknown("tuned hyperparameter", name, {*hypers.tuned, *known[:20]})
+    if not isinstance(value, (int, float, Tensor, np.number)):
+        raise GradtuneError(f"{name} was set to {value!r}; expected a number")
     block = hypers.blocks[next(n for n in hypers.tuned if name == n or name.startswith(f"{n}["))]
     low = max(block.hyper.bounds[0], block.transform.low)
     high = min(block.hyper.bounds[1], block.transform.high)
@@ -115,6 +122,11 @@ class Readable:
         values = history.read_out(self.hypers, self._layout.names, self._run.raw)
         return Natural({n: float(v[0]) for n, v in values.items()}, self._set)
 
+    @hyperparameters.setter
+    def hyperparameters(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._set(name, value)
+
     def _set(self, name: str, value: float) -> None:
         raw = assigned(self.hypers, self._layout.names, self._run.raw, name, value)
         self._run = self._run._replace(raw=raw)
@@ -124,8 +136,8 @@ class Readable:
         """The last hypergradient, dL/draw for each raw coordinate by name; NaN before the first outer update.
 
         It is the derivative that the outer rule was given, by the coordinate in which the hyperparameter is tuned
-        (log10 of a learning rate, say); divided by `hypers` slope it is that by the natural value. Reading it waits for
-        the device.
+        (log10 of a learning rate, say). That by the natural value is this one divided by the slope of the natural value
+        by the coordinate (`slopes`). Reading it waits for the device.
         """
         values = self.raw_hypergradient.tolist() if self.method.outer is not None else []
         return dict(zip(columns(self.hypers, self._layout.names), values, strict=True))

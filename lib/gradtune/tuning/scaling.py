@@ -44,6 +44,11 @@ class Scaling:
         self._scale = self.scaler.scale(torch.ones((), device=loss.device))
         return self._scale.to(loss.dtype)
 
+    @property
+    def last(self) -> Tensor:
+        """The scale of the last loss."""
+        return self._scale
+
     def unscaled(self, x: Tensor) -> Tensor:
         """Return a scaled gradient, or one that the scaler has seen, in its own size."""
         return x / self._scale.to(x.dtype)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.training import checkpoints
+from gradtune.tuning import schedule as schedules
 from gradtune.tuning.history import History, Row
 from gradtune.tuning.info import Info
 from gradtune.tuning.streams import Loaded, Resident
@@ -51,6 +51,7 @@ class Training:
         tuned = how.estimator is not None and how.outer_loss == "validation"
         self.history = History(self.tuner.hypers, self.tuner.names, tuned_on_val=tuned)
         self.initial = [x.clone() for x in self._model()] if self.restarts else []
+        self._initial_state = self.tuner.surroundings() if self.restarts else {}
         self._saved = time.monotonic()
         self._told: set[str] = set()
 
@@ -79,6 +80,7 @@ class Training:
             with torch.no_grad():
                 for tensor, value in zip(self._model(), self.initial, strict=True):
                     tensor.copy_(value)
+            self.tuner.surround(self._initial_state)
             self.tuner.restart()
         needs_val = self.tuner.needs_val
         val_batch = self.val.at(self.updates) if needs_val and self.val is not None else None
@@ -133,7 +135,8 @@ class Training:
             "val": self.val.state() if self.val is not None else {},
             "history": self.history.state(),
             "initial": self.initial,
-            "schedule": {} if self.schedule is None else _plain(self.schedule.state_dict()),
+            "initial_state": self._initial_state,
+            "schedule": {} if self.schedule is None else schedules.state(self.schedule),
             "counts": [self.done, self.updates, int(self.stopped)],
         }
         checkpoints.save(state, self.file)
@@ -162,20 +165,10 @@ class Training:
         if self.val is not None:
             self.val.load(state["val"])
         self.history.load(state["history"])
-        self.initial = state["initial"]
+        self.initial, self._initial_state = state["initial"], state["initial_state"]
         if self.schedule is not None:
-            self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
+            schedules.load(self.schedule, state["schedule"])
         self.done, self.updates, self.stopped = state["counts"][0], state["counts"][1], bool(state["counts"][2])
-
-
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a scheduler's state that a checkpoint can hold: numbers and lists of numbers."""
-    simple = (int, float, bool, str, type(None))
-    return {
-        n: v
-        for n, v in state.items()
-        if isinstance(v, simple) or (isinstance(v, list) and all(isinstance(x, simple) for x in v))
-    }
 
 
 def _warn(text: str) -> None:

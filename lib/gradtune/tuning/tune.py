@@ -10,7 +10,6 @@ For example::
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,10 @@ from gradtune.errors import GradtuneError, GradtuneWarning, at_least
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
 from gradtune.tuning import declared
+from gradtune.tuning import schedule as schedules
+from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.history import History
-from gradtune.tuning.schedule import Factor
+from gradtune.tuning.schedule import Schedule
 from gradtune.tuning.streams import steps_of, stream
 from gradtune.tuning.training import Callback, Training
 from gradtune.tuning.trials import mean_losses
@@ -34,7 +35,6 @@ from gradtune.tuning.tuner import Tuner
 Data = Any
 """Tensors or arrays `(x, y)`, a dict of them, or a loader, see `streams` and `calling`."""
 
-Schedule = Callable[[Factor], torch.optim.lr_scheduler.LRScheduler]
 
 _ROWS = 200
 
@@ -89,7 +89,7 @@ def tune(
     be iterated over again. Its batches are moved to the model's device. Epochs follow one another until `steps` is
     reached.
 
-    `search.search` differs in that it trains many times, with hyperparameters that no gradient moves.
+    `by_search.tune_by_search` differs in that it trains many times, with hyperparameters that no gradient moves.
 
     Cost and memory: those of the method. Where `val` is given, a row of the history whose step has no outer update on
     validation data costs a forward pass more.
@@ -97,7 +97,7 @@ def tune(
     Args:
         model: module in training mode, see `Tuner`. Trained in place, it ends with the trained weights and buffers in
             tensors of its own.
-        loss: `loss(output, y)`, one number with its gradient, see `Tuner`.
+        loss: `loss(output, y)`, one number with its gradient; None for a model that returns its loss, see `Tuner`.
         train: tensors or arrays `(x, y)`, or a DataLoader; for other structures see `streams`.
         val: the same for validation data. It is needed where the method uses validation data; each outer update takes
             its next batch. With other methods the history's validation loss is that of its first batch.
@@ -106,10 +106,11 @@ def tune(
         test: the same for data that nothing is tuned on. Its mean loss at the end is `history.test`; the validation
             loss is optimistic where it was tuned on.
         rule: name in `declared.RULES`, or a `Rule`.
-        hypers: what is tuned, as numbers by name or as `Hyper` declarations, see `Tuner`.
-        fixed: numbers by name for hyperparameters that stay as they are.
+        hypers: what is tuned: numbers by name, such as `{"lr": 1e-3}`; numbers by pattern of the parameters' names,
+            such as `{"lr": {"head.*": 1e-3, "*": 1e-4}}`, see `declared`; or `Hyper` declarations.
+        fixed: the same for what stays as it is, such as `{"weight_decay": {"1d": 0.0}}`; no `Hyper` declarations.
         method: name in `methods.METHODS`, or a `loop.Method`.
-        options: arguments of the function that makes the method of that name.
+        options: arguments of the function that makes the method of that name, such as `{"every": 5}`.
         val_loss: `val_loss(output, y)` of validation batches, by default `loss`, see `Tuner`.
         batch_size: rows in a batch where `train` is tensors; None for all rows at each step. A loader has a batch size
             of its own.
@@ -121,7 +122,7 @@ def tune(
             `lambda factor: CosineAnnealingLR(factor, 1000)`. Its factor multiplies the tuned learning rate; it takes a
             step after each training step.
         scaler: scale of the loss in half precision, see `Tuner`.
-        statistics: batch norm's statistics in the validation loss, see `Tuner`.
+        statistics: batch norm's statistics in the validation loss: "following", "running" or "batch", see `Tuner`.
         restarts: number of further trainings of `steps` steps from the initial weights and buffers. Each starts with
             the hyperparameters that the one before ended with. They are meant for FDS and other methods whose outer
             update comes at the end of a training.
@@ -146,7 +147,7 @@ def tune(
             or written, or was saved with other data or another configuration.
     """
     at_least(0, restarts=restarts)
-    model = model if in_place else copy.deepcopy(model)
+    model = model if in_place else copy_of(model)
     like = next((p for p in model.parameters() if p.requires_grad), torch.empty(0))
     feed = stream(train, like, batch_size, 2 * seed, "the training data")
     steps = steps_of(steps, epochs, feed, accumulate)
@@ -188,7 +189,7 @@ def tune(
             )
     training = Training(tuner, feed, val_feed, steps, restarts, every or _stride(how.every, steps), accumulate)
     if schedule is not None:
-        training.schedule = schedule(tuner.factor)
+        training.schedule = schedules.made(schedule, tuner.factor)
     if checkpoint is not None:
         training.file, training.pause = Path(checkpoint), checkpoint_seconds
         training.resume()

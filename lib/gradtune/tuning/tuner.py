@@ -11,7 +11,6 @@ For example::
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import State, Step, cotangent, validation_gradient
 from gradtune.training.loop import Method, Run
 from gradtune.tuning import declared, reading
-from gradtune.tuning.assembly import assembled, curvature
+from gradtune.tuning.assembly import assembled, copy_of, curvature
 from gradtune.tuning.info import Info
 from gradtune.tuning.schedule import Factor
 from gradtune.tuning.streams import Batch, fits
@@ -65,9 +64,9 @@ class Tuner(reading.Readable):
         loss: `loss(output, y)`, one number with its gradient, such as a mean over the batch; None for a model that
             returns its loss.
         rule: name in `declared.RULES`, or a `Rule`. What the rule reads and nobody names has torch's default and stays.
-        hypers: what is tuned: numbers by name, in the usual coordinates (`declared.coordinate`), or `Hyper`
-            declarations.
-        fixed: numbers by name for hyperparameters that stay as they are.
+        hypers: what is tuned: numbers by name, or by pattern of the parameters' names (`declared`), in the usual
+            coordinates (`declared.coordinate`); or `Hyper` declarations.
+        fixed: numbers by name, or by pattern, for hyperparameters that stay as they are.
         method: name in `methods.METHODS`, or a `loop.Method`.
         options: arguments of the function that makes the method of that name.
         val_loss: `val_loss(output, y)` of validation batches, in evaluation mode. By default it is the loss with its
@@ -82,8 +81,8 @@ class Tuner(reading.Readable):
         clip_value: largest size of an entry of the gradient, as `clip_grad_value_` has it.
         scaler: keeps the scale of the loss where gradients are in half precision (`torch.autocast` with float16). A
             step whose gradient is not finite is left out, as in torch. Its use waits for the device.
-        statistics: batch norm's statistics in the validation loss: "running", "batch" or "following", see
-            `nets.statistics`.
+        statistics: batch norm's statistics in the validation loss: "following" (running ones that follow the
+            weights), "running" (as constants) or "batch", see `nets.statistics`.
 
     Attributes:
         model: the model.
@@ -119,6 +118,8 @@ class Tuner(reading.Readable):
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
         at_least(1, accumulate=accumulate)
+        if torch.is_inference_mode_enabled():
+            raise GradtuneError("a tuner needs gradients, which torch.inference_mode() switches off; make it outside")
         self.model, self.method = model, declared.method(method, options, horizon)
         self.factor, self._accumulate = Factor(), accumulate
         name = method if isinstance(method, str) else ""
@@ -307,6 +308,14 @@ class Tuner(reading.Readable):
         self._run = start._replace(raw=self._run.raw, outer=self._run.outer)
         self.sync()
 
+    def surroundings(self) -> dict[str, Any]:
+        """Return what the model keeps beside weights and buffers: attributes, lists, states of generators."""
+        return self._single.around.saved(self._single.around.note())
+
+    def surround(self, saved: Mapping[str, Any]) -> None:
+        """Put in place what `surroundings` returned."""
+        self._single.around.put(self._single.around.loaded(dict(saved)))
+
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -317,14 +326,14 @@ class Tuner(reading.Readable):
         Memory: tensors are shared with the tuner, which never writes to them, but for copies of the buffers.
         """
         t, run = self._run.t, self._run
-        looked_back = [self._problem.held[k] for k in range(t - len(run.past), t)]
         return {
             "configuration": dict(self.configuration),
             "t": t,
             "tensors": tree_flatten(run._replace(t=0, past=()))[0][1:],
             "past": [tree_flatten(state)[0] for state in run.past],
             "buffers": copied(self._single.buffers.read()),
-            "held": [h._asdict() for h in looked_back],
+            "held": self._problem.saved(range(t - len(run.past), t)),
+            "around": self.surroundings(),
             "lr_factor": self.factor.value,
             "scaler": {} if self._problem.scaling is None else self._problem.scaling.state(),
         }
@@ -354,6 +363,7 @@ class Tuner(reading.Readable):
         self._recent.clear()
         self._problem.load(t, state["held"], like.device)
         self._single.buffers.load({n: b if b is None else b.to(like.device) for n, b in state["buffers"].items()})
+        self.surround(state["around"])
         self.factor.value = state["lr_factor"]
         if self._problem.scaling is not None:
             self._problem.scaling.load(state["scaler"])
@@ -372,20 +382,11 @@ class Tuner(reading.Readable):
                 f"this tuner cannot be pickled, as one of its arguments cannot ({error}); save tuner.state_dict() and "
                 "load it into a tuner made of the same arguments"
             ) from error
-        return _again, (_detached(self.model), self._arguments, self.state_dict())
+        return _again, (copy_of(self.model), self._arguments, self.state_dict())
 
     def _state(self, leaves: list[Tensor]) -> State:
         state: State = tree_unflatten(leaves, tree_flatten(self._run.state)[1])
         return state
-
-
-def _detached(model: nn.Module) -> nn.Module:
-    """Return a copy of a model whose parameters have memory of their own."""
-    own = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in own.parameters():
-            p.data = p.data.clone()
-    return own
 
 
 def _again(model: nn.Module, arguments: dict[str, Any], state: dict[str, Any]) -> Tuner:

@@ -33,12 +33,15 @@ PAGES = (
     Page(
         "tuning",
         "Your own model",
-        "A user's module, loss and data on the training loop. `gradtune.tune`, `gradtune.Tuner`, `gradtune.Hyper`, "
-        "`gradtune.Info`, `gradtune.History` and `gradtune.optim.MetaOptimize` are the names to import; "
-        "{doc}`/executed/your_own_model` uses them.",
+        "A user's module, loss and data on the training loop. `gradtune.tune`, `gradtune.Tuner`, "
+        "`gradtune.hypergradient`, `gradtune.tune_by_search`, `gradtune.Hyper`, `gradtune.Info`, `gradtune.History` "
+        "and `gradtune.optim.MetaOptimize` are the names to import. {doc}`/executed/your_own_model` uses them, and "
+        "{doc}`/optimiser_recipes` uses the optimiser. {py:mod}`gradtune.tuning.calling` says what a batch may be, "
+        "{py:mod}`gradtune.tuning.declared` what hyperparameters and their groups may be given as.",
         (
             "gradtune.tuning",
-            "gradtune.tuning.tune",
+            *(f"gradtune.tuning.{name}" for name in ("tune", "tuner", "once", "by_search", "declared", "calling")),
+            *(f"gradtune.tuning.{name}" for name in ("streams", "batches", "schedule", "reading", "info", "history")),
             "gradtune.tuning.*",
             "gradtune.optim",
             "gradtune.optim.metaoptimize",
@@ -57,7 +60,12 @@ PAGES = (
         "The state of a training, one step of it with its derivatives, the hyperparameters in their coordinates, the "
         "rules that move the weights and the hyperparameters, and the slow, independent computation that everything is "
         "tested against.",
-        ("gradtune.recursion", "gradtune.recursion.step", "gradtune.recursion.*", "gradtune.errors"),
+        (
+            "gradtune.recursion",
+            *(f"gradtune.recursion.{name}" for name in ("step", "problems", "hypers", "groups", "rules", "adapted")),
+            "gradtune.recursion.*",
+            "gradtune.errors",
+        ),
     ),
     Page(
         "estimators",
@@ -69,20 +77,26 @@ PAGES = (
     Page(
         "nets",
         "Modules and networks",
-        "From a module to the losses of several runs on flat weights, and the networks that the studies train.",
-        ("gradtune.nets", "gradtune.nets.modules", "gradtune.nets.layout", "gradtune.nets.*"),
+        "From a module to its losses on flat weights, of one run or of several side by side; what of a module is "
+        "adjusted, refused or checked for it; and the networks that the studies train.",
+        (
+            "gradtune.nets",
+            *(f"gradtune.nets.{name}" for name in ("modules", "layout", "losses", "statistics", "single")),
+            "gradtune.nets.*",
+        ),
     ),
     Page(
         "search",
         "Searches",
         "The baselines without hypergradients: what is searched, by which method, and what each trial has cost. "
-        "`gradtune.search` has the names that a search needs; its modules describe them.",
+        "`gradtune.search` has the names that a search needs; its modules describe them. For a model of one's own "
+        "there is {py:func}`~gradtune.tuning.by_search.tune_by_search`.",
         ("gradtune.search", "gradtune.search.*"),
     ),
     Page(
         "tasks",
         "The book: tasks and data",
-        "What the studies train on. A task offers the two losses of {py:class}`~gradtune.recursion.step.Problem`.",
+        "What the studies train on. A task offers the two losses of {py:class}`~gradtune.recursion.problems.Problem`.",
         ("gradtune_book.tasks", "gradtune_book.tasks.*", "gradtune_book.data", "gradtune_book.data.*"),
     ),
     Page(
@@ -104,8 +118,9 @@ PAGES = (
 
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
-    *("gradtune.nets.compiled", "gradtune.nets.ranges", "gradtune.nets.second_order"),
-    *("gradtune.optim.foreach", "gradtune.optim.settings", "gradtune.search.asking"),
+    *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),
+    *("gradtune.optim.foreach", "gradtune.optim.rates", "gradtune.optim.settings", "gradtune.optim.shards"),
+    *("gradtune.search.asking", "gradtune.tuning.assembly", "gradtune.tuning.scaling"),
     *("gradtune.training.checkpoints", "gradtune.training.tracing"),
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),
     *("gradtune_book.data.download", "gradtune_book.notebooks.parameters", "gradtune_book.notebooks.runner"),

@@ -206,14 +206,15 @@ class Applied(nn.Module):
 
 def tried(net: nn.Module, x: Tensor | None = None, reduce: Any = None) -> None:
     layout, places = Layout.of(net), Places(net)
+    w = layout.flatten(dict(net.named_parameters()))[None].requires_grad_()
     x = torch.randn(7, 5, dtype=layout_type(net)) if x is None else x
 
-    def loss_of(w: Tensor) -> Tensor:
+    def loss_of() -> Tensor:
         with places.swapped(layout.split(w[0])), differentiable():
             y = net(x)
         return (reduce or (lambda y: y.square().sum()))(y)
 
-    check(loss_of, layout.flatten(dict(net.named_parameters()))[None])
+    check(loss_of, [w])
 
 
 def layout_type(net: nn.Module) -> torch.dtype:

@@ -40,7 +40,7 @@ class Two(nn.Module):
 class Optional(Two):
     """The second input has a default."""
 
-    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         return super().forward(a, B[: len(a)] if b is None else b)
 
 
@@ -54,7 +54,7 @@ class Pair(Two):
 class Scored(Two):
     """Returns its loss, as the models of Hugging Face do."""
 
-    def forward(self, a: Tensor, b: Tensor, labels: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(self, a: Tensor, b: Tensor, labels: Tensor | None = None) -> Any:
         logits = super().forward(a, b)
         return SimpleNamespace(loss=None if labels is None else cross_entropy(logits, labels), logits=logits)
 
@@ -79,7 +79,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
         (Two, (A, B, Y), cross_entropy),
         (Two, ((A, B), Y), cross_entropy),
         (Two, [A, B, Y], cross_entropy),
-        (Optional, ((A, B), Y), cross_entropy),
+        (Optional, (A, B, Y), cross_entropy),
         (Optional, (A, Y), cross_entropy),
         (Pair, ((A, B), Y), cross_entropy),
         (Two, ({"a": A, "b": B}, Y), cross_entropy),
@@ -113,13 +113,17 @@ def test_batches_of_any_structure(make: Any, batch: Any, loss: Any, loader: bool
     ],
 )
 def test_a_batch_that_does_not_fit_is_one_sentence(batch: Any, loss: Any, message: str) -> None:
+    with pytest.raises(GradtuneError, match=r"in two ways; give \(a, b, y\)"):
+        tune(Optional(), cross_entropy, ((A, B), Y), steps=2, hypers=LR, method="fixed")
+    with pytest.raises(GradtuneError, match=r"model does not take, \['i', 'y'\], and fails on them"):
+        tune(Two(), cross_entropy, {"a": A, "b": B, "y": Y, "i": Y}, steps=2, hypers=LR, method="fixed")
     with pytest.raises(GradtuneError, match=message):
         tune(Two(), loss, [batch], steps=2, hypers=LR, method="fixed")
 
 
 def test_a_hyperparameter_of_the_model_beside_several_inputs() -> None:
     class Scaled(Two):
-        def forward(self, a: Tensor, b: Tensor, scale: Tensor | float = 1.0) -> Tensor:  # type: ignore[override]
+        def forward(self, a: Tensor, b: Tensor, scale: Tensor | float = 1.0) -> Tensor:
             return scale * super().forward(a, b)
 
     hyper = gradtune.Hyper("scale", 1.0, "log10")
@@ -325,7 +329,8 @@ def test_epochs_and_a_third_split() -> None:
     model.eval()
     with torch.no_grad():
         assert history.test == pytest.approx(float(cross_entropy(model(A[:9]), Y[:9])), rel=1e-6)
-    for wrong in ({}, {"steps": 3, "epochs": 1}):
+    wrongs: tuple[dict[str, Any], ...] = ({}, {"steps": 3, "epochs": 1})
+    for wrong in wrongs:
         with pytest.raises(GradtuneError, match="give one of the two"):
             tune(net(), cross_entropy, data, (A, Y), hypers=LR, **wrong)
 
