@@ -176,6 +176,7 @@ FORMS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_other_forms_are_torchs(name: str) -> None:
+    torch.manual_seed(0)
     (net, x), found = FORMS[name](), []
     start = {n: v.clone() for n, v in net.state_dict().items()}
     for context in (nullcontext(), lean()):
@@ -186,9 +187,10 @@ def test_other_forms_are_torchs(name: str) -> None:
         grads = torch.autograd.grad(loss, weights, create_graph=True)
         squares = [g.abs().float().square().sum() for g in grads]
         found.append([loss, *grads, *torch.autograd.grad(squares, weights), *net.buffers()])
-    rtol, atol = (2e-2, 1e-1) if x.dtype == torch.bfloat16 else (1e-4, 1e-4)
+    tolerance = 2e-2 if x.dtype == torch.bfloat16 else 1e-4
     for a, b in zip(*found, strict=True):
-        assert a.dtype == b.dtype and torch.allclose(a, b, rtol=rtol, atol=atol)
+        size = float(b.abs().max()) if b.numel() else 0.0  # sums cancel: rounding is that of their largest
+        assert a.dtype == b.dtype and torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, size))
 
 
 @pytest.mark.parametrize("layer, shape", [(nn.BatchNorm1d(3), (1, 3)), (nn.BatchNorm2d(3), (3, 3))])
