@@ -23,6 +23,7 @@ from gradtune import methods
 from gradtune.errors import GradtuneError, at_least
 from gradtune.recursion.rules import Rule
 from gradtune.search import METHODS, Configuration, Dimension, Grid, Result, Space, prepare
+from gradtune.search import ledger as found_by
 from gradtune.search.ledger import Cohort
 from gradtune.tuning.streams import steps_of, stream
 from gradtune.tuning.trials import State, Trials, cloned, copied, held, mean_losses
@@ -46,7 +47,7 @@ class Found(NamedTuple):
 
     model: nn.Module
     best: Configuration | None
-    search: Result
+    search: found_by.Result
     test: float | None = None
 
     @property
@@ -104,6 +105,8 @@ def tune_by_search(
 
     Memory: the model as it was given, the best one, and one in training (with "pbt", or an option `batch`, as many as
     train side by side). An optimiser's buffers belong to each.
+
+    Every search but "pbt" needs optuna, the extra `search`.
 
     Args:
         model: module in training mode, see `Tuner`. It ends with the best weights and buffers, in tensors of its own.

@@ -39,7 +39,7 @@ from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
 
 Given = Mapping[str, "float | Hyper | Mapping[str, float] | Tensor"] | Sequence[Hyper]
-Fixed = Mapping[str, "float | Mapping[str, float]"]
+Fixed = Mapping[str, "float | Hyper | Mapping[str, float]"]
 
 # name -> how it is made from the names of the hyperparameters that are given, what it can read, and torch.optim's
 # defaults of what is not given (there, a momentum or a decay of 0 leaves the term out)
@@ -271,7 +271,9 @@ def rule_and_hypers(
     rest = {n: v for n, v in rest.items() if n not in given}
     kind = "multiplicative" if isinstance(how.outer, Multiplicative) else name if how.estimator else "fixed"
     declared = [v if isinstance(v, Hyper) else _partly(n, v, fixed.get(n, {}), kind) for n, v in given.items()]
-    declared += [coordinate(n, v, tuned=False) for n, v in rest.items()]
+    declared += [
+        replace(v, tuned=False) if isinstance(v, Hyper) else coordinate(n, v, tuned=False) for n, v in rest.items()
+    ]
     local = [h.name for h in declared if h.name not in reads and h.granularity != "global"]
     if local:
         raise GradtuneError(f"{local} belong to the model or the loss and have one value; use granularity='global'")

@@ -102,7 +102,7 @@ def hypergradient(
     Raises:
         GradtuneError: there is no batch, the method has no hypergradient on validation data, or `Tuner` raises it.
     """
-    if not isinstance(batches, (list, tuple)) or not batches:
+    if not isinstance(batches, (list, tuple)) or not batches or isinstance(batches[0], Tensor):
         raise GradtuneError("batches is no list of batches; give one batch a training step, as in [(x, y), (x2, y2)]")
     exact, count = method == "exact", len(batches)
     how = Method(Reverse(count, "graph"), SGD(0.0), every=count) if exact else declared.method(method, options, count)

@@ -41,6 +41,10 @@ class Natural(dict[str, float]):
 
     __delitem__ = pop = popitem = clear = setdefault = _refuse
 
+    def __ior__(self, values: Any) -> Natural:  # type: ignore[override, misc]
+        self.update(values)
+        return self
+
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Set several values."""
         for name, value in dict(*args, **kwargs).items():

@@ -56,6 +56,9 @@ def made(schedule: Schedule, factor: Factor) -> torch.optim.lr_scheduler.LRSched
         GradtuneError: it cannot be made, or needs a loss to go on.
     """
     try:
+        if "step" in vars(factor):
+            del factor.step  # a scheduler before has put its count of steps there
+        factor.param_groups[0].pop("initial_lr", None)
         scheduler = schedule(factor)
     except (ValueError, TypeError, KeyError) as error:
         raise GradtuneError(

@@ -160,7 +160,7 @@ class Supervised(Evaluating):
         device = self.single.own[0].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            return float(next(self._train(lam, t)))
+            return float(next(self._train(lam, t)).detach())
 
     def val_gradient(self, w: Tensor, lam: Mapping[str, Tensor], t: int, by: Sequence[Tensor]) -> list[Tensor]:
         """Differentiate the validation loss; see `problems.WithGradient`."""

@@ -38,7 +38,7 @@ class Training:
     restarts: int
     every: int
     accumulate: int = 1
-    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    make_schedule: schedules.Schedule | None = None
     file: Path | None = None
     pause: float = 0.0
     done: int = 0
@@ -54,6 +54,12 @@ class Training:
         self._initial_state = self.tuner.surroundings() if self.restarts else {}
         self._saved = time.monotonic()
         self._told: set[str] = set()
+        self.schedule = self._scheduled()
+
+    def _scheduled(self) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """Return the scheduler of a training, from its beginning."""
+        self.tuner.factor.value = 1.0
+        return None if self.make_schedule is None else schedules.made(self.make_schedule, self.tuner.factor)
 
     def _model(self) -> list[Tensor]:
         """Return all that a restart sets back: parameters, and buffers that no checkpoint of torch holds too."""
@@ -82,6 +88,7 @@ class Training:
                     tensor.copy_(value)
             self.tuner.surround(self._initial_state)
             self.tuner.restart()
+            self.schedule = self._scheduled()
         needs_val = self.tuner.needs_val
         val_batch = self.val.at(self.updates) if needs_val and self.val is not None else None
         first = self.done * self.accumulate

@@ -23,7 +23,6 @@ from gradtune.errors import GradtuneError, GradtuneWarning, at_least
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
 from gradtune.tuning import declared
-from gradtune.tuning import schedule as schedules
 from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.history import History
 from gradtune.tuning.schedule import Schedule
@@ -187,9 +186,8 @@ def tune(
                 GradtuneWarning,
                 stacklevel=2,
             )
-    training = Training(tuner, feed, val_feed, steps, restarts, every or _stride(how.every, steps), accumulate)
-    if schedule is not None:
-        training.schedule = schedules.made(schedule, tuner.factor)
+    stride = every or _stride(how.every, steps)
+    training = Training(tuner, feed, val_feed, steps, restarts, stride, accumulate, schedule)
     if checkpoint is not None:
         training.file, training.pause = Path(checkpoint), checkpoint_seconds
         training.resume()

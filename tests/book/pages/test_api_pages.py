@@ -116,7 +116,7 @@ def test_a_field_stands_in_the_signature_with_type_and_default(recursion: Beauti
 
 
 def test_a_protocol_shows_its_members_and_is_never_called(recursion: BeautifulSoup) -> None:
-    problem = described(recursion, "step.Problem")
+    problem = described(recursion, "problems.Problem")
     assert problem.dt.get_text().split() == ["class", "Problem[source]#"]
     assert {dt["id"].split(".")[-1] for dt in problem.dd.find_all("dt", id=True)} == {
         "stationary",

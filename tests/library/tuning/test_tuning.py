@@ -696,12 +696,26 @@ def test_importing_the_package_is_light() -> None:
         gradtune.tuna  # noqa: B018
 
 
+class Classifier(nn.Module):
+    """A model that returns its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(self.head(self.body(x).tanh()), labels)}
+
+
 def test_the_readmes_example_runs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (example,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "gradtune.tune(" in b]
     given: dict[str, Any] = {"model": plain(), "x": X, "y": Y, "x_val": VAL[0], "y_val": VAL[1], "val": VAL}
     given["loader"] = loader()
-    exec(re.sub(r"steps=\d+", "steps=20", example.replace("batch_size=64", "batch_size=8")), given)
+    given["texts"] = given["val_texts"] = [{"x": X[:8], "labels": Y[:8]}, {"x": X[8:16], "labels": Y[8:16]}]
+    given["classifier"] = Classifier()
+    short = re.sub(r"(steps|trials)=\d+", r"\1=20", example.replace("batch_size=64", "batch_size=8"))
+    exec(short.replace("trials=20", "trials=2"), given)
     assert given["history"].to_frame()["step"].max() == 20 and given["tuner"].steps == 4
 
 
