@@ -54,6 +54,7 @@ def _check(loss_of: Callable[[], Tensor], leaves: Sequence[Tensor]) -> None:
     kinds, extensions = _with_own_backward(loss)
     if kinds or extensions:
         _check_each(loss_of, kinds)
+    leaves = [x for x in leaves if x.requires_grad]  # a forward pass may have frozen some
     with in_our_words():
         grads = torch.autograd.grad(loss.sum(), leaves, create_graph=True, allow_unused=True)
     found = [g for g in grads if g is not None and g.requires_grad]

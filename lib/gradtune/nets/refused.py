@@ -91,6 +91,8 @@ def _tensors(module: nn.Module) -> Iterator[str]:
     for what, tensor in everything:
         if is_lazy(tensor):
             yield f"{what} of a lazy layer has no values yet; run one batch through the module first"
+        elif tensor.is_inference():
+            yield f"{what} was made inside torch.inference_mode(), where nothing can be trained; make the model outside"
         elif tensor.is_meta:
             yield f"{what} is on the device meta and has no values; load its values onto a device first"
     for what, p in trained:

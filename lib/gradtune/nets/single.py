@@ -134,6 +134,7 @@ class Single:
         own: the module's trained parameters, in the order of the layout.
         parts: the module's parts.
         around: what else a call may change.
+        aliased: whether an attribute is one of the buffers.
 
     Raises:
         GradtuneError: the module has no parameters to train, or some share memory without being the same.
@@ -167,6 +168,8 @@ class Single:
         self.buffers = Buffers(self.module)
         left = [p for p in named.values() if id(p) not in trained]
         self.around = Surroundings(self.parts, self._functions, left)
+        buffers = {id(b) for b in self.buffers.read().values()}
+        self.aliased = any(id(t) in buffers for _, t in self.around.tensors())
         self._refuse_shared_memory(named)
 
     def _refuse_shared_memory(self, named: dict[str, nn.Parameter]) -> None:
@@ -176,7 +179,10 @@ class Single:
         """
         own = {id(p) for p in self.own}
         others = {n: b for n, b in self.buffers.read().items() if b is not None}
-        tensors = [(n, t.untyped_storage().data_ptr(), *_span(t), id(t) in own) for n, t in {**named, **others}.items()]
+        around = {f"the attribute {n}": t for n, t in self.around.tensors() if id(t) not in own}
+        kept = {n: t for n, t in around.items() if t.layout == torch.strided}
+        everything = {**named, **others, **kept}
+        tensors = [(n, t.untyped_storage().data_ptr(), *_span(t), id(t) in own) for n, t in everything.items()]
         tensors = sorted((t for t in tensors if t[2] < t[3]), key=lambda t: (t[1], t[2]))
         for (one, place, _, end, first), (two, other, start, _, second) in pairwise(tensors):
             if place == other and start < end and (first or second):
@@ -267,8 +273,16 @@ class Single:
                 w[0, start : start + p.numel()] = p.detach().reshape(-1)
 
     def versions(self) -> list[int]:
-        """Return what grows when parameters are written to: a graph that has saved them is void then."""
-        return [p._version for p in self.own]
+        """Return what grows when tensors that a graph may have saved are written to: it is void then."""
+        return [p._version for p in self.own] + [t._version for _, t in self.around.tensors()]
+
+    def check_memory(self) -> None:
+        """Check again that nothing shares memory with the trained parameters, after a first call of the module.
+
+        Raises:
+            GradtuneError: something does.
+        """
+        self._refuse_shared_memory(dict(self.module.named_parameters()))
 
     @contextmanager
     def unhooked(self) -> Iterator[None]:
@@ -346,7 +360,12 @@ class Single:
     def aside(self, how: Aside) -> Iterator[None]:
         """Context: a call that leaves no trace in the module, but for what nobody can follow."""
         before, noted, flags = self.buffers.read(), self.around.note(), [m.training for m in self.parts]
-        self.buffers.write(copied(how.buffers))
+        if self.aliased:  # the buffers keep their identity, and have other memory for a while
+            memory = [(b, b.data) for b in before.values() if b is not None]
+            self.buffers.load(copied(how.buffers))
+        else:
+            memory = []
+            self.buffers.write(copied(how.buffers))
         self.around.put(noted if how.noted is None else how.noted)
         if how.evaluating:
             for m in self.parts:
@@ -356,6 +375,8 @@ class Single:
         finally:
             self.buffers.write(before)
             self.around.bring_back(noted)
+            for b, data in memory:
+                b.data = data
             for m, flag in zip(self.parts, flags, strict=True):
                 m.training = flag
 

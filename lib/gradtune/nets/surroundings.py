@@ -140,6 +140,16 @@ class Surroundings:
         self.moving = self.moving or saved["moving"]
         return [{n: _value(x) for n, x in values.items()} for values in saved["values"]]
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors among the attributes and in their lists, by name."""
+        for table, of_module in self._tables:
+            for name in table.keys() - _OF_TORCH if of_module else list(table):
+                value = table.get(name)
+                inner = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else ()
+                for x in (value, *inner) if len(inner) <= _MOST else (value,):
+                    if isinstance(x, Tensor):
+                        yield name, x
+
     def versions(self) -> list[Any]:
         """Return what differs when a call has changed a frozen parameter."""
         return [(p._version, p.data_ptr()) for p in self._frozen]

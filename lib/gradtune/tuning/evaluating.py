@@ -92,6 +92,7 @@ class Evaluating:
         self.held: dict[int, Held] = {}
         self._pending, self._first, self._looked, self._random_val, self._t = -1, True, False, False, 0
         self._noted: Noted = []
+        self._frozen: list[Any] = []
         self._random = any(draws_numbers(m, bool(of_model)) for m in single.parts)
         self._val_batch: Batch | None = None
         self.seen: Tensor | None = None
@@ -105,7 +106,9 @@ class Evaluating:
         """Hand over the batches of step `t`, before it is taken."""
         held = {k: v for k, v in self.held.items() if k > t - self.keep} if self.keep else {}
         self._noted = self.single.around.note() if self.keep or not self._random else []
-        buffers = self.single.buffers.renew(replace=self.keep > 1)
+        if self._frozen and self._frozen != self.single.around.versions():
+            self.single.around.moving = True  # somebody changes frozen weights between steps
+        buffers = self.single.buffers.renew(replace=self.keep > 1 and not self.single.aliased)
         self.held = held | {t: Held(batches, buffers, lr_factor, self._noted if self.keep else None)}
         self._pending, self._val_batch = t, val_batch
 

@@ -45,7 +45,7 @@ class Lazily(Base):
 
     def forward(self, x: Tensor) -> Tensor:
         if not hasattr(self, "kept"):
-            self.kept = [self.head.weight, self.head.weight.detach().t()]
+            self.kept = [self.head.weight]
         return functional.linear(self.features(x), self.kept[0], self.head.bias)
 
 
@@ -96,6 +96,26 @@ class Remembering(Base):
         return super().forward(x) / (1 + 0.1 * len(self.memory) + 0.1 * self.n)
 
 
+class Aliased(Base):
+    """An attribute that is a buffer."""
+
+    m: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("m", torch.zeros(6, dtype=torch.float64))
+        self.alias = [self.m]
+
+    def double(self) -> Aliased:
+        self.first.double(), self.head.double(), self.unused.double()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.alias[0].mul_(0.9).add_(0.1 * x.mean(0))
+        return super().forward(x - self.m)
+
+
 class Noisy(Base):
     """A generator of its own."""
 
@@ -137,7 +157,7 @@ class Overlapping(Base):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("make", [Lazily, Applied, Clamped, Teacher, Remembering, Noisy, Playing, Overlapping])
+@pytest.mark.parametrize("make", [Lazily, Applied, Clamped, Teacher, Remembering, Aliased, Noisy, Playing, Overlapping])
 def test_a_model_trains_as_torch_trains_it(make: Any, method: str) -> None:
     random.seed(3)
     ours, values = by_tuner(made(make), "sgd", 12, **({"hypers": OPTIMISERS["sgd"][1]} | METHODS[method]))
@@ -247,10 +267,24 @@ def alias_in_a_buffer() -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("make", [tied_by_memory, alias_in_a_buffer])
+def alias_in_an_attribute() -> nn.Module:
+    module = Base()
+    module.row = [module.first.weight.detach().t()]  # type: ignore[assignment]
+    return module
+
+
+class Detached(Base):
+    """An alias that the first forward pass makes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.row = self.head.weight.detach()[0]
+        return super().forward(x) * self.row.sum()
+
+
+@pytest.mark.parametrize("make", [tied_by_memory, alias_in_a_buffer, alias_in_an_attribute, Detached])
 def test_shared_memory_is_named(make: Any) -> None:
     with pytest.raises(GradtuneError, match="share memory without being one parameter; tie weights as"):
-        Tuner(make(), cross_entropy, hypers={"lr": 0.1}, method="fixed")
+        Tuner(make(), cross_entropy, hypers={"lr": 0.1}, method="fixed").step((X.float(), Y))
 
 
 def test_a_tie_or_another_shape_between_steps_is_named() -> None:
