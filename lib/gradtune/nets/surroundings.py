@@ -79,10 +79,13 @@ class Surroundings:
     def __init__(self, parts: Iterable[nn.Module], functions: Iterable[Any], frozen: Iterable[Tensor]) -> None:
         self._tables: list[tuple[MutableMapping[str, Any], bool]] = [(m.__dict__, True) for m in parts]
         seen = {id(table) for table, _ in self._tables}
+        self._of_functions: list[int] = []
         for function in functions:
             for table, of_module in _tables(function):
                 if id(table) not in seen:
                     seen.add(id(table))
+                    if not isinstance(function, nn.Module):
+                        self._of_functions.append(len(self._tables))
                     self._tables.append((table, of_module))
         self._frozen, self.moving = list(frozen), False
 
@@ -131,8 +134,13 @@ class Surroundings:
                     self._frozen[int(name)].data = content.clone()
 
     def saved(self, noted: Noted) -> dict[str, Any]:
-        """Return of `noted` what a checkpoint can hold: numbers, text, tensors and containers of them."""
+        """Return of `noted` what a checkpoint can hold: numbers, text, tensors and containers of them.
+
+        The variables of functions and of objects that are no modules are left out: they are the caller's.
+        """
         kept = [{n: _plain(v) for n, v in values.items() if _is_plain(v)} for values in noted]
+        for k in self._of_functions:
+            kept[k] = {}
         return {"moving": self.moving, "values": kept}
 
     def loaded(self, saved: dict[str, Any]) -> Noted:

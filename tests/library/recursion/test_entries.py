@@ -117,7 +117,7 @@ BAD: dict[str, Any] = {
         "part", 0.5, granularity="tensor", shape=(3,)
     ),
     r"shape \(0,\).*at least one entry": lambda: Hyper("part", 0.5, shape=(0,)),
-    r"part has 6 entries, of which no weight has a share": lambda: hypergradient(
+    r"split sensitivities are for hyperparameters of weights": lambda: hypergradient(
         Parts(), sgd(momentum=False, weight_decay=False), hypers(), Parts().init(2), Split(), T
     ),
 }
