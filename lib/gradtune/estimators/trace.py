@@ -16,11 +16,10 @@ further gradient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from gradtune.errors import GradtuneError, unknown
@@ -39,18 +38,6 @@ def _check(values: Values, name: str) -> None:
             f"{' in time windows' * values.hypers.windowed}; tune 'lr', without windows, and declare the others with "
             "tuned=False, or use Forward()"
         )
-
-
-def _rate_tangent(step: Step, lam: Mapping[str, Tensor], slope: Tensor) -> Tensor:
-    """Derivative `d w_{t+1} / d lr` times `slope`, `[R, D]`, of a step with hyperparameters `lam`.
-
-    The weights and the gradient are fixed. For a step `w_{t+1} = w_t - lr d` a dual number gives `-slope d`, without
-    the cancellation in `(w_{t+1} - w_t) / lr`. Cost: elementwise.
-    """
-    with torch.no_grad(), forward_ad.dual_level():
-        lr = forward_ad.make_dual(lam["lr"], slope)
-        w, _ = step.rule.update(step.state.w, step.state.buf, step.g.detach(), {**lam, "lr": lr})
-        return forward_ad.unpack_dual(w).tangent
 
 
 def _taken(step: Step) -> Tensor:
@@ -109,8 +96,8 @@ class Trace:
         lam = step.values.lam
         slope = step.values.slope("lr") if self.chain else torch.ones_like(lam["lr"])
         plain = _BEYOND_GRADIENT if self.direction == "gradient" else ()
-        taken = {n: torch.zeros_like(v) if n in plain else v for n, v in lam.items()}
-        new = _rate_tangent(step, taken, slope)
+        taken = {n: torch.zeros_like(v) if n in plain else v for n, v in lam.items()} if plain else lam
+        new = step.rate_tangent(taken, slope)
         if self.gamma == 0:
             return new
         decay = _taken(step) * lam["weight_decay"] if "weight_decay" in step.rule.hypers else 0.0
@@ -174,7 +161,7 @@ class IDBD:
                 f"{list(step.rule.hypers)}; use sgd(momentum=False, weight_decay=False)"
             )
         c, lr = diagonal(step.state.w, step.loss_lam, step.t).detach(), _taken(step)
-        new = _rate_tangent(step, step.values.lam, step.values.slope("lr"))
+        new = step.rate_tangent(step.values.lam, step.values.slope("lr"))
         return (1 - lr * c).clamp(min=0.0) * memory + new
 
     def hypergradient(self, memory: Tensor, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:

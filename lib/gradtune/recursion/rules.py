@@ -52,6 +52,24 @@ class Rule:
     tangent: Tangent | None = None
 
 
+@dataclass(frozen=True)
+class Descent:
+    """The update of a rule that goes along a direction: `w <- w - lr d`, where d does not depend on `lr`.
+
+    Its derivative by the learning rate is `-d`, which costs nothing where the step has been taken.
+
+    Attributes:
+        direction: returns d and the new buffers, from the arguments of an update.
+    """
+
+    direction: Update
+
+    def __call__(self, w: Tensor, buf: Buffers, g: Tensor, lam: Lam) -> tuple[Tensor, Buffers]:
+        """Take a step."""
+        d, new = self.direction(w, buf, g, lam)
+        return w - lam["lr"] * d, new
+
+
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
     """Stochastic gradient descent as in `torch.optim.SGD` (dampening 0).
 
@@ -74,7 +92,7 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
     if nesterov and not momentum:
         raise GradtuneError("nesterov=True changes the momentum, and momentum=False leaves it out; drop one of the two")
     hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
-    update = partial(_sgd, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    update = Descent(partial(_sgd, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov))
     tangent = partial(_sgd_tangent, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
     return Rule("sgd", hypers, ("v",) if momentum else (), update, tangent=tangent)
 
@@ -84,10 +102,9 @@ def _sgd(
 ) -> tuple[Tensor, Buffers]:
     d = g + lam["weight_decay"] * w if weight_decay else g
     if not momentum:
-        return w - lam["lr"] * d, {}
+        return d, {}
     v = lam["momentum"] * buf["v"] + d
-    step = d + lam["momentum"] * v if nesterov else v
-    return w - lam["lr"] * step, {"v": v}
+    return d + lam["momentum"] * v if nesterov else v, {"v": v}
 
 
 def _sgd_tangent(
@@ -153,12 +170,12 @@ def adam(*, weight_decay: bool = False, eps: float = 1e-8) -> Rule:
         eps: added to the root of the second moment.
     """
     hypers = ("lr", "beta1", "beta2", *("weight_decay",) * weight_decay)
-    return Rule("adam", hypers, ("m", "v"), partial(_adam, weight_decay=weight_decay, eps=eps), ("steps",))
+    update = Descent(partial(_adam, weight_decay=weight_decay, eps=eps))
+    return Rule("adam", hypers, ("m", "v"), update, ("steps",))
 
 
 def _adam(w: Tensor, buf: Buffers, g: Tensor, lam: Lam, *, weight_decay: bool, eps: float) -> tuple[Tensor, Buffers]:
-    step, new = _normalised(buf, g + lam["weight_decay"] * w if weight_decay else g, lam, eps)
-    return w - lam["lr"] * step, new
+    return _normalised(buf, g + lam["weight_decay"] * w if weight_decay else g, lam, eps)
 
 
 def adamw(*, eps: float = 1e-8) -> Rule:
@@ -177,12 +194,13 @@ def adamw(*, eps: float = 1e-8) -> Rule:
     Args:
         eps: added to the root of the second moment.
     """
-    return Rule("adamw", ("lr", "beta1", "beta2", "weight_decay"), ("m", "v"), partial(_adamw, eps=eps), ("steps",))
+    update = Descent(partial(_adamw, eps=eps))
+    return Rule("adamw", ("lr", "beta1", "beta2", "weight_decay"), ("m", "v"), update, ("steps",))
 
 
 def _adamw(w: Tensor, buf: Buffers, g: Tensor, lam: Lam, *, eps: float) -> tuple[Tensor, Buffers]:
     step, new = _normalised(buf, g, lam, eps)
-    return w - lam["lr"] * (step + lam["weight_decay"] * w), new
+    return step + lam["weight_decay"] * w, new
 
 
 def _normalised(buf: Buffers, g: Tensor, lam: Lam, eps: float) -> tuple[Tensor, Buffers]:
@@ -216,7 +234,7 @@ def rmsprop(*, weight_decay: bool = True, decoupled: bool = False, eps: float = 
         decoupled: whether the decay stays outside the normalisation.
         eps: added to the root of the mean square.
     """
-    update = partial(_rmsprop, weight_decay=weight_decay, decoupled=decoupled, eps=eps)
+    update = Descent(partial(_rmsprop, weight_decay=weight_decay, decoupled=decoupled, eps=eps))
     return Rule("rmsprop", ("lr", "beta2", *("weight_decay",) * weight_decay), ("v",), update)
 
 
@@ -227,7 +245,7 @@ def _rmsprop(
     d = g if decoupled else g + decay
     v = lam["beta2"] * buf["v"] + (1 - lam["beta2"]) * d * d
     step = d / (root(v) + eps)
-    return w - lam["lr"] * (step + decay if decoupled else step), {"v": v}
+    return step + decay if decoupled else step, {"v": v}
 
 
 def lion() -> Rule:
@@ -241,13 +259,13 @@ def lion() -> Rule:
     Source: MetaOptimize, eq. 69 and 70 (there beta1 is c and beta2 is rho). The sign has derivative 0, so that no
     curvature of the loss reaches the weights, and the betas have hypergradient 0. Memory: D.
     """
-    return Rule("lion", ("lr", "beta1", "beta2", "weight_decay"), ("m",), _lion)
+    return Rule("lion", ("lr", "beta1", "beta2", "weight_decay"), ("m",), Descent(_lion))
 
 
 def _lion(w: Tensor, buf: Buffers, g: Tensor, lam: Lam) -> tuple[Tensor, Buffers]:
     direction = sign(lam["beta1"] * buf["m"] + (1 - lam["beta1"]) * g)
     m = lam["beta2"] * buf["m"] + (1 - lam["beta2"]) * g
-    return w - lam["lr"] * (direction + lam["weight_decay"] * w), {"m": m}
+    return direction + lam["weight_decay"] * w, {"m": m}
 
 
 def _before(rule: Rule, change: Callable[[Tensor, float], Tensor], limit: float, name: str) -> Rule:

@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -30,54 +29,12 @@ from gradtune.errors import GradtuneError
 from gradtune.nets.second_order import counted, wanted
 from gradtune.recursion.hypers import Hypers, Values
 from gradtune.recursion.problems import Gradient, Problem, WithBatches, WithGradient
-from gradtune.recursion.rules import Rule
+from gradtune.recursion.rules import Descent, Rule
 from gradtune.recursion.rules import Tangent as RuleTangent
+from gradtune.recursion.states import State, Tangent, cotangent, initial_state, wide
 
 # torch's own first use of a dual number compiles its derivative formulas with the deprecated torch.jit, and says so
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-class State(NamedTuple):
-    """Training state of R runs; also used for cotangents of a state.
-
-    Attributes:
-        w: weights `[R, D]`.
-        buf: a tensor `[R, D]` for each buffer and `[R, 1]` for each counter, by name.
-    """
-
-    w: Tensor
-    buf: dict[str, Tensor]
-
-    def like(self, x: State) -> State:
-        """Return this state in the number types of `x`."""
-        return State(self.w.to(x.w.dtype), {n: b.to(x.buf[n].dtype) for n, b in self.buf.items()})
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return half-precision numbers in float32, others as they are: no sensitivity has less than float32."""
-    return x.float() if x.dtype in _HALF else x
-
-
-class Tangent(NamedTuple):
-    """Sensitivity `d state / d raw`, a row for each tuned coordinate.
-
-    Attributes:
-        w: sensitivity of the weights, `[R, P, D]`.
-        buf: a tensor `[R, P, D]` for each buffer and `[R, P, 1]` for each counter, by name.
-    """
-
-    w: Tensor
-    buf: dict[str, Tensor]
-
-    @classmethod
-    def zero(cls, state: State, columns: int) -> Tangent:
-        def rows(x: Tensor) -> Tensor:
-            return wide(x).new_zeros(len(x), columns, x.shape[1])
-
-        return cls(rows(state.w), {n: rows(b) for n, b in state.buf.items()})
 
 
 class Step:
@@ -174,8 +131,36 @@ class Step:
         """The state after the step, without a graph."""
         x = self.state
         with torch.no_grad():
-            after = State(*self.rule.update(x.w, x.buf, self.g.detach(), self.values.lam))
+            if isinstance(self.rule.update, Descent):
+                d, buf = self._direction
+                after = State(x.w - self.values.lam["lr"] * d, buf)
+            else:
+                after = State(*self.rule.update(x.w, x.buf, self.g.detach(), self.values.lam))
         return after if after.w.dtype == x.w.dtype else after.like(x)
+
+    @cached_property
+    def _direction(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The direction of the step and the buffers after it, of a rule that is a `rules.Descent`."""
+        assert isinstance(self.rule.update, Descent)
+        with torch.no_grad():
+            return self.rule.update.direction(self.state.w, self.state.buf, self.g.detach(), self.values.lam)
+
+    def rate_tangent(self, lam: Mapping[str, Tensor], slope: Tensor) -> Tensor:
+        """Derivative `d w_{t+1} / d lr` times `slope`, `[R, D]`, of a step with hyperparameters `lam`.
+
+        The weights and the gradient are fixed. It is `-slope d` for a step `w_{t+1} = w_t - lr d`, without the
+        cancellation in `(w_{t+1} - w_t) / lr`. Cost: a product where `lam` are those of the step, else elementwise.
+        """
+        x, g = self.state, self.g.detach()
+        with torch.no_grad():
+            if isinstance(self.rule.update, Descent):
+                own = lam is self.values.lam
+                d = (self._direction if own else self.rule.update.direction(x.w, x.buf, g, lam))[0]
+                return -(slope * d)
+            with forward_ad.dual_level():
+                lr = forward_ad.make_dual(lam["lr"], slope)
+                w, _ = self.rule.update(x.w, x.buf, g, {**lam, "lr": lr})
+                return _tangent(w)
 
     def with_curvature(self, to_state: bool = True) -> Step:
         """This step with a graph over its gradient, recomputed if it was taken without.
@@ -198,6 +183,7 @@ class Step:
         other.values = values
         other.__dict__.pop("next", None)
         other.__dict__.pop("_rule_graph", None)
+        other.__dict__.pop("_direction", None)
         return other
 
     def gradient_tangent(self, z: Tensor | None, lam_dot: Mapping[str, Tensor]) -> Tensor:
@@ -358,30 +344,6 @@ def validation_gradient(problem: Problem, rule: Rule, values: Values, state: Sta
         loss = problem.val_loss(w, lam, t)
         grads = torch.autograd.grad(loss, (w, *by), torch.ones_like(loss), materialize_grads=True)
     return wide(grads[0]), values.pull(dict(zip(tuned, grads[1:], strict=True)))
-
-
-def initial_state(w: Tensor, rule: Rule) -> State:
-    """State of R runs at weights `w [R, D]` with zero buffers.
-
-    Args:
-        w: weights `[R, D]`; they are copied.
-        rule: the update rule, which names the buffers.
-
-    Raises:
-        GradtuneError: `w` does not have two dimensions.
-    """
-    if w.dim() != 2:
-        raise GradtuneError(
-            f"weights have shape {tuple(w.shape)}; expected [R, D]: one row for each run (use w[None] for a single run)"
-        )
-    full = wide(w)
-    buf = {n: torch.zeros_like(full) for n in rule.buffers} | {n: full.new_zeros(len(w), 1) for n in rule.counters}
-    return State(w.detach().clone(), buf)
-
-
-def cotangent(gv: Tensor, state: State) -> State:
-    """The validation gradient `gv [R, D]` as the cotangent of a whole state: the loss does not read the buffers."""
-    return State(gv, {n: torch.zeros_like(wide(b)) for n, b in state.buf.items()})
 
 
 __all__: Sequence[str] = [

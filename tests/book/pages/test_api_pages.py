@@ -109,7 +109,7 @@ def test_a_field_stands_in_the_signature_with_type_and_default(recursion: Beauti
     state, hyper = described(recursion, "step.State"), described(recursion, "hypers.Hyper")
     assert "w: Tensor" in state.dt.get_text() and "buf: dict[str, Tensor]" in state.dt.get_text()
     assert "windows: int = 1" in hyper.dt.get_text()
-    assert not recursion.find(id="gradtune.recursion.step.State.w") and not recursion.find(
+    assert not recursion.find(id="gradtune.recursion.states.State.w") and not recursion.find(
         id="gradtune.recursion.hypers.Hyper.windows"
     )
     assert {"value", "bounds"} <= {each.get_text() for each in hyper.find_all("strong")}
