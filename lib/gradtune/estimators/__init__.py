@@ -23,6 +23,7 @@ from gradtune.recursion.step import State, Step, Values
 class Estimator(Protocol):
     """What a training loop asks of an estimator.
 
+    One that never differentiates a gradient may say so by `second_order = False`; models are then checked less.
     The memory is all that an estimator keeps between steps: a tensor, or tensors nested in tuples and dictionaries.
     """
 

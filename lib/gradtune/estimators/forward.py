@@ -71,6 +71,10 @@ class Forward:
             elif value is not None and not value > 0:
                 raise GradtuneError(f"{name} is {value}; expected a number > 0, or None")
 
+    @property
+    def second_order(self) -> bool:
+        return self.product is None
+
     def init(self, state: State, values: Values) -> Tangent:
         return Tangent.zero(state, values.hypers.columns)
 

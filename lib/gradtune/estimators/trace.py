@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -78,6 +79,7 @@ class Trace:
     chain: bool = True
     normalised: bool = False
     keep: int = 0
+    second_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
@@ -135,6 +137,7 @@ class IDBD:
     """
 
     keep: int = 0
+    second_order: ClassVar[bool] = False
 
     def init(self, state: State, values: Values) -> Tensor:
         _check(values, "IDBD")

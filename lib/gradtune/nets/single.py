@@ -156,12 +156,16 @@ class Single:
         self._shown = w.data_ptr()
 
     @contextmanager
-    def at(self, w: Tensor) -> Iterator[None]:
-        """Context: the module's parameters have the weights `w [1, D]`, which what a call writes does not reach.
+    def at(self, w: Tensor, apart: bool = False) -> Iterator[None]:
+        """Context: the module's parameters have the weights `w [1, D]`.
 
-        The weights that the module shows stay as they are, and what a call writes into them stays.
+        What a call writes into them does not reach `w`, unless these are the weights that the module shows.
+
+        Args:
+            w: the weights.
+            apart: whether it is not to reach them even then.
         """
-        if w.data_ptr() == self._shown:
+        if w.data_ptr() == self._shown and not apart:
             yield
             return
         before = [p.data for p in self.own]

@@ -58,7 +58,7 @@ class Collecting(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given = dict(zip(_ARGUMENTS, args, strict=False)) | (kwargs or {}) if func is batch_norm else {}
+        given = _given(func, args, kwargs)
         if given.get("training") and id(given.get("running_mean")) in self._names:
             x = given["input"]
             others = [d for d in range(x.dim()) if d != 1]
@@ -82,11 +82,16 @@ class Following(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given = dict(zip(_ARGUMENTS, args, strict=False)) | (kwargs or {}) if func is batch_norm else {}
+        given = _given(func, args, kwargs)
         moments = self._moments.get(self._names.get(id(given.get("running_mean")), ""))
         if not moments or given.get("training"):
             return func(*args, **(kwargs or {}))
         return _normalised(given, moments)
+
+
+def _given(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call of batch norm by name; nothing for another function."""
+    return dict(zip(_ARGUMENTS, args, strict=False)) | (kwargs or {}) if func is batch_norm else {}
 
 
 def _normalised(given: Mapping[str, Any], moments: list[Moments]) -> Tensor:

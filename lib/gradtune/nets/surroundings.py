@@ -81,7 +81,7 @@ class Surroundings:
         seen = {id(table) for table, _ in self._tables}
         self._of_functions: list[int] = []
         for function in functions:
-            for table, of_module in _tables(function):
+            for table, of_module in _tables(function, set()):
                 if id(table) not in seen:
                     seen.add(id(table))
                     if not isinstance(function, nn.Module):
@@ -158,8 +158,8 @@ class Surroundings:
                     if isinstance(x, Tensor):
                         yield name, x
 
-    def versions(self) -> list[Any]:
-        """Return what differs when a call has changed a frozen parameter."""
+    def frozen_versions(self) -> list[Any]:
+        """Return what differs when somebody has changed a frozen parameter."""
         return [(p._version, p.data_ptr()) for p in self._frozen]
 
 
@@ -192,18 +192,25 @@ def _fill(value: Any, content: Any) -> None:
         value.extend(content)
 
 
-def _tables(function: Any) -> Iterator[tuple[MutableMapping[str, Any], bool]]:
-    """Yield the tables of variables that a call of `function` may change, and whether each is that of a module."""
+def _tables(function: Any, seen: set[int]) -> Iterator[tuple[MutableMapping[str, Any], bool]]:
+    """Yield the tables of variables that a call of `function` may change, and whether each is that of a module.
+
+    Args:
+        function: what is called.
+        seen: identities of functions that have been followed; functions may know each other.
+    """
+    if id(function) in seen:
+        return
+    seen.add(id(function))
     if isinstance(function, functools.partial):
-        yield from _tables(function.func)
+        yield from _tables(function.func, seen)
     elif isinstance(function, MethodType):
-        yield from _tables(function.__self__)
+        yield from _tables(function.__self__, seen)
     elif isinstance(function, FunctionType):
         for cell in function.__closure__ or ():
             yield _Cell(cell), False
-            inner = next(iter(_Cell(cell).values()), None) if _filled(cell) else None
-            if isinstance(inner, FunctionType) and inner is not function:
-                yield from _tables(inner)
+            if _filled(cell) and isinstance(cell.cell_contents, FunctionType):
+                yield from _tables(cell.cell_contents, seen)
     elif isinstance(function, nn.Module):
         for m in function.modules():
             yield m.__dict__, True

@@ -67,7 +67,12 @@ class Descent:
     def __call__(self, w: Tensor, buf: Buffers, g: Tensor, lam: Lam) -> tuple[Tensor, Buffers]:
         """Take a step."""
         d, new = self.direction(w, buf, g, lam)
-        return w - lam["lr"] * d, new
+        return self.along(w, d, lam), new
+
+    @staticmethod
+    def along(w: Tensor, d: Tensor, lam: Lam) -> Tensor:
+        """Return the weights after a step along d."""
+        return w - lam["lr"] * d
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:

@@ -133,7 +133,7 @@ class Step:
         with torch.no_grad():
             if isinstance(self.rule.update, Descent):
                 d, buf = self._direction
-                after = State(x.w - self.values.lam["lr"] * d, buf)
+                after = State(self.rule.update.along(x.w, d, self.values.lam), buf)
             else:
                 after = State(*self.rule.update(x.w, x.buf, self.g.detach(), self.values.lam))
         return after if after.w.dtype == x.w.dtype else after.like(x)

@@ -72,6 +72,11 @@ class Method:
             raise GradtuneError("a method needs an estimator and an outer rule, or neither (fixed hyperparameters)")
 
     @property
+    def second_order(self) -> bool:
+        """Whether gradients are differentiated, at a step or when it is computed again."""
+        return self.estimator is not None and getattr(self.estimator, "second_order", True)
+
+    @property
     def keep(self) -> int:
         """Number of steps since the last outer update that the estimator wants to see."""
         return self.estimator.keep if self.estimator else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from gradtune.errors import GradtuneError
-from gradtune.estimators.forward import Forward
-from gradtune.estimators.trace import IDBD, Trace
 from gradtune.nets.adjusted import uncompiled
 from gradtune.nets.refused import refuse
 from gradtune.nets.single import Single
@@ -45,28 +42,31 @@ class Assembled(NamedTuple):
 
 def assembled(
     model: nn.Module,
-    losses: tuple[Loss | None, Loss | None],
+    loss: Loss | None,
+    *,
+    val_loss: Loss | None,
     rule: str | Rule,
     hypers: declared.Given,
-    fixed: Mapping[str, Any],
+    fixed: declared.Fixed,
     method: Method,
     name: str,
     seed: int,
     horizon: int | None,
-    extra: tuple[float | None, float | None, GradScaler | None, str],
+    clip_norm: float | None,
+    clip_value: float | None,
+    scaler: GradScaler | None,
+    statistics: str,
 ) -> Assembled:
     """Put together what trains a model.
 
-    The arguments are those of `Tuner`, where `losses` are `loss` and `val_loss`, `extra` are `clip_norm`,
-    `clip_value`, `scaler` and `statistics`, and `name` is what the method is called.
+    The arguments are those of `Tuner`, where `name` is what the method is called.
 
     Raises:
         GradtuneError: `Tuner` raises it.
     """
-    (loss, val_loss), (clip_norm, clip_value, scaler, statistics) = losses, extra
-    refuse(model, curvature(method))
+    refuse(model, method.second_order)
     parameters = _trained(uncompiled(model))
-    single = Single(model, [f for f in losses if f is not None], curvature(method))
+    single = Single(model, [f for f in (loss, val_loss) if f is not None], method.second_order)
     of_model, of_loss = declared.keywords(model, 1), {} if loss is None else declared.keywords(loss, 2)
     made, given = declared.rule_and_hypers(rule, hypers, fixed, [*of_model, *of_loss], method, name)
     _check_loss(model, loss, of_loss, [h.name for h in given], val_loss is not None)
@@ -107,14 +107,6 @@ def copy_of(model: nn.Module) -> nn.Module:
         for p in own.parameters():
             p.data = p.data.clone()
     return own
-
-
-def curvature(method: Method) -> bool:
-    """Return whether a method differentiates gradients."""
-    how = method.estimator
-    if how is None or isinstance(how, (Trace, IDBD)):
-        return False
-    return not (isinstance(how, Forward) and how.product is not None)
 
 
 def _check_loss(model: nn.Module, loss: Any, of_loss: dict[str, bool], names: list[str], own_val: bool) -> None:

@@ -25,8 +25,9 @@ from gradtune.recursion.rules import Rule
 from gradtune.search import METHODS, Configuration, Dimension, Grid, Result, Space, prepare
 from gradtune.search import ledger as found_by
 from gradtune.search.ledger import Cohort
+from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.streams import steps_of, stream
-from gradtune.tuning.trials import State, Trials, cloned, copied, held, mean_losses
+from gradtune.tuning.trials import State, Trials, cloned, held, mean_losses
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +168,7 @@ def tune_by_search(
     trained = Trials(model, loss, feed, val_feed, steps, made, arguments, schedule, val_batches)
     budget = _budget(method, trials, budget_steps, steps, options or {}, len(made))
     result, best = _searched(method, trained, made, budget, seed, options or {})
-    model = model if in_place else copied(model)
+    model = model if in_place else copy_of(model)
     if best is None:
         return Found(model, None, result)
     tuner = trained.restore(model, *best)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ from gradtune.nets.surroundings import Noted
 from gradtune.tuning.calling import Calling, Loss, own_loss
 from gradtune.tuning.scaling import Scaling
 from gradtune.tuning.streams import Batch
+
+Mode = Callable[[], AbstractContextManager[Any]]
 
 
 class Held(NamedTuple):
@@ -66,7 +69,6 @@ class Evaluating:
         held: what the steps that can be computed again saw, by step.
         seen: training loss of the last step, a tensor without dimensions; None before the first.
         seen_val: validation loss of the last outer update; None before the first.
-        autocast: returns the context in which model and loss are computed.
         calls: gradients and graphs of gradients computed so far.
     """
 
@@ -97,7 +99,7 @@ class Evaluating:
         self._val_batch: Batch | None = None
         self.seen: Tensor | None = None
         self.seen_val: Tensor | None = None
-        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.calls = 0
 
     # -- batches -------------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ class Evaluating:
         """Hand over the batches of step `t`, before it is taken."""
         held = {k: v for k, v in self.held.items() if k > t - self.keep} if self.keep else {}
         self._noted = self.single.around.note() if self.keep or not self._random else []
-        if self._frozen and self._frozen != self.single.around.versions():
+        if self._frozen and self._frozen != self.single.around.frozen_versions():
             self.single.around.moving = True  # somebody changes frozen weights between steps
         buffers = self.single.buffers.renew(replace=self.keep > 1 and not self.single.aliased)
         self.held = held | {t: Held(batches, buffers, lr_factor, self._noted if self.keep else None)}
@@ -135,6 +137,18 @@ class Evaluating:
         found = [self.held[k] for k in steps]
         return [h._asdict() | {"noted": h.noted and self.single.around.saved(h.noted)} for h in found]
 
+    def outside_autocast(self, kind: str) -> AbstractContextManager[Any]:
+        """Return a context without autocast, in which model and loss are computed with the autocast in force now.
+
+        Args:
+            kind: type of the device.
+        """
+        if not torch.is_autocast_enabled(kind):
+            self._autocast = nullcontext
+            return nullcontext()
+        self._autocast = partial(torch.autocast, kind, dtype=torch.get_autocast_dtype(kind))
+        return torch.autocast(kind, enabled=False)
+
     # -- losses --------------------------------------------------------------------------------------------------------
 
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
@@ -153,21 +167,27 @@ class Evaluating:
 
     def evaluate(self, w: Tensor, lam: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the validation loss `[1]` on any batch."""
-        with self.single.at(w):
-            return self._evaluated(lam, batch)[None]
+        with self.single.at(w, apart=True):
+            return self._evaluated(lam, batch, self._of_the_batch if self.statistics == "batch" else None)[None]
 
-    def _evaluated(self, lam: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def _evaluated(self, lam: Mapping[str, Tensor], batch: Batch, mode: Mode | None) -> Tensor:
         """Return the validation loss, with random numbers of (seed, last step) where it draws any."""
         net_lam = _part(lam, self.of_model)
-        mode = self._of_the_batch if self.statistics == "batch" and self._norms else None
         before = torch.get_rng_state() if not self._random_val else None
         draws = Draws([self.seed], self._t) if self._random_val else None
         loss = self._called(batch, net_lam, {}, self.val, draws, Aside(self.single.buffers.read(), True), mode)
         if before is not None and not torch.equal(before, torch.get_rng_state()):
             torch.set_rng_state(before)
             self._random_val = True
-            return self._evaluated(lam, batch)
+            return self._evaluated(lam, batch, mode)
         return loss
+
+    def _validated(self, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        """Return the loss on the validation batch of step `t`, with the statistics of batch norm that were chosen."""
+        mode: Mode | None = None
+        if self._norms and self.statistics != "running":
+            mode = self._of_the_batch if self.statistics == "batch" else self._following(lam, t)
+        return self._evaluated(lam, self._validation(), mode)
 
     @contextmanager
     def _of_the_batch(self) -> Iterator[None]:
@@ -176,22 +196,21 @@ class Evaluating:
             m.training = True
         yield
 
-    def _following(self, lam: Mapping[str, Tensor], t: int) -> Tensor:
-        """Return the validation loss where batch norm's running statistics follow the weights."""
+    def _following(self, lam: Mapping[str, Tensor], t: int) -> Mode:
+        """Return the context of a validation loss in which batch norm's running statistics follow the weights.
+
+        Cost: a forward pass of a training batch.
+        """
         held, net_lam, loss_lam = self.held[t], _part(lam, self.of_model), _part(lam, self.of_loss)
         draws = Draws([self.seed], t) if self._random else None
         moments: dict[str, list[forms.Moments]] = {}
-        own = self.single.buffers.read()
+        training = Aside(self.single.buffers.read(), False, held.noted)
 
         def collecting() -> AbstractContextManager[Any]:
             return forms.Collecting(self._running_means(), moments)
 
-        def following() -> AbstractContextManager[Any]:
-            return forms.Following(self._running_means(), moments)
-
-        training = Aside(own, False, held.noted)
         self._called(held.batches[-1], net_lam, loss_lam, self.loss, draws, training, collecting)
-        return self._called(self._validation(), net_lam, {}, self.val, None, Aside(own, True), following)
+        return lambda: forms.Following(self._running_means(), moments)
 
     def _running_means(self) -> dict[int, str]:
         return {id(b): n for n, b in self.single.buffers.read().items() if n.endswith("running_mean")}
@@ -215,12 +234,12 @@ class Evaluating:
         loss: Loss | None,
         draws: Draws | None,
         aside: Aside | None = None,
-        mode: Callable[[], AbstractContextManager[Any]] | None = None,
+        mode: Mode | None = None,
     ) -> Tensor:
         call = self._calling.of(batch, loss is not None)
 
         def compute() -> Any:
-            with self.autocast():
+            with self._autocast():
                 output = self.single.module(*call.args, **call.kwargs, **net_lam)
                 if loss is None:
                     return own_loss(output, type(self.single.module).__name__)

@@ -51,7 +51,7 @@ class Supervised(Evaluating):
                 parts, of_lam, loss = self._differentiated(lam, t, by, graph, hooked_ones)
             if pending:
                 self.single.take_over(w.detach())
-                self._frozen = self.single.around.versions() if self.keep else []
+                self._frozen = self.single.around.frozen_versions() if self.keep else []
                 if first:
                     self.single.check_memory()
             place = _At(self.single, w) if graph else None
@@ -95,16 +95,18 @@ class Supervised(Evaluating):
         again: list[bool] = []
         watched = pending and not self._random
         before = _random_states(self.single.own[0].device, self._first) if watched else []
-        versions = self.single.around.versions() if pending and not self.single.around.moving else []
+        versions = self.single.around.frozen_versions() if pending and not self.single.around.moving else []
         others = random.getstate() if pending and self._first and self.keep else None
         yield again
-        if versions and versions != self.single.around.versions():
+        if versions and versions != self.single.around.frozen_versions():
             self.single.around.moving = True
         if others is not None and others != random.getstate():
             self.single.around.moving = True
         after = _random_states(self.single.own[0].device, self._first) if watched else []
         if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
             torch.set_rng_state(before[0])
+            for state in before[1:]:
+                torch.cuda.set_rng_state(state, self.single.own[0].device)
             self._random = True
             again.append(True)
             self.single.back(self.held[self._pending].buffers, self._noted)
@@ -145,11 +147,9 @@ class Supervised(Evaluating):
         around.moving, moving = True, around.moving
         held = self.held[t]
         self.held[t] = held._replace(noted=around.note())
-        own = list(self.single.own)
-        hooks = self.single.unhooked()
         try:
-            with self.single.at(w.clone()), hooks:
-                curvature_check.check(lambda: _with_gradient(next(self._train(lam, t))), own)
+            with self.single.at(w, apart=True), self.single.unhooked():
+                curvature_check.check(lambda: _with_gradient(next(self._train(lam, t))), self.single.own)
                 values = [self._again(lam, t) for _ in range(2)]
                 if not _close(*values):  # another thread may have drawn random numbers
                     values = [values[1], self._again(lam, t)]
@@ -172,9 +172,8 @@ class Supervised(Evaluating):
         """Differentiate the validation loss; see `problems.WithGradient`."""
         self._t, own = t, self.single.own
         self.calls += 1
-        with self.single.at(w.clone()), self.single.unhooked():
-            follows = self.statistics == "following" and self._norms
-            loss = self._following(lam, t) if follows else self._evaluated(lam, self._validation())
+        with self.single.at(w, apart=True), self.single.unhooked():
+            loss = self._validated(lam, t)
             scale = None if self.scaling is None else self.scaling.scale(loss)
             found = _differentiated(_with_gradient(loss), (*own, *by), scale, False)
         self.seen_val = loss.detach()

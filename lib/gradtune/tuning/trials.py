@@ -15,6 +15,7 @@ from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Hyper
 from gradtune.search import MULTIPLIER, Dimension
 from gradtune.tuning import declared
+from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.batches import rows as rows_of
 from gradtune.tuning.streams import Loaded, Resident
 from gradtune.tuning.tuner import Tuner
@@ -129,7 +130,7 @@ class Trials:
         return tuner
 
     def _trial(self, config: Mapping[str, float], train: Resident | Loaded) -> Trial:
-        tuner = self._tuner(copied(self.model), config)
+        tuner = self._tuner(copy_of(self.model), config)
         return Trial(tuner, train, dict(config), self.schedule(tuner.factor) if self.schedule is not None else None)
 
     def _tuner(self, model: nn.Module, config: Mapping[str, float]) -> Tuner:
@@ -157,22 +158,6 @@ def held(name: str, value: float, space: Mapping[str, Dimension]) -> Hyper:
         return declared.coordinate(name, value, tuned=False)
     except GradtuneError:  # one of the user's own
         return Hyper(name, value, space[name].transform if name in space else "identity", tuned=False)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a module.
-
-    Raises:
-        GradtuneError: torch cannot copy it.
-    """
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise GradtuneError(
-            f"{type(model).__name__} cannot be copied, and each trial trains a copy ({reason}); keep tensors with a "
-            "graph and open files out of the model's attributes"
-        ) from error
 
 
 def mean_losses(tuners: Sequence[Tuner], feed: Resident | Loaded, batches: int | None = None) -> list[float]:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +28,7 @@ from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import State, Step, cotangent, validation_gradient
 from gradtune.training.loop import Method, Run
 from gradtune.tuning import declared, reading
-from gradtune.tuning.assembly import assembled, copy_of, curvature
+from gradtune.tuning.assembly import assembled, copy_of
 from gradtune.tuning.info import Info
 from gradtune.tuning.schedule import Factor
 from gradtune.tuning.streams import Batch, fits
@@ -123,13 +121,27 @@ class Tuner(reading.Readable):
         self.model, self.method = model, declared.method(method, options, horizon)
         self.factor, self._accumulate = Factor(), accumulate
         name = method if isinstance(method, str) else ""
-        losses, extra = (loss, val_loss), (clip_norm, clip_value, scaler, statistics)
-        made = assembled(model, losses, rule, hypers, fixed or {}, self.method, name, seed, horizon, extra)
+        made = assembled(
+            model,
+            loss,
+            val_loss=val_loss,
+            rule=rule,
+            hypers=hypers,
+            fixed=fixed or {},
+            method=self.method,
+            name=name,
+            seed=seed,
+            horizon=horizon,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            scaler=scaler,
+            statistics=statistics,
+        )
         self._single, self._problem, self._loop, self.hypers = made.single, made.problem, made.loop, made.hypers
         self._layout = self._single.layout
         self._recent: deque[Step] = deque(maxlen=self.method.keep)
         w = self._layout.flatten(dict(self._single.module.named_parameters()))[None]
-        self._run, self._checked = self._loop.start(w), not curvature(self.method)
+        self._run, self._checked = self._loop.start(w), not self.method.second_order
         self.configuration = {
             "model": f"{type(model).__name__} of {w.shape[1]} weights in {len(self._layout.names)} tensors, {w.dtype}",
             "rule": (rule if isinstance(rule, str) else f"{rule.name} {list(rule.hypers)}")
@@ -187,7 +199,7 @@ class Tuner(reading.Readable):
         val = fits(val_batch, w, "the validation batch") if needs_val else None
         self._problem.give(t, self._batches(batch, w), val, self.factor.value)
         updated = self._loop.due(t)
-        with self._outside_autocast(w), torch.enable_grad(), in_our_words():
+        with self._problem.outside_autocast(w.device.type), torch.enable_grad(), in_our_words():
             if not self._checked:
                 self._problem.check_curvature(w, self._of_loss(), t)
                 self._checked = True
@@ -211,15 +223,6 @@ class Tuner(reading.Readable):
                 f"{len(batch) if isinstance(batch, (list, tuple)) else f'a {type(batch).__name__}'}"
             )
         return [fits(each, w, f"training batch {k}") for k, each in enumerate(batch)]
-
-    def _outside_autocast(self, w: Tensor) -> Any:
-        """Return a context without autocast, in which model and loss are computed with the autocast in force now."""
-        kind = w.device.type
-        if not torch.is_autocast_enabled(kind):
-            self._problem.autocast = nullcontext
-            return nullcontext()
-        self._problem.autocast = partial(torch.autocast, kind, dtype=torch.get_autocast_dtype(kind))
-        return torch.autocast(kind, enabled=False)
 
     def _adopt(self) -> None:
         """Take over weights that were changed between two steps by other means than writing in place."""
@@ -263,7 +266,7 @@ class Tuner(reading.Readable):
         """
         self._adopt()
         w = self._run.state.w
-        with self._outside_autocast(w):
+        with self._problem.outside_autocast(w.device.type):
             return self._problem.evaluate(w, self._lam(), fits(batch, w, "the batch"))[0]
 
     def _lam(self) -> dict[str, Tensor]:

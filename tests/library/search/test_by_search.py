@@ -423,7 +423,7 @@ class Uncopied(nn.Sequential):
         ({"rule": "sdg"}, "unknown update rule 'sdg'"),
         ({"model": nn.ReLU()}, "no parameters to train"),
         ({"model": net().eval()}, "is in evaluation mode"),
-        ({"model": Uncopied()}, "Uncopied cannot be copied, and each trial trains a copy"),
+        ({"model": Uncopied()}, "Uncopied cannot be copied"),
         ({"method": "pbt", "options": {"size": 1}}, "size = 1"),
         (
             {"method": "random_xlr", "space": {"weight_decay": (0.1, 0.2)}, "fixed": {"lr": 0.1}},

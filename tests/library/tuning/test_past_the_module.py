@@ -426,10 +426,18 @@ def test_a_restart_begins_from_the_attributes_too() -> None:
     assert apart(once, twice) == 0 and once.t == twice.t == 4
 
 
-def test_random_numbers_of_validation_follow_the_seed() -> None:
+@pytest.mark.parametrize("normalised", [False, True])
+def test_random_numbers_of_validation_follow_the_seed(normalised: bool) -> None:
+    """With batch norm, whose statistics follow the weights, as well as without."""
+
     class Sampled(Base):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(functional.dropout(x, 0.3, training=True))
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8) if normalised else nn.Identity()
+
+        def features(self, x: Tensor) -> Tensor:
+            features: Tensor = self.norm(super().features(functional.dropout(x, 0.3, training=True)))
+            return features
 
     ends = []
     for seed in (1, 2):
@@ -440,6 +448,32 @@ def test_random_numbers_of_validation_follow_the_seed() -> None:
         assert torch.equal(before, torch.get_rng_state())
         ends.append(model)
     assert apart(*ends) == 0
+
+
+def test_a_read_loss_writes_no_weights() -> None:
+    class Bounded(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.first.weight.clamp_(-0.1, 0.1)
+            return super().forward(x)
+
+    tuner = Tuner(made(Bounded), cross_entropy, hypers={"lr": 0.1}, method="fixed")
+    before = [p.clone() for p in tuner.model.parameters()]
+    tuner.evaluate(VAL)
+    assert all(torch.equal(p, q) for p, q in zip(before, tuner.model.parameters(), strict=True))
+
+
+def test_functions_of_a_loss_that_know_each_other() -> None:
+    def make() -> Callable[[Tensor, Tensor], Tensor]:
+        def even(n: int, value: Tensor) -> Tensor:
+            return value if n == 0 else odd(n - 1, value)
+
+        def odd(n: int, value: Tensor) -> Tensor:
+            return value if n == 0 else even(n - 1, value)
+
+        return lambda out, y: even(4, cross_entropy(out, y))
+
+    tune(made(Base), make(), (X, Y), VAL, steps=3, hypers={"lr": 0.1}, options={"every": 1})
 
 
 # -- one sentence -----------------------------------------------------------------------------------------------------
