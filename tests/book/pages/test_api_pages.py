@@ -106,7 +106,7 @@ def described(page: BeautifulSoup, name: str) -> Any:
 
 
 def test_a_field_stands_in_the_signature_with_type_and_default(recursion: BeautifulSoup) -> None:
-    state, hyper = described(recursion, "step.State"), described(recursion, "hypers.Hyper")
+    state, hyper = described(recursion, "states.State"), described(recursion, "hypers.Hyper")
     assert "w: Tensor" in state.dt.get_text() and "buf: dict[str, Tensor]" in state.dt.get_text()
     assert "windows: int = 1" in hyper.dt.get_text()
     assert not recursion.find(id="gradtune.recursion.states.State.w") and not recursion.find(
@@ -128,7 +128,7 @@ def test_a_protocol_shows_its_members_and_is_never_called(recursion: BeautifulSo
 def test_private_members_are_hidden_and_types_are_linked(recursion: BeautifulSoup) -> None:
     ids = [str(each["id"]) for each in recursion.find_all(id=True)]
     assert not [each for each in ids if each.startswith("gradtune.") and "._" in each]
-    assert described(recursion, "step.initial_state").dt.find("a", href="#gradtune.recursion.rules.Rule")
+    assert described(recursion, "states.initial_state").dt.find("a", href="#gradtune.recursion.rules.Rule")
 
 
 def test_formulas_stand_as_they_were_written(recursion: BeautifulSoup) -> None:
