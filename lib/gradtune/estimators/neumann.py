@@ -61,7 +61,7 @@ class Neumann:
         if self.fresh:
             step = Step(step.problem, step.base_rule, step.values, step.next, step.t, curvature=True)
         step = step.with_curvature()
-        constant = cotangent(gv, step.state).buf
+        constant = cotangent(gv, step.next).buf
         v, total = gv, torch.zeros_like(values.raw)
         for j in range(self.look_back):
             before, share = step.pull(State(v, constant), to_state=j < self.look_back - 1)

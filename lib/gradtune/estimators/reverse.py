@@ -56,7 +56,7 @@ class Reverse:
         return memory
 
     def hypergradient(self, memory: tuple[()], recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
-        cot = cotangent(gv, recent[-1].state)
+        cot = cotangent(gv, recent[-1].next)
         total = torch.zeros_like(values.raw)
         steps = list(recent)[-self.horizon :]
         for k, step in enumerate(reversed(steps)):

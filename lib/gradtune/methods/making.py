@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gradtune.errors import unknown
 from gradtune.estimators.forward import FirstOrder, Forward, Split
 from gradtune.estimators.neumann import Neumann
@@ -11,9 +9,6 @@ from gradtune.estimators.reverse import Reverse
 from gradtune.estimators.trace import IDBD, Trace
 from gradtune.recursion.outer import SGD, Adam, Lion, Multiplicative, Outer
 from gradtune.training.loop import Method
-
-if TYPE_CHECKING:
-    pass
 
 
 def fixed() -> Method:
@@ -55,7 +50,7 @@ def oho(
     return Method(estimator(reset_every=reset_every, product=product), SGD(lr))
 
 
-def unroll_k(k: int, scale: float = 0.1) -> Method:
+def unroll_k(k: int = 5, scale: float = 0.1) -> Method:
     """UnrollK: exact over K steps, then one outer step and a sensitivity of 0 again.
 
     Sources: Franceschi et al. 2017; Clip paper, Section 3.2.
@@ -80,7 +75,7 @@ def unroll1_gtgv(scale: float = 0.1) -> Method:
     return Method(FirstOrder(), SGD(scale, "lr"))
 
 
-def clip_r(radius: float, scale: float = 0.1, warm_up: int = 0) -> Method:
+def clip_r(radius: float = 5.0, scale: float = 0.1, warm_up: int = 0) -> Method:
     """ClipR (Clip paper, Algorithm 1): the sensitivity is kept for ever, projected on a ball after every step.
 
     Args:

@@ -37,6 +37,7 @@ from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.outer import Multiplicative
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
+from gradtune.tuning import defaults
 
 Given = Mapping[str, "float | Hyper | Mapping[str, float] | Tensor"] | Sequence[Hyper]
 Fixed = Mapping[str, "float | Hyper | Mapping[str, float]"]
@@ -134,9 +135,12 @@ def coordinate(
         return Hyper(name, value, "identity", bounds=(0.0, float("inf") if transform is None else 1.0))
     if not tuned:
         return Hyper(name, value, transform or "log10", tuned=False)
+    if name == "lr" and float(value) > bounds[1]:  # where somebody starts, the training may go
+        bounds = (bounds[0], float(value))
     natural = method in ("oho", "multiplicative")
     if natural and name != "keep":
-        return Hyper(name, value, "identity", bounds=_NATURAL_BOUNDS.get(name, _NATURAL_ELSE))
+        ends = _NATURAL_BOUNDS.get(name, _NATURAL_ELSE)
+        return Hyper(name, value, "identity", bounds=(ends[0], max(ends[1], bounds[1]) if name == "lr" else ends[1]))
     transform = transform or ("log" if method == "metaoptimize_hf" else "log10")
     per_weight = method == "onepass_hdlr" and name == "lr"
     difference = _KEEP_DIFFERENCE if name == "keep" else 0.0
@@ -208,8 +212,8 @@ def method(given: str | Method, options: Mapping[str, Any] | None, steps: int | 
         )
     if given in _ELSEWHERE:
         raise GradtuneError(_ELSEWHERE[given])
-    options = dict(options or {})
     parameters = inspect.signature(row.make).parameters
+    options = dict(options or defaults.options(given, steps))
     for name in options:
         if name not in parameters:
             raise unknown(f"option of {given}", name, parameters)
@@ -219,7 +223,8 @@ def method(given: str | Method, options: Mapping[str, Any] | None, steps: int | 
         missing.remove("horizon")
     if missing:
         example = ", ".join(f"{n!r}: ..." for n in missing)
-        raise GradtuneError(f"the method {given} needs {', '.join(missing)}; give options={{{example}}}")
+        why = f" ({reason})" if (reason := defaults.why_not(given)) else ""
+        raise GradtuneError(f"the method {given} needs {', '.join(missing)}{why}; give options={{{example}}}")
     made: Method = row.make(**options)
     return made
 

@@ -170,6 +170,13 @@ class Evaluating:
         with self.single.at(w, apart=True):
             return self._evaluated(lam, batch, self._of_the_batch if self.statistics == "batch" else None)[None]
 
+    def training_loss(self, w: Tensor, lam: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the training loss of any batch, without a trace in the module."""
+        draws = Draws([self.seed], self._t) if self._random else None
+        with self.single.at(w, apart=True):
+            aside = Aside(self.single.buffers.read(), False)
+            return self._called(batch, _part(lam, self.of_model), _part(lam, self.of_loss), self.loss, draws, aside)
+
     def _evaluated(self, lam: Mapping[str, Tensor], batch: Batch, mode: Mode | None) -> Tensor:
         """Return the validation loss, with random numbers of (seed, last step) where it draws any."""
         net_lam = _part(lam, self.of_model)

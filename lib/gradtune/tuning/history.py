@@ -12,6 +12,7 @@ from torch import Tensor
 from gradtune import extras
 from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Block, Hypers
+from gradtune.tuning.events import Candidate, Event, Race
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,14 +107,21 @@ class History:
     Attributes:
         test: loss of the trained model on test data, which neither training nor tuning has seen; None where there are
             none.
+        val: validation loss of the trained model over all validation data; None where there are none.
         skipped: number of outer updates that were left out because their hypergradient was not finite.
+        events: what else happened: a training that was brought back because it had diverged, and the weights that were
+            kept at the end, see `events.Event`.
+        race: the race between learning rates before the training, see `events.Race`; None where there was none.
     """
 
     def __init__(self, hypers: Hypers, names: Sequence[str], tuned_on_val: bool = False) -> None:
         self._hypers, self._names, self._tuned_on_val = hypers, list(names), tuned_on_val
         self._rows: list[Row] = []
         self.test: float | None = None
+        self.val: float | None = None
         self.skipped = 0
+        self.events: list[Event] = []
+        self.race: Race | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rows": {n: x.cpu() for n, x in self.state().items()}}
@@ -146,6 +154,11 @@ class History:
         frame: pd.DataFrame = pandas.DataFrame({n: v.cpu().numpy() for n, v in wide.items()})
         return frame
 
+    @property
+    def rewinds(self) -> int:
+        """How often the training was brought back because it had diverged."""
+        return sum(event.kind == "rewound" for event in self.events)
+
     def state(self) -> dict[str, Tensor]:
         """Return all rows as four tensors, which `load` takes back."""
         rows = self._rows
@@ -159,6 +172,17 @@ class History:
             }
         steps = torch.tensor([r.step for r in rows])
         return {"step": steps} | {n: torch.stack([getattr(r, n) for r in rows]) for n in ("train", "val", "raw")}
+
+    def happenings(self) -> dict[str, Any]:
+        """Return events and race as lists of numbers and text, which `load_happenings` takes back."""
+        race = [] if self.race is None else [[list(c) for c in self.race.candidates], *self.race[1:]]
+        return {"events": [list(e) for e in self.events], "race": race}
+
+    def load_happenings(self, state: dict[str, Any]) -> None:
+        """Take over what `happenings` gave."""
+        self.events = [Event(*e) for e in state.get("events", [])]
+        found, *rest = state.get("race") or [None]
+        self.race = None if found is None else Race(tuple(Candidate(*c) for c in found), *rest)
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Replace the rows by those that `state` gave."""
@@ -189,6 +213,9 @@ class History:
                 if frame[column].notna().any():
                     axes[0].plot(frame["step"], frame[column], label=label)
             losses = frame[["train_loss", "val_loss"]].to_numpy()
+            for event in self.events:
+                style = {"rewound": ":", "bad batch": ":", "kept": "--"}[event.kind]
+                axes[0].axvline(event.since if event.kind == "kept" else event.step, color="0.4", linestyle=style)
             _label(axes[0], "loss", bool((losses[losses == losses] > 0).all()))
             axes[0].legend()
             for axis, name in zip(axes[1:], tuned, strict=True):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from gradtune.errors import GradtuneError, unknown
 from gradtune.nets.layout import Layout
+from gradtune.nets.surroundings import Noted
 from gradtune.recursion.hypers import Hypers
 from gradtune.training.loop import Method, Run
-from gradtune.tuning import history
+from gradtune.tuning import history, rates
 from gradtune.tuning.supervised import Supervised
 
 
@@ -134,6 +135,35 @@ class Readable:
     def _set(self, name: str, value: float) -> None:
         raw = assigned(self.hypers, self._layout.names, self._run.raw, name, value)
         self._run = self._run._replace(raw=raw)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force, tuned or not; where there are several, their geometric mean."""
+        return rates.level(self.hypers, self._run)
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply all learning rates, tuned or not, by a factor, within their bounds; the outer rule's state goes on.
+
+        Args:
+            factor: the factor, > 0.
+        """
+        self._run = rates.scaled(self.hypers, self._run, factor)
+
+    def surroundings(self) -> dict[str, Any]:
+        """Return what the model keeps beside weights and buffers: attributes, lists, states of generators."""
+        return self._problem.single.around.saved(self._problem.single.around.note())
+
+    def surround(self, saved: Mapping[str, Any]) -> None:
+        """Put in place what `surroundings` returned."""
+        self._problem.single.around.put(self._problem.single.around.loaded(dict(saved)))
+
+    def note(self) -> Noted:
+        """Return what the model and the loss keep beside weights and buffers, to be brought back by `bring_back`."""
+        return self._problem.single.around.note()
+
+    def bring_back(self, noted: Noted) -> None:
+        """Bring model and loss back to what `note` returned, but for weights and buffers."""
+        self._problem.single.around.bring_back(noted)
 
     @property
     def hypergradient(self) -> dict[str, float]:

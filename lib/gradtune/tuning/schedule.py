@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,16 @@ class Factor(torch.optim.Optimizer):
 
 
 Schedule = Callable[[Factor], torch.optim.lr_scheduler.LRScheduler]
+
+
+def linear(steps: int, end: float = 0.01) -> Schedule:
+    """Return a schedule that lets the factor fall in a straight line from 1 to `end` over some steps."""
+    return partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=end, total_iters=steps)
+
+
+def constant(factor: Factor) -> torch.optim.lr_scheduler.LRScheduler:
+    """Schedule that leaves the factor at 1."""
+    return torch.optim.lr_scheduler.ConstantLR(factor, 1.0)
 
 
 def made(schedule: Schedule, factor: Factor) -> torch.optim.lr_scheduler.LRScheduler:

@@ -13,8 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gradtune.errors import GradtuneError, GradtuneWarning
+from gradtune.recursion.hypers import Hypers
 from gradtune.training import checkpoints
 from gradtune.tuning import schedule as schedules
+from gradtune.tuning.events import Event, Race
+from gradtune.tuning.guard import Best, Guard
 from gradtune.tuning.history import History, Row
 from gradtune.tuning.info import Info
 from gradtune.tuning.streams import Loaded, Resident
@@ -41,6 +44,8 @@ class Training:
     make_schedule: schedules.Schedule | None = None
     file: Path | None = None
     pause: float = 0.0
+    guard: Guard | None = None
+    best: Best | None = None
     done: int = 0
     updates: int = 0
     stopped: bool = False
@@ -73,6 +78,9 @@ class Training:
                 info = self._step()
                 bar.update()
                 if self.done % self.every == 0 or self.done == total:
+                    if self.done == total and self.best is not None and (event := self.best.back()):
+                        self.history.events.append(event)
+                        info = replace(info, val=None)  # the row is that of the weights that came back
                     self.history.add(self._row(info))
                     self._tell(info)
                     self._save(force=False)
@@ -89,6 +97,9 @@ class Training:
             self.tuner.surround(self._initial_state)
             self.tuner.restart()
             self.schedule = self._scheduled()
+            for watch in (self.guard, self.best):
+                if watch is not None:
+                    watch.begin()
         needs_val = self.tuner.needs_val
         val_batch = self.val.at(self.updates) if needs_val and self.val is not None else None
         first = self.done * self.accumulate
@@ -99,7 +110,30 @@ class Training:
         if self.schedule is not None:
             self.schedule.step()
         self.done, self.updates = self.done + 1, self.updates + needs_val
-        return replace(info, step=self.done)
+        info = replace(info, step=self.done)
+        if self.guard is not None and (event := self.guard.look(info, batch if self.accumulate == 1 else batch[0])):
+            self._tell_of(event)
+        if self.best is not None:
+            self.best.look()
+        return info
+
+    def _tell_of(self, event: Event) -> None:
+        """Note that a training was brought back, and say so the first time."""
+        self.history.events.append(event._replace(step=self.done, since=event.since + self.done - event.step))
+        if event.kind in self._told:
+            return
+        self._told.add(event.kind)
+        ended = f"the training loss is {event.loss:g} at step {self.done}: "
+        if event.kind == "bad batch":
+            _warn(
+                f"{ended}the loss of its batch is not finite at weights that were good before; they have come back, "
+                "and training goes on; look for a bad value in the training data (history.events has every case)"
+            )
+        else:
+            _warn(
+                f"{ended}the training has diverged; the weights of step {event.since} have come back with the "
+                f"learning rate {event.lr:.3g}, and training goes on (history.events has every case)"
+            )
 
     def _tell(self, info: Info) -> None:
         """Say once that updates were skipped, or that the training has diverged; on a GPU only at the end."""
@@ -113,7 +147,7 @@ class Training:
                 "that is not finite and were skipped; look at the validation data (history.skipped counts them to the "
                 "end)"
             )
-        if not bool(info.train.isfinite()) and "diverged" not in self._told:
+        if self.guard is None and not bool(info.train.isfinite()) and "diverged" not in self._told:
             self._told.add("diverged")
             _warn(
                 f"the training loss is {float(info.train):g} at step {self.done}: the training has diverged; start "
@@ -141,9 +175,12 @@ class Training:
             "train": self.train.state(),
             "val": self.val.state() if self.val is not None else {},
             "history": self.history.state(),
+            "happenings": self.history.happenings(),
             "initial": self.initial,
             "initial_state": self._initial_state,
             "schedule": {} if self.schedule is None else schedules.state(self.schedule),
+            "guard": {} if self.guard is None else self.guard.state(),
+            "best": {} if self.best is None else self.best.state(),
             "counts": [self.done, self.updates, int(self.stopped)],
         }
         checkpoints.save(state, self.file)
@@ -172,10 +209,21 @@ class Training:
         if self.val is not None:
             self.val.load(state["val"])
         self.history.load(state["history"])
+        self.history.load_happenings(state.get("happenings", {}))
         self.initial, self._initial_state = state["initial"], state["initial_state"]
+        for watch, name in ((self.guard, "guard"), (self.best, "best")):
+            if watch is not None and state.get(name):
+                watch.load(state[name])
         if self.schedule is not None:
             schedules.load(self.schedule, state["schedule"])
         self.done, self.updates, self.stopped = state["counts"][0], state["counts"][1], bool(state["counts"][2])
+
+
+def race_in(file: Path) -> Race | None:
+    """Return the race before the training that a checkpoint holds; None where there was none."""
+    history = History(Hypers([], []), [])
+    history.load_happenings(checkpoints.load(file, torch.device("cpu")).get("happenings", {}))
+    return history.race
 
 
 def _warn(text: str) -> None:

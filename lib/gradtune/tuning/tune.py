@@ -2,14 +2,17 @@
 
 For example::
 
-    result = gradtune.tune(model, loss, (x, y), (x_val, y_val), hypers={"lr": 1e-3, "weight_decay": 1e-4}, steps=2000)
+    result = gradtune.tune(model, loss, (x, y), (x_val, y_val), steps=2000, batch_size=100)
     result.model, result.history.to_frame(), result.history.plot()
+
+    gradtune.tune(..., method="onepass", hypers={"lr": 1e-3, "weight_decay": 1e-4})  # a paper's method, as it is
 
 `gradtune.Tuner` does the same in a training loop of one's own.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +22,20 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from gradtune.errors import GradtuneError, GradtuneWarning, at_least
+from gradtune.errors import GradtuneError, GradtuneWarning, at_least, unknown
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
-from gradtune.tuning import declared
+from gradtune.tuning import declared, defaults
 from gradtune.tuning.assembly import copy_of
+from gradtune.tuning.batches import rows
+from gradtune.tuning.events import Race
+from gradtune.tuning.guard import Best, Guard
 from gradtune.tuning.history import History
-from gradtune.tuning.schedule import Schedule
-from gradtune.tuning.streams import steps_of, stream
-from gradtune.tuning.training import Callback, Training
+from gradtune.tuning.judging import ends, first, sample
+from gradtune.tuning.probe import race
+from gradtune.tuning.schedule import Schedule, linear
+from gradtune.tuning.streams import Loaded, Resident, steps_of, stream
+from gradtune.tuning.training import Callback, Training, race_in
 from gradtune.tuning.trials import mean_losses
 from gradtune.tuning.tuner import Tuner
 
@@ -59,10 +67,10 @@ def tune(
     steps: int | None = None,
     epochs: int | None = None,
     test: Data | None = None,
-    rule: str | Rule = "sgd",
-    hypers: declared.Given,
+    rule: str | Rule | None = None,
+    hypers: declared.Given | None = None,
     fixed: declared.Fixed | None = None,
-    method: str | Method = "onepass",
+    method: str | Method | None = None,
     options: Mapping[str, Any] | None = None,
     val_loss: Callable[..., Tensor] | None = None,
     batch_size: int | None = None,
@@ -71,6 +79,9 @@ def tune(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     schedule: Schedule | None = None,
+    probe: bool | None = None,
+    guard: bool | None = None,
+    keep: str | None = None,
     scaler: GradScaler | None = None,
     statistics: str = "following",
     restarts: int = 0,
@@ -83,6 +94,11 @@ def tune(
 ) -> Result:
     """Train `model` for `steps` steps by `rule` while `method` tunes `hypers`.
 
+    With neither method nor rule named, a recipe trains that needs no knowledge of rates: a race between learning rates
+    (`probe`), AdamW with OnePass on learning rate and weight decay, a learning rate that falls in a straight line, a
+    guard, and the best weights kept. `defaults` describes it. A method that is named runs as its paper has it, with the
+    guard alone.
+
     Tensors are cut into batches. With a batch size, each epoch goes through the rows in an order drawn from `seed`, and
     rows that do not fill a batch are left out. In place of a DataLoader any iterable of pairs `(x, y)` will do that can
     be iterated over again. Its batches are moved to the model's device. Epochs follow one another until `steps` is
@@ -90,8 +106,8 @@ def tune(
 
     `by_search.tune_by_search` differs in that it trains many times, with hyperparameters that no gradient moves.
 
-    Cost and memory: those of the method. Where `val` is given, a row of the history whose step has no outer update on
-    validation data costs a forward pass more.
+    Cost and memory: those of the method; of the recipe, about twice those of plain training. Where `val` is given, a
+    row of the history whose step has no outer update on validation data costs a forward pass more.
 
     Args:
         model: module in training mode, see `Tuner`. Trained in place, it ends with the trained weights and buffers in
@@ -104,12 +120,16 @@ def tune(
         epochs: passes through `train`, in place of `steps`.
         test: the same for data that nothing is tuned on. Its mean loss at the end is `history.test`; the validation
             loss is optimistic where it was tuned on.
-        rule: name in `declared.RULES`, or a `Rule`.
+        rule: name in `declared.RULES`, or a `Rule`. None stands for "adamw" where no method is named, and for "sgd"
+            where one is, or a momentum.
         hypers: what is tuned: numbers by name, such as `{"lr": 1e-3}`; numbers by pattern of the parameters' names,
-            such as `{"lr": {"head.*": 1e-3, "*": 1e-4}}`, see `declared`; or `Hyper` declarations.
+            such as `{"lr": {"head.*": 1e-3, "*": 1e-4}}`, see `declared`; or `Hyper` declarations. None stands for
+            learning rate and weight decay from usual values, see `defaults`.
         fixed: the same for what stays as it is, such as `{"weight_decay": {"1d": 0.0}}`; no `Hyper` declarations.
-        method: name in `methods.METHODS`, or a `loop.Method`.
-        options: arguments of the function that makes the method of that name, such as `{"every": 5}`.
+        method: name in `methods.METHODS`, or a `loop.Method`; None for the recipe.
+        options: arguments of the function that makes the method of that name, such as `{"every": 5}`; without a
+            method, of the recipe's OnePass. Rates that depend on the number of steps have defaults in
+            `defaults.options`.
         val_loss: `val_loss(output, y)` of validation batches, by default `loss`, see `Tuner`.
         batch_size: rows in a batch where `train` is tensors; None for all rows at each step. A loader has a batch size
             of its own.
@@ -119,7 +139,14 @@ def tune(
         clip_value: largest size of an entry of the gradient, see `Tuner`.
         schedule: makes a scheduler of `torch.optim.lr_scheduler` of a `schedule.Factor`, such as
             `lambda factor: CosineAnnealingLR(factor, 1000)`. Its factor multiplies the tuned learning rate; it takes a
-            step after each training step.
+            step after each training step. None stands for `schedule.linear` in the recipe, else for a factor of 1
+            (`schedule.constant`).
+        probe: whether learning rates race for a few steps each before the training, which then starts anew from the one
+            that wins, see `probe`. The one that was given is a candidate among the usual ones. None: in the recipe.
+        guard: whether the last good weights come back, with a lower learning rate, when the training diverges, see
+            `guard.Guard`. `history.events` has every case. None: except where nothing is tuned.
+        keep: "last", the weights after the last step; or "best", those of the step with the lowest validation loss, see
+            `guard.Best`. None: "best" in the recipe, else "last".
         scaler: scale of the loss in half precision, see `Tuner`.
         statistics: batch norm's statistics in the validation loss: "following", "running" or "batch", see `Tuner`.
         restarts: number of further trainings of `steps` steps from the initial weights and buffers. Each starts with
@@ -146,57 +173,62 @@ def tune(
             or written, or was saved with other data or another configuration.
     """
     at_least(0, restarts=restarts)
+    recipe = method is None
+    if keep not in (None, "best", "last"):
+        raise unknown("choice of what is kept", keep, ["best", "last"])
     model = model if in_place else copy_of(model)
     like = next((p for p in model.parameters() if p.requires_grad), torch.empty(0))
     feed = stream(train, like, batch_size, 2 * seed, "the training data")
     steps = steps_of(steps, epochs, feed, accumulate)
     at_least(1, steps=steps, every=1 if every is None else every)
-    tuner = Tuner(
+    val_feed = None if val is None else _validation(val, like, val_batch_size, seed, feed if recipe else None)
+    chosen, tuned, held = defaults.chosen(rule, hypers, fixed or {}, method)
+    arguments: dict[str, Any] = {"rule": chosen, "fixed": held, "val_loss": val_loss, "seed": seed, "horizon": steps}
+    arguments |= {"accumulate": accumulate, "clip_norm": clip_norm, "clip_value": clip_value}
+    arguments |= {"scaler": scaler, "statistics": statistics}
+    found = _race(
         model,
         loss,
-        rule=rule,
-        hypers=hypers,
-        fixed=fixed,
-        method=method,
-        options=options,
-        val_loss=val_loss,
-        seed=seed,
-        horizon=steps,
-        accumulate=accumulate,
-        clip_norm=clip_norm,
-        clip_value=clip_value,
-        scaler=scaler,
-        statistics=statistics,
+        {**arguments, "hypers": tuned},
+        feed,
+        val_feed,
+        steps,
+        recipe if probe is None else probe,
+        checkpoint,
     )
+    tuned = _from(found, tuned)
+    if method is None:
+        method, options = defaults.recipe(steps, options or {})
+    tuner = Tuner(model, loss, hypers=tuned, method=method, options=options, **arguments)
+    if found is not None and not _plain(tuned):
+        tuner.scale_lr(found.factor)
     how = tuner.method
-    val_feed = stream(val, like, val_batch_size, 2 * seed + 1, "the validation data") if val is not None else None
-    if val_feed is None and how.estimator is not None and how.outer_loss == "validation":
-        raise GradtuneError(
-            f"the method {method if isinstance(method, str) else how} updates the hyperparameters on "
-            "validation data, and val is missing; give tensors (x, y) or a loader, or a method on the training loss "
-            "such as 'hd'"
-        )
+    _check_val(
+        "the default method" if recipe else f"the method {method if isinstance(method, str) else how}", how, val_feed
+    )
     test_feed = stream(test, like, val_batch_size, 0, "the test data") if test is not None else None
-    if how.estimator is not None and steps < how.warm_up + how.every:
-        first = -(-(how.warm_up + 1) // how.every) * how.every
-        if steps < first:
-            warnings.warn(
-                f"the first update of the hyperparameters comes after step {first}, and the training ends after "
-                f"{steps}: nothing is tuned; train longer, or choose a smaller 'every' in options",
-                GradtuneWarning,
-                stacklevel=2,
-            )
+    _warn_of_a_short_training(how, steps)
     stride = every or _stride(how.every, steps)
+    schedule = linear(steps) if recipe and schedule is None else schedule
     training = Training(tuner, feed, val_feed, steps, restarts, stride, accumulate, schedule)
+    training.history.race = found
+    if how.estimator is not None if guard is None else guard:
+        training.guard = Guard(tuner, steps)
+    keeps = keep == "best" or (keep is None and recipe)
+    keeps = keeps and val_feed is not None and not ends(val_feed)
+    if keeps and val_feed is not None:
+        training.best = Best(tuner, sample(val_feed, steps), steps)
     if checkpoint is not None:
         training.file, training.pause = Path(checkpoint), checkpoint_seconds
         training.resume()
     training.run([callbacks] if callable(callbacks) else callbacks)
+    if keeps and val_feed is not None:
+        training.history.val = mean_losses([tuner], val_feed)[0]
+    if test_feed is not None:
+        training.history.test = mean_losses([tuner], test_feed)[0]
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
-    if test_feed is not None:
-        training.history.test = mean_losses([tuner], test_feed)[0]
     return Result(model, training.history)
 
 
@@ -206,3 +238,83 @@ def _stride(cadence: int, steps: int) -> int:
     Where the cadence is longer than the training, the result makes fewer than 400 rows.
     """
     return cadence * max(1, -(-steps // (cadence * _ROWS))) if cadence <= steps else max(1, steps // _ROWS)
+
+
+def _validation(val: Data, like: Tensor, size: int | None, seed: int, feed: Resident | Loaded | None) -> Any:
+    """Return the batches of validation; with a stream of training batches, of as many rows as these where none is said.
+
+    A validation gradient then costs no more than a training gradient.
+    """
+    found = stream(val, like, size, 2 * seed + 1, "the validation data")
+    if size is not None or feed is None or not isinstance(found, Resident):
+        return found
+    of_train = rows(feed.at(0)) if isinstance(feed, Resident) else getattr(feed.loader, "batch_size", None)
+    if not of_train or of_train >= rows(found.at(0)):
+        return found
+    return stream(val, like, of_train, 2 * seed + 1, "the validation data")
+
+
+def _race(
+    model: nn.Module,
+    loss: Callable[..., Tensor] | None,
+    arguments: dict[str, Any],
+    feed: Resident | Loaded,
+    val_feed: Resident | Loaded | None,
+    steps: int,
+    wanted: bool,
+    checkpoint: str | Path | None,
+) -> Race | None:
+    """Let learning rates race, where that is wanted and can be; a training that goes on takes its race over."""
+    if checkpoint is not None and Path(checkpoint).exists():
+        return race_in(Path(checkpoint))
+    if not wanted or "lr" not in defaults.names(arguments["hypers"]):
+        return None
+    if ends(feed) or (val_feed is not None and ends(val_feed)):
+        warnings.warn(
+            "the data come from an iterator, which cannot start again: the learning rate is not probed, and training "
+            "starts from the one that was given; give a DataLoader, a list of batches or tensors",
+            GradtuneWarning,
+            stacklevel=3,
+        )
+        return None
+    racer = Tuner(model, loss, method="fixed", **{**arguments, "scaler": copy.deepcopy(arguments["scaler"])})
+    judged = first(feed, 1) if val_feed is None else sample(val_feed, steps)
+    found = race(racer, defaults.name(arguments["rule"]), feed, judged, steps, arguments["accumulate"])
+    if found.best is None:
+        warnings.warn(
+            f"the loss is not finite after {found.candidates[0].steps} steps with any of the learning rates "
+            f"{found.candidates[0].lr:.3g} to {found.candidates[-1].lr:.3g}; look for a bad value in the data, or in "
+            "the model's first output",
+            GradtuneWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def _plain(tuned: declared.Given) -> bool:
+    """Whether the learning rate is given as one number."""
+    return isinstance(tuned, Mapping) and isinstance(tuned["lr"], (int, float))
+
+
+def _from(race: Race | None, tuned: declared.Given) -> declared.Given:
+    """Return what is tuned, from the learning rate that won, where it is one number."""
+    return {**tuned, "lr": race.best} if race and _plain(tuned) and race.best is not None else tuned  # type: ignore[dict-item]
+
+
+def _check_val(what: str, how: Method, val_feed: Resident | Loaded | None) -> None:
+    if val_feed is None and how.estimator is not None and how.outer_loss == "validation":
+        raise GradtuneError(
+            f"{what} updates the hyperparameters on validation data, and val is missing; give tensors (x, y) or a "
+            "loader, or a method on the training loss such as 'hd'"
+        )
+
+
+def _warn_of_a_short_training(how: Method, steps: int) -> None:
+    first_update = -(-(how.warm_up + 1) // how.every) * how.every
+    if how.estimator is not None and steps < first_update:
+        warnings.warn(
+            f"the first update of the hyperparameters comes after step {first_update}, and the training ends after "
+            f"{steps}: nothing is tuned; train longer, or choose a smaller 'every' in options",
+            GradtuneWarning,
+            stacklevel=3,
+        )

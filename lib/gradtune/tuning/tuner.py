@@ -269,6 +269,14 @@ class Tuner(reading.Readable):
         with self._problem.outside_autocast(w.device.type):
             return self._problem.evaluate(w, self._lam(), fits(batch, w, "the batch"))[0]
 
+    @torch.no_grad()
+    def training_loss(self, batch: Batch) -> Tensor:
+        """Return the training loss of any batch at the weights as they are, without a trace in the model."""
+        self._adopt()
+        w = self._run.state.w
+        with self._problem.outside_autocast(w.device.type):
+            return self._problem.training_loss(w, self._lam(), fits(batch, w, "the batch"))
+
     def _lam(self) -> dict[str, Tensor]:
         return self.hypers.at(self._run.raw, self._run.fixed, max(self._run.t - 1, 0)).lam
 
@@ -291,7 +299,7 @@ class Tuner(reading.Readable):
         last = self._recent[-1]
         self._problem.validate(fits(val_batch, self._run.state.w, "the validation batch"))
         gv, total = validation_gradient(self._problem, last.base_rule, last.values, self._run.state, last.t)
-        cot = cotangent(gv, last.state)
+        cot = cotangent(gv, last.next)
         for step in reversed(self._recent):
             cot, share = step.with_curvature().pull(cot)
             total = total + share
@@ -310,14 +318,6 @@ class Tuner(reading.Readable):
         self._recent.clear()
         self._run = start._replace(raw=self._run.raw, outer=self._run.outer)
         self.sync()
-
-    def surroundings(self) -> dict[str, Any]:
-        """Return what the model keeps beside weights and buffers: attributes, lists, states of generators."""
-        return self._single.around.saved(self._single.around.note())
-
-    def surround(self, saved: Mapping[str, Any]) -> None:
-        """Put in place what `surroundings` returned."""
-        self._single.around.put(self._single.around.loaded(dict(saved)))
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

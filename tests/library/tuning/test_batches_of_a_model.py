@@ -243,7 +243,7 @@ def test_a_diverged_training_is_said() -> None:
 )
 def test_what_would_go_wrong_is_said(options: dict[str, Any], message: str) -> None:
     with pytest.warns(GradtuneWarning, match=message):
-        tune(net(), cross_entropy, (A, Y), (A, Y), **({"hypers": LR} | options))
+        tune(net(), cross_entropy, (A, Y), (A, Y), **({"hypers": LR, "method": "onepass"} | options))
 
 
 def test_shapes_that_broadcast_are_said() -> None:

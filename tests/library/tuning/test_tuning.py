@@ -189,7 +189,7 @@ def test_the_hypergradient_is_exact_with_batch_norm_and_dropout(estimator: Any) 
 def test_a_step_without_an_outer_update_is_one_pass() -> None:
     module, calls = net(), []
     module[0].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    tune(module, cross_entropy, TRAIN, VAL, steps=8, batch_size=7, hypers=THREE, options={"every": 4})
+    tune(module, cross_entropy, TRAIN, VAL, steps=8, batch_size=7, hypers=THREE, method="onepass", options={"every": 4})
     # once a check of the second derivative, and the loss itself computed twice; at each of two validation gradients a
     # training batch for batch norm's statistics
     assert calls == [True] * (3 + 8 + 2 * 2)
@@ -411,7 +411,8 @@ def test_a_longer_training_goes_on_and_a_stopped_one_stays(tmp_path: Path) -> No
 )
 def test_a_checkpoint_of_another_configuration_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"model": net(), "loss": cross_entropy, "train": TRAIN, "val": VAL, "batch_size": 7}
-    given |= {"hypers": {"lr": 0.05, "momentum": 0.5}, "steps": 2, "checkpoint": tmp_path / "run.pt"}
+    given |= {"hypers": {"lr": 0.05, "momentum": 0.5}, "steps": 2, "method": "onepass"}
+    given |= {"checkpoint": tmp_path / "run.pt"}
     tune(**given)
     with pytest.raises(GradtuneError, match=rf"run\.pt.*{message}"):
         tune(**(given | change))
@@ -462,7 +463,7 @@ class Stream(IterableDataset[Any]):
 
 @pytest.mark.parametrize("data", [DataLoader(Stream(), batch_size=None), [[X[:5], Y[:5]]]])
 def test_anything_that_can_be_iterated_again(data: Any) -> None:
-    assert len(tune(plain(), cross_entropy, data, data, steps=20, hypers=LR)[1]) == 2
+    assert len(tune(plain(), cross_entropy, data, data, steps=20, hypers=LR, method="onepass")[1]) == 2
 
 
 @pytest.mark.parametrize(
@@ -483,7 +484,7 @@ def test_anything_that_can_be_iterated_again(data: Any) -> None:
 )
 def test_data_that_cannot_be_trained_on(data: Any, message: str) -> None:
     with pytest.raises(GradtuneError, match=message):
-        tune(plain(), cross_entropy, data, VAL, steps=5, hypers=LR)
+        tune(plain(), cross_entropy, data, VAL, steps=5, hypers=LR, method="onepass", options={"every": 5})
 
 
 def test_validation_data_on_another_device_or_type() -> None:
@@ -579,7 +580,7 @@ def test_restarts_train_again_from_the_same_weights() -> None:
 def test_history_as_a_table_and_a_figure() -> None:
     import matplotlib.pyplot as plt
 
-    _, history = tune(net(), cross_entropy, TRAIN, VAL, steps=45, every=10, hypers=THREE)
+    _, history = tune(net(), cross_entropy, TRAIN, VAL, steps=45, every=10, hypers=THREE, method="onepass")
     frame = history.to_frame()
     assert list(frame) == ["step", "train_loss", "val_loss", *THREE]
     assert frame["step"].tolist() == [10, 20, 30, 40, 45]
@@ -636,14 +637,14 @@ def item(output: Tensor, y: Tensor) -> Any:
         ({"method": "metaoptimize"}, "use 'metaoptimize_hf'"),
         ({"method": "idbd"}, "idbd is derived for a linear model"),
         ({"options": {"look_bak": 3}}, r"unknown option of onepass 'look_bak'; did you mean 'look_back'\?"),
-        ({"method": "clip_r"}, r"clip_r needs radius; give options=\{'radius': \.\.\.\}"),
+        ({"method": "greedy"}, r"greedy needs lr \(the rate of its outer SGD.*give options=\{'lr': \.\.\.\}"),
         ({"method": Method(), "options": {"lr": 1}}, "this one is made already"),
         ({"hypers": {"lr": 0.1, "momentun": 0.9}}, r"unknown hyperparameter 'momentun'; did you mean 'momentum'\?"),
         ({"hypers": {"lr": 0.1, "label_smoothing": 0.1}}, "unknown hyperparameter 'label_smoothing'"),
         ({"hypers": {"lr": 0.1}, "fixed": {"lr": 0.1}}, r"\['lr'\] are given in hypers and in fixed"),
         ({"hypers": {"lr": Hyper("momentum", 0.9)}}, "declares another name"),
         ({"hypers": [Hyper("lr", 0.1), Hyper("lr", 0.2)]}, "named twice"),
-        ({"hypers": {"lr": 2.0}}, r"lr = 2 is outside \[1e-10, 1\]"),
+        ({"hypers": {"lr": -2.0}}, r"lr = -2 is outside \[1e-10, 1\]"),
         ({"hypers": {"lr": 0.1, "momentum": 1.0}}, r"momentum = 1 is outside \(0, 1\)"),
         ({"hypers": {"lr": 0.1, "weight_decay": 0.0}}, r"weight_decay = 0 is outside \(0, inf\)"),
         ({"hypers": {}, "fixed": LR}, "no hyperparameter is left to tune"),
@@ -663,7 +664,7 @@ def item(output: Tensor, y: Tensor) -> Any:
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"model": plain(), "loss": cross_entropy, "train": TRAIN, "val": VAL, "hypers": LR}
-    given |= {"steps": 12}
+    given |= {"steps": 12, "method": "onepass"}
     with pytest.raises(GradtuneError, match=message) as caught:
         tune(**(given | change))
     assert "\n" not in str(caught.value)
