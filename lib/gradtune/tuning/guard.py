@@ -33,11 +33,11 @@ class Guard:
     are `FALL` times what they were. Steps that were lost are not taken again: the training goes on at the step and the
     batch that are next.
 
-    Weights are good where the mean of the last losses is at most twice the first one. They are looked at 50 times in a
-    training.
+    Weights are good where the mean of the losses after them is at most twice the first one. They are looked at 50 times
+    in a training; where the last ones are not good, the training ends with the last that were.
 
     Cost: none but reading the loss, on a GPU 50 times in a training. Memory: weights, buffers and the rule's buffers
-    once more.
+    twice more.
 
     Args:
         tuner: trains the model.
@@ -52,8 +52,9 @@ class Guard:
     def begin(self) -> None:
         """Begin a training from the weights that the model has."""
         self._first: float | None = None
-        self._losses: deque[Tensor] = deque(maxlen=max(self._pace, _IN_A_ROW))
+        self._losses: deque[Tensor | float] = deque(maxlen=max(self._pace, _IN_A_ROW))
         self._good, self._since = self._tuner.state_dict(), self._tuner.steps
+        self._later: tuple[dict[str, Any], int] | None = None
 
     def look(self, info: Info, batch: Batch) -> Event | None:
         """Look at a step; bring the training back where it has diverged.
@@ -65,42 +66,61 @@ class Guard:
         Returns:
             What has been done; None where nothing had to be.
         """
-        self._losses.append(info.train)
+        self._losses.append(info.train if self._waits else float(info.train))
         pace = self._tuner.steps % self._pace == 0
         if self._waits and not pace:
             return None
-        recent = [float(loss) for loss in (self._losses if pace else list(self._losses)[-_IN_A_ROW:])]
-        if self._first is None:
+        recent = [float(loss) for loss in self._losses]
+        if self._first is None and math.isfinite(recent[0]):
             self._first = recent[0]
-        limit = self._first + (FACTOR - 1) * abs(self._first)
         bad = next((x for x in recent if not math.isfinite(x)), None)
-        if bad is None and len(recent) >= _IN_A_ROW and min(recent[-_IN_A_ROW:]) > limit and self._first:
+        limit, last = self._above(FACTOR), recent[-_IN_A_ROW:]
+        if bad is None and len(last) == _IN_A_ROW and min(last) > limit > 0:
             bad = recent[-1]
         if bad is not None:
             return self._back(bad, batch)
-        if pace and sum(recent) / len(recent) <= self._first + abs(self._first):
-            self._good, self._since = self._tuner.state_dict(), self._tuner.steps
+        if pace and self._calm(recent):
+            if self._later is not None:
+                self._good, self._since = self._later
+            self._later = self._tuner.state_dict(), self._tuner.steps
         return None
 
+    def end(self) -> Event | None:
+        """Bring the last good weights back at the end of a training whose weights are not good."""
+        recent = [float(loss) for loss in self._losses]
+        if not recent or self._calm(recent):
+            return None
+        restored(self._tuner, self._good)
+        return Event(self._tuner.steps, "rewound", recent[-1], self._tuner.lr, self._since)
+
+    def _above(self, factor: float) -> float:
+        """Return the loss that lies above the first one so that it is `factor` times as large, where that is > 0."""
+        first = self._first or 0.0
+        return first + (factor - 1) * abs(first)
+
+    def _calm(self, recent: list[float]) -> bool:
+        return sum(recent) / len(recent) <= self._above(2.0)
+
     def _back(self, loss: float, batch: Batch) -> Event:
-        tuner, now, reached = self._tuner, self._tuner.steps, self._tuner.lr
+        tuner, now = self._tuner, self._tuner.steps
         self._losses.clear()
+        self._later = None
         restored(tuner, self._good)
         spoilt = not math.isfinite(loss) and not bool(tuner.training_loss(batch).isfinite())
         if not spoilt:
-            wanted = FALL * (min(reached, tuner.lr) if math.isfinite(reached) else tuner.lr)
-            if tuner.lr > 0:
-                tuner.scale_lr(wanted / tuner.lr)
+            tuner.scale_lr(FALL)
             self._good = tuner.state_dict()  # the next fall begins where this one has ended
         return Event(now, "bad batch" if spoilt else "rewound", loss, tuner.lr, self._since)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs, which `load` takes back."""
         first = math.nan if self._first is None else self._first
-        return {"good": self._good, "since": self._since, "first": first, "losses": list(self._losses)}
+        kept = {"good": self._good, "since": self._since, "later": list(self._later or ()), "first": first}
+        return kept | {"losses": [float(loss) for loss in self._losses]}
 
     def load(self, state: dict[str, Any]) -> None:
         self._good, self._since = state["good"], state["since"]
+        self._later = (state["later"][0], state["later"][1]) if state["later"] else None
         self._first = None if math.isnan(state["first"]) else state["first"]
         self._losses.clear()
         self._losses.extend(state["losses"])

@@ -78,8 +78,7 @@ class Training:
                 info = self._step()
                 bar.update()
                 if self.done % self.every == 0 or self.done == total:
-                    if self.done == total and self.best is not None and (event := self.best.back()):
-                        self.history.events.append(event)
+                    if self.done == total and self._back_at_the_end():
                         info = replace(info, val=None)  # the row is that of the weights that came back
                     self.history.add(self._row(info))
                     self._tell(info)
@@ -87,6 +86,15 @@ class Training:
                     answers = [callback(info) for callback in callbacks]  # all are called
                     self.stopped = any(answer is True for answer in answers)
         self._save(force=True)
+
+    def _back_at_the_end(self) -> bool:
+        """Bring back the weights with which the training ends, where they are not the last; return whether they do."""
+        event = self.best.back() if self.best is not None else None
+        if event is not None:
+            self.history.events.append(event)
+        elif self.guard is not None and (event := self.guard.end()):
+            self._tell_of(event)
+        return event is not None
 
     def _step(self) -> Info:
         """Take one step of the tuner, with its batches."""
@@ -147,11 +155,24 @@ class Training:
                 "that is not finite and were skipped; look at the validation data (history.skipped counts them to the "
                 "end)"
             )
+        self._tell_of_a_stop()
         if self.guard is None and not bool(info.train.isfinite()) and "diverged" not in self._told:
             self._told.add("diverged")
             _warn(
                 f"the training loss is {float(info.train):g} at step {self.done}: the training has diverged; start "
                 "with a smaller learning rate, or look for a bad value in the training data"
+            )
+
+    def _tell_of_a_stop(self) -> None:
+        """Say once that the learning rate has fallen to the end of its range, where no weight moves any more."""
+        if "stopped" in self._told or "lr" not in self.tuner.hypers.tuned or self.tuner.method.outer is None:
+            return
+        low = max(0.0, self.tuner.hypers.blocks["lr"].hyper.bounds[0])
+        if self.tuner.lr <= low * (1 + 1e-3):
+            self._told.add("stopped")
+            _warn(
+                f"by step {self.done} the learning rate has fallen to {low:g}, the end of its range, and the weights "
+                "move no more; give the method a smaller rate in options, or take another"
             )
 
     def _row(self, info: Info) -> Row:
