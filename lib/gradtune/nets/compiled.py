@@ -23,11 +23,11 @@ from torch import Tensor
 
 from gradtune import variables
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 
 
 @cache
-def load(source: Path) -> ctypes.CDLL | None:
+def load(source: Path, *flags: str) -> ctypes.CDLL | None:
     """Load a C++ file as a shared library, compiling it first where that has not been done.
 
     The library is kept in `cache_folder` under a name made of the file's text, the compiler, its flags and the
@@ -35,19 +35,20 @@ def load(source: Path) -> ctypes.CDLL | None:
 
     Args:
         source: the C++ file.
+        *flags: flags of the compiler, after those that every file has.
 
     Returns:
         The library, or None where the file cannot be compiled or loaded.
     """
     if (chosen := compiler()) is None:
         return None
-    made_of = "\n".join([source.read_text(encoding="utf-8"), *chosen, processor(), *_FLAGS])
-    file = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     try:
+        made_of = "\n".join([source.read_text(encoding="utf-8"), *chosen, processor(), *_FLAGS, *flags])
+        file = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         if not file.is_file():
-            _compile(chosen.path, source, file)
+            _compile((chosen.path, *_FLAGS, *flags), source, file)
         return ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: the user has no home
         return None
 
 
@@ -63,12 +64,11 @@ def call(function: ctypes._NamedFuncPointer, tensors: tuple[Tensor, ...], sizes:
     function(*pointers, *map(ctypes.c_int64, sizes))
 
 
-def _compile(compiler: str, source: Path, file: Path) -> None:
+def _compile(command: tuple[str, ...], source: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [compiler, *_FLAGS, str(source), "-o", str(made)]
-        subprocess.run(command, capture_output=True, timeout=300, check=True)
+        subprocess.run([*command, str(source), "-o", str(made)], capture_output=True, timeout=300, check=True)
         made.replace(file)
 
 

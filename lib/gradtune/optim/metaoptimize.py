@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradtune.errors import GradtuneError, GradtuneWarning
-from gradtune.optim import rates, shards
-from gradtune.optim.foreach import PIECE, Bucket, Rate, add_scaled, inner, scale_and_add
+from gradtune.optim import foreach, fused, rates, shards
+from gradtune.optim.foreach import Bucket, Rate
 from gradtune.optim.settings import FLAGS, Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
 from gradtune.recursion.outer import Outer
 
@@ -232,25 +232,13 @@ class MetaOptimize(Optimizer):
 
     def _advance(self, bucket: Bucket, lr: Rate) -> Rate:
         """Step a bucket's weights and traces; return the inner product of gradients and old traces."""
-        if self._settings.rule.counted:
-            torch._foreach_add_(bucket.states["step"], 1)
-        size = PIECE if self._settings.form == "ours" else PIECE // 4  # which has more tensors in between
-        return sum(self._move(piece, lr) for piece in bucket.pieces(size))
-
-    def _move(self, piece: Bucket, lr: Rate) -> Rate:
-        rule, trace = self._settings.rule, piece.states["trace"]
-        if piece.group["maximize"]:
-            piece.grads = list(torch._foreach_neg(piece.grads))
-        product = inner(trace, piece.grads)
-        change = rule.step(piece, lr)
-        keep = self._settings.gamma * (1 - lr * piece.group["weight_decay"])
-        if self._settings.form == "ours":
-            scale_and_add(trace, keep, change)
-        else:
-            torch._foreach_mul_(trace, keep)
-            add_scaled(trace, rule.plain(piece), -lr)
-        torch._foreach_add_(piece.params, change)
-        return product
+        package = self._settings.form == "package"
+        keep = self._settings.gamma * (1 - lr * bucket.group["weight_decay"])
+        if bucket.group["fused"] is not False and not isinstance(lr, Tensor):
+            product = fused.advance(bucket, lr, keep, self._settings.base, package)
+            if product is not None:
+                return product
+        return foreach.advance(bucket, lr, keep, self._settings.rule, package)
 
     # -- the learning rates --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,153 @@
+"""A step of `MetaOptimize` as one pass over the memory, for `gradtune.optim`: `fused.cpp`, compiled when first used.
+
+The operations of `gradtune.optim.foreach` read and write the weights and their states several times a step, which is
+what takes the time on a CPU. Here every number is read once and written once, and the inner product is summed on the
+way. Both forms agree to rounding.
+
+The kernels run through the memory, so they take dense tensors whose states lie in the same order. What they do not take
+is left to the operations of torch: other devices and types than float32 and float64, DTensors, subclasses of tensors,
+slices of larger tensors, and a machine without a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from gradtune.errors import GradtuneError
+from gradtune.nets import compiled
+from gradtune.optim import shards
+from gradtune.optim.foreach import BASES, Bucket
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+TYPES = {torch.float32: "float32", torch.float64: "float64"}
+"""The types that have kernels."""
+
+
+@cache
+def kernel(base: str, dtype: torch.dtype) -> Callable[..., float] | None:
+    """Return the kernel of a base optimiser for a type; None where there is none.
+
+    The first call compiles the file, which takes one or two seconds, if no earlier program has done it.
+    """
+    if dtype not in TYPES:
+        return None
+    library = compiled.load(SOURCE, "-fopenmp") or compiled.load(SOURCE)  # several threads, or one
+    if library is None:
+        return None
+    function = library[f"{base}_{TYPES[dtype]}"]
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [pointer, pointer, number, pointer, number, number]
+    function.restype = ctypes.c_double
+    return function
+
+
+def advance(bucket: Bucket, lr: float, keep: float, base: str, package: bool) -> float | None:
+    """Step a bucket's weights, buffers, counters and traces.
+
+    Args:
+        bucket: the bucket.
+        lr: its learning rate.
+        keep: what multiplies the old trace.
+        base: name of the base optimiser.
+        package: whether the traces are those of normalised gradients.
+
+    Returns:
+        The inner product of gradients and old traces; None where the kernels do not take the bucket, and nothing has
+        changed then.
+    """
+    dtype = bucket.params[0].dtype
+    if bucket.place is not None or (found := _memory(bucket, dtype)) is None:
+        return None
+    if (function := kernel(base, dtype)) is None:
+        return None
+    pointers, sizes = found
+    increment_version(bucket.params)  # as operations of torch do, by which autograd notices a change
+    numbers = (ctypes.c_double * 7)(lr, keep, *_numbers(bucket.group, base))
+    places, counts = (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_int64 * len(sizes))(*sizes)
+    return function(places, counts, len(sizes), numbers, package, torch.get_num_threads())
+
+
+def _numbers(group: Mapping[str, Any], base: str) -> tuple[float, ...]:
+    """Return a group's hyperparameters as the kernels want them."""
+    own = BASES[base].defaults  # a group that was another optimiser's has more
+    decays = group["betas"] if "betas" in own else [group[name] for name in ("momentum", "alpha") if name in own]
+    first, second = (*decays, 0.0, 0.0)[:2]
+    sign = -1.0 if group["maximize"] else 1.0
+    return group["weight_decay"], sign, first, second, group["eps"] if "eps" in own else 0.0
+
+
+def _memory(bucket: Bucket, dtype: torch.dtype) -> tuple[list[int], list[int]] | None:
+    """Return where a bucket's tensors lie, and their numbers of entries; None where the kernels do not take them."""
+    params = bucket.params
+    sizes = [p.numel() for p in params]
+    shaped = [params, bucket.grads, bucket.states["trace"]]
+    shaped += [each for name, each in bucket.states.items() if name not in ("trace", "step")]
+    if not all(_plain(x, dtype) for column in shaped for x in column) or not _aligned(shaped, sizes):
+        return None
+    counters = bucket.states.get("step", [])
+    if not all(_plain(x, torch.float32) and x.numel() == 1 for x in counters):
+        return None
+    pointers = [x.data_ptr() for column in (*shaped, counters) for x in column]
+    return (pointers, sizes) if all(pointers) else None  # a tensor without memory has entries that lie nowhere
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> bool:
+    return type(x) in shards.PLAIN and x.dtype is dtype and x.is_cpu and not x.is_neg()
+
+
+def _aligned(columns: Sequence[list[Tensor]], sizes: list[int]) -> bool:
+    """Tell whether the tensors of every row lie densely in the same order."""
+    if not all([x.numel() for x in column] == sizes for column in columns[1:]):
+        return False
+    if all(x.is_contiguous() for column in columns for x in column):
+        return True
+    return all(_dense(row[0]) and all(x.stride() == row[0].stride() for x in row) for row in zip(*columns))
+
+
+def _dense(x: Tensor) -> bool:
+    """Tell whether a tensor's entries fill a piece of the memory, in any order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def check(number: int, params: Sequence[Tensor], base: str) -> None:
+    """Check that the kernels take the parameters of a group that asks for them.
+
+    "adamw" has a fused kernel of torch on other devices.
+
+    Args:
+        number: number of the group, for the message of the error.
+        params: its parameters.
+        base: name of the base optimiser.
+
+    Raises:
+        GradtuneError: there are no kernels for some parameter.
+    """
+    for k, p in enumerate(params):
+        if p.device.type != "cpu" and base == "adamw":
+            continue
+        of = f"fused = True in parameter group {number}, and "
+        kind = p.dtype.to_real() if p.is_complex() else p.dtype
+        if p.device.type != "cpu" or kind not in TYPES or type(p) not in shards.PLAIN:
+            raise GradtuneError(
+                f"{of}parameter {k} is a {_kind(p)}; expected float32 or float64 on the CPU, or leave fused out"
+            )
+        if kernel(base, kind) is None:
+            raise GradtuneError(f"{of}there is no C++ compiler that makes its kernel; install one, or leave fused out")
+
+
+def _kind(p: Tensor) -> str:
+    name = "DTensor" if shards.place(p) is not None else "tensor"
+    return f"{name} of {str(p.dtype).removeprefix('torch.')} on {p.device.type}"
