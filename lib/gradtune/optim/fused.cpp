@@ -6,15 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 using Int = std::int64_t;
 
 namespace {
 
-constexpr Int BLOCK = 1 << 14;  // weights with a sum of their own
-constexpr Int PART = 1 << 10;   // weights at a time: their numbers stay in the first cache from the product to the step
+constexpr Int BLOCK = 1 << 12;  // weights whose products are added up in their own type; those of blocks are double
+constexpr Int LANES = 32;       // sums of products side by side, so that none waits for another
 constexpr Int GRAIN = 1 << 15;  // weights that are worth a thread
 
 // A bucket's hyperparameters, in the order in which `fused.py` hands them over.
@@ -39,6 +38,12 @@ struct Decay {
   }
 };
 
+// What one weight and its buffers become; `plain` is the normalised gradient.
+template <class T>
+struct Step {
+  T change, plain, m, v;
+};
+
 // The base optimisers. Each has the numbers of one tensor, `step` being its count, and for one weight updates the
 // buffers, and gives the change and the normalised gradient `plain`.
 
@@ -49,9 +54,8 @@ struct SGD {
   const T lr;
   const Decay<T> decay;
   SGD(const Numbers& n, double) : lr(n.lr), decay(n) {}
-  void operator()(T w, T g, T&, T&, T& change, T& plain) const {
-    change = -lr * g - decay(w);
-    plain = g;
+  Step<T> operator()(T w, T g, T m, T v) const {
+    return {-lr * g - decay(w), g, m, v};
   }
 };
 
@@ -62,11 +66,10 @@ struct Momentum {
   const T lr, momentum, decay;
   const bool decays;
   Momentum(const Numbers& n, double) : lr(n.lr), momentum(n.first), decay(n.decay), decays(n.decay != 0) {}
-  void operator()(T w, T g, T& m, T&, T& change, T& plain) const {
+  Step<T> operator()(T w, T g, T m, T v) const {
     const T pull = decay * w;
     m = momentum * m + g + (decays ? pull : T(0));
-    change = -lr * m;
-    plain = g;
+    return {-lr * m, g, m, v};
   }
 };
 
@@ -77,10 +80,10 @@ struct RMSprop {
   const T lr, b, rest, eps;
   const Decay<T> decay;
   RMSprop(const Numbers& n, double) : lr(n.lr), b(n.first), rest(1 - n.first), eps(n.eps), decay(n) {}
-  void operator()(T w, T g, T& v, T&, T& change, T& plain) const {
-    v = b * v + rest * g * g;
-    plain = g / (std::sqrt(v) + eps);
-    change = -lr * plain - decay(w);
+  Step<T> operator()(T w, T g, T m, T v) const {
+    m = b * m + rest * g * g;
+    const T plain = g / (std::sqrt(m) + eps);
+    return {-lr * plain - decay(w), plain, m, v};
   }
 };
 
@@ -93,12 +96,11 @@ struct AdamW {
   AdamW(const Numbers& n, double step)
       : rate(n.lr / (1 - std::pow(n.first, step))), rest1(1 - n.first), b2(n.second), rest2(1 - n.second),
         scale(1 / std::sqrt(1 - std::pow(n.second, step))), eps(n.eps), decay(n) {}
-  void operator()(T w, T g, T& m, T& v, T& change, T& plain) const {
+  Step<T> operator()(T w, T g, T m, T v) const {
     m += rest1 * (g - m);
     v = b2 * v + rest2 * g * g;
     const T root = std::sqrt(v) * scale + eps;
-    change = -rate * m / root - decay(w);
-    plain = g / root;
+    return {-rate * m / root - decay(w), g / root, m, v};
   }
 };
 
@@ -109,10 +111,9 @@ struct Lion {
   const T lr, rest1, rest2;
   const Decay<T> decay;
   Lion(const Numbers& n, double) : lr(n.lr), rest1(1 - n.first), rest2(1 - n.second), decay(n) {}
-  void operator()(T w, T g, T& m, T&, T& change, T& plain) const {
-    change = -lr * sign(m + rest1 * (g - m)) - decay(w);
-    m += rest2 * (g - m);
-    plain = sign(g);
+  Step<T> operator()(T w, T g, T m, T v) const {
+    const T change = -lr * sign(m + rest1 * (g - m)) - decay(w);
+    return {change, sign(g), m + rest2 * (g - m), v};
   }
 };
 
@@ -125,42 +126,29 @@ struct Place {
   Place part(Int a, Int n) const { return {w + a, g + a, h + a, m ? m + a : m, v ? v + a : v, n}; }
 };
 
-template <class T>
-double product(const T* x, const T* y, Int n) {
-  typedef T Vec __attribute__((vector_size(64)));
-  constexpr Int LANES = 64 / sizeof(T), MANY = 4;  // so that no sum waits for another
-  Vec sums[MANY] = {};
-  double total = 0;
-  Int i = 0;
-  for (; i + MANY * LANES <= n; i += MANY * LANES)
-    for (Int k = 0; k < MANY; ++k) {
-      Vec a, b;
-      std::memcpy(&a, x + i + k * LANES, sizeof a);
-      std::memcpy(&b, y + i + k * LANES, sizeof b);
-      sums[k] += a * b;
-    }
-  for (; i < n; ++i) total += double(x[i]) * double(y[i]);
-  for (Int lane = 0; lane < LANES; ++lane)
-    for (const Vec& sum : sums) total += sum[lane];
-  return total;
-}
-
+// Steps weights and returns the product of their gradients and old traces.
 template <class T, class Rule, bool PACKAGE>
-void move(const Place<T>& at, const Rule& rule, const Numbers& n) {
-  T *w = at.w, *h = at.h, *m = at.m, *v = at.v;
-  const T* g = at.g;
+double move(const Place<T>& at, const Rule& rule, const Numbers& n) {
+  T *w = at.w, *g = at.g, *h = at.h, *m = at.m, *v = at.v;
   const T keep = n.keep, lr = n.lr, sign = n.sign;
+  const auto one = [=](Int i, T& sum) {
+    const T grad = sign * g[i], trace = h[i];
+    const Step<T> step = rule(w[i], grad, Rule::BUFFERS > 0 ? m[i] : T(0), Rule::BUFFERS > 1 ? v[i] : T(0));
+    if constexpr (Rule::BUFFERS > 0) m[i] = step.m;
+    if constexpr (Rule::BUFFERS > 1) v[i] = step.v;
+    sum += grad * trace;
+    h[i] = keep * trace + (PACKAGE ? -lr * step.plain : step.change);
+    w[i] += step.change;
+  };
+  T sums[LANES] = {};
+  Int i = 0;
+  for (; i + LANES <= at.size; i += LANES)
 #pragma GCC ivdep
-  for (Int i = 0; i < at.size; ++i) {
-    T first = 0, second = 0, change, plain;
-    if constexpr (Rule::BUFFERS > 0) first = m[i];
-    if constexpr (Rule::BUFFERS > 1) second = v[i];
-    rule(w[i], sign * g[i], first, second, change, plain);
-    if constexpr (Rule::BUFFERS > 0) m[i] = first;
-    if constexpr (Rule::BUFFERS > 1) v[i] = second;
-    h[i] = keep * h[i] + (PACKAGE ? -lr * plain : change);
-    w[i] += change;
-  }
+    for (Int lane = 0; lane < LANES; ++lane) one(i + lane, sums[lane]);
+  for (Int lane = 0; i + lane < at.size; ++lane) one(i + lane, sums[lane]);
+  double total = 0;
+  for (const T sum : sums) total += sum;
+  return total;
 }
 
 // `pointers` are those to the weights of each tensor, then the gradients, traces, buffers and counters.
@@ -187,19 +175,15 @@ double advance(void* const* pointers, const Int* sizes, Int count, const Numbers
   std::vector<double> sums(blocks.size());
   [[maybe_unused]] const int workers = std::max(Int(1), std::min(threads, weights / GRAIN));
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(workers) schedule(static) if (workers > 1)
+#pragma omp parallel for num_threads(workers) if (workers > 1)
 #endif
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     const Block& block = blocks[i];
-    for (Int a = 0; a < block.at.size; a += PART) {
-      const Place<T> part = block.at.part(a, std::min(PART, block.at.size - a));
-      sums[i] += product(part.g, part.h, part.size);
-      move<T, Rule<T>, PACKAGE>(part, rules[block.tensor], n);
-    }
+    sums[i] = move<T, Rule<T>, PACKAGE>(block.at, rules[block.tensor], n);
   }
   double total = 0;
   for (const double sum : sums) total += sum;
-  return n.sign * total;
+  return total;
 }
 
 }  // namespace

@@ -88,28 +88,31 @@ def _memory(bucket: Bucket, dtype: torch.dtype) -> tuple[list[int], list[int]] |
     """Return where a bucket's tensors lie, and their numbers of entries; None where the kernels do not take them."""
     params = bucket.params
     sizes = [p.numel() for p in params]
-    shaped = [params, bucket.grads, bucket.states["trace"]]
-    shaped += [each for name, each in bucket.states.items() if name not in ("trace", "step")]
-    if not all(_plain(x, dtype) for column in shaped for x in column) or not _aligned(shaped, sizes):
+    columns = [params, bucket.grads, bucket.states["trace"]]
+    columns += [each for name, each in bucket.states.items() if name not in ("trace", "step")]
+    shaped, counters = [x for column in columns for x in column], bucket.states.get("step", [])
+    if not (_plain(shaped, dtype) and _plain(counters, torch.float32)):
         return None
-    counters = bucket.states.get("step", [])
-    if not all(_plain(x, torch.float32) and x.numel() == 1 for x in counters):
+    if [x.numel() for x in shaped] != sizes * len(columns) or any([x.numel() != 1 for x in counters]):
         return None
-    pointers = [x.data_ptr() for column in (*shaped, counters) for x in column]
+    if not all([x.is_contiguous() for x in shaped]) and not all(_aligned(row) for row in zip(*columns)):
+        return None
+    pointers = [x.data_ptr() for x in (*shaped, *counters)]
     return (pointers, sizes) if all(pointers) else None  # a tensor without memory has entries that lie nowhere
 
 
-def _plain(x: Tensor, dtype: torch.dtype) -> bool:
-    return type(x) in shards.PLAIN and x.dtype is dtype and x.is_cpu and not x.is_neg()
+def _plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Tell whether the numbers of all tensors lie in the memory of the CPU as they are."""
+    return (
+        all([type(x) in shards.PLAIN and x.dtype is dtype for x in tensors])
+        and all([x.is_cpu for x in tensors])
+        and not any([x.is_neg() for x in tensors])
+    )
 
 
-def _aligned(columns: Sequence[list[Tensor]], sizes: list[int]) -> bool:
-    """Tell whether the tensors of every row lie densely in the same order."""
-    if not all([x.numel() for x in column] == sizes for column in columns[1:]):
-        return False
-    if all(x.is_contiguous() for column in columns for x in column):
-        return True
-    return all(_dense(row[0]) and all(x.stride() == row[0].stride() for x in row) for row in zip(*columns))
+def _aligned(row: Sequence[Tensor]) -> bool:
+    """Tell whether tensors lie densely in the same order."""
+    return _dense(row[0]) and all(x.stride() == row[0].stride() for x in row)
 
 
 def _dense(x: Tensor) -> bool:
