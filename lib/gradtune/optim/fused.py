@@ -12,7 +12,7 @@ slices of larger tensors, and a machine without a C++ compiler.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch.autograd.graph import increment_version
 from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
 from gradtune.optim import shards
-from gradtune.optim.foreach import BASES, Bucket
+from gradtune.optim.foreach import BASES, Base, Bucket
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 TYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -64,50 +64,45 @@ def advance(bucket: Bucket, lr: float, keep: float, base: str, package: bool) ->
         changed then.
     """
     dtype = bucket.params[0].dtype
-    if bucket.place is not None or (found := _memory(bucket, dtype)) is None:
+    if bucket.place is not None or (found := _memory(bucket, BASES[base], dtype)) is None:
         return None
     if (function := kernel(base, dtype)) is None:
         return None
     pointers, sizes = found
     increment_version(bucket.params)  # as operations of torch do, by which autograd notices a change
-    numbers = (ctypes.c_double * 7)(lr, keep, *_numbers(bucket.group, base))
+    numbers = (ctypes.c_double * 7)(lr, keep, *_numbers(bucket.group, BASES[base].defaults))
     places, counts = (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_int64 * len(sizes))(*sizes)
     return function(places, counts, len(sizes), numbers, package, torch.get_num_threads())
 
 
-def _numbers(group: Mapping[str, Any], base: str) -> tuple[float, ...]:
-    """Return a group's hyperparameters as the kernels want them."""
-    own = BASES[base].defaults  # a group that was another optimiser's has more
+def _numbers(group: Mapping[str, Any], own: Iterable[str]) -> tuple[float, ...]:
+    """Return the base's own hyperparameters out of a group, which may have more, as the kernels want them."""
     decays = group["betas"] if "betas" in own else [group[name] for name in ("momentum", "alpha") if name in own]
     first, second = (*decays, 0.0, 0.0)[:2]
     sign = -1.0 if group["maximize"] else 1.0
     return group["weight_decay"], sign, first, second, group["eps"] if "eps" in own else 0.0
 
 
-def _memory(bucket: Bucket, dtype: torch.dtype) -> tuple[list[int], list[int]] | None:
+def _memory(bucket: Bucket, base: Base, dtype: torch.dtype) -> tuple[list[int], list[int]] | None:
     """Return where a bucket's tensors lie, and their numbers of entries; None where the kernels do not take them."""
     params = bucket.params
-    sizes = [p.numel() for p in params]
-    columns = [params, bucket.grads, bucket.states["trace"]]
-    columns += [each for name, each in bucket.states.items() if name not in ("trace", "step")]
-    shaped, counters = [x for column in columns for x in column], bucket.states.get("step", [])
+    columns = [params, bucket.grads, *(bucket.states[name] for name in ("trace", *base.buffers))]
+    shaped, counters = [x for column in columns for x in column], bucket.states["step"] if base.counted else []
     if not (_plain(shaped, dtype) and _plain(counters, torch.float32)):
         return None
-    if [x.numel() for x in shaped] != sizes * len(columns) or any([x.numel() != 1 for x in counters]):
+    sizes = list(map(Tensor.numel, params))
+    if list(map(Tensor.numel, shaped)) != sizes * len(columns) or not {1}.issuperset(map(Tensor.numel, counters)):
         return None
-    if not all([x.is_contiguous() for x in shaped]) and not all(_aligned(row) for row in zip(*columns)):
+    if not all(map(Tensor.is_contiguous, shaped)) and not all(_aligned(row) for row in zip(*columns)):
         return None
-    pointers = [x.data_ptr() for x in (*shaped, *counters)]
+    pointers = [*map(Tensor.data_ptr, shaped), *map(Tensor.data_ptr, counters)]
     return (pointers, sizes) if all(pointers) else None  # a tensor without memory has entries that lie nowhere
 
 
 def _plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Tell whether the numbers of all tensors lie in the memory of the CPU as they are."""
-    return (
-        all([type(x) in shards.PLAIN and x.dtype is dtype for x in tensors])
-        and all([x.is_cpu for x in tensors])
-        and not any([x.is_neg() for x in tensors])
-    )
+    """Tell whether all numbers are in the memory of the CPU as the tensors show them."""
+    types = shards.PLAIN.issuperset(map(type, tensors)) and {dtype}.issuperset([x.dtype for x in tensors])
+    return types and False not in [x.is_cpu for x in tensors] and not any(map(Tensor.is_neg, tensors))
 
 
 def _aligned(row: Sequence[Tensor]) -> bool:
@@ -141,16 +136,13 @@ def check(number: int, params: Sequence[Tensor], base: str) -> None:
     for k, p in enumerate(params):
         if p.device.type != "cpu" and base == "adamw":
             continue
-        of = f"fused = True in parameter group {number}, and "
-        kind = p.dtype.to_real() if p.is_complex() else p.dtype
-        if p.device.type != "cpu" or kind not in TYPES or type(p) not in shards.PLAIN:
+        asked = f"fused = True in parameter group {number}, and "
+        dtype = p.dtype.to_real() if p.is_complex() else p.dtype
+        if p.device.type != "cpu" or dtype not in TYPES or type(p) not in shards.PLAIN:
+            kind = "tensor" if type(p) in shards.PLAIN else type(p).__name__
             raise GradtuneError(
-                f"{of}parameter {k} is a {_kind(p)}; expected float32 or float64 on the CPU, or leave fused out"
+                f"{asked}parameter {k} is a {kind} of {str(p.dtype).removeprefix('torch.')} on {p.device.type}; "
+                "leave it out, or give plain tensors of float32 or float64 on the CPU"
             )
-        if kernel(base, kind) is None:
-            raise GradtuneError(f"{of}there is no C++ compiler that makes its kernel; install one, or leave fused out")
-
-
-def _kind(p: Tensor) -> str:
-    name = "DTensor" if shards.place(p) is not None else "tensor"
-    return f"{name} of {str(p.dtype).removeprefix('torch.')} on {p.device.type}"
+        if kernel(base, dtype) is None:
+            raise GradtuneError(f"{asked}there is no C++ compiler that makes the kernel; leave it out, or install one")
