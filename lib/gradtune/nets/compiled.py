@@ -30,8 +30,8 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-sh
 def load(source: Path, *flags: str) -> ctypes.CDLL | None:
     """Load a C++ file as a shared library, compiling it first where that has not been done.
 
-    The library is kept in `cache_folder` under a name made of the file's text, the compiler, its flags and the
-    processor, so a folder that machines share does no harm. It appears there complete or not at all.
+    The library is kept in `cache_folder` under a name made of the file's text, the compiler, its flags, the processor
+    and its instruction sets, so a folder that machines share does no harm. It appears there complete or not at all.
 
     Args:
         source: the C++ file.
@@ -43,7 +43,8 @@ def load(source: Path, *flags: str) -> ctypes.CDLL | None:
     if (chosen := compiler()) is None:
         return None
     try:
-        made_of = "\n".join([source.read_text(encoding="utf-8"), *chosen, processor(), *_FLAGS, *flags])
+        text, machine = source.read_text(encoding="utf-8"), (processor(), _instructions())
+        made_of = "\n".join([text, *chosen, *machine, *_FLAGS, *flags])
         file = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         if not file.is_file():
             _compile((chosen.path, *_FLAGS, *flags), source, file)
@@ -109,11 +110,21 @@ def compiler() -> Compiler | None:
 @cache
 def processor() -> str:
     """Return the processor's model, or its architecture where the model is not known."""
+    return _said_of_the_processor("model name") or platform.machine()
+
+
+@cache
+def _instructions() -> str:
+    """Return the names of the processor's instruction sets: under a hypervisor the model's name may hide them."""
+    return _said_of_the_processor("flags") or _said_of_the_processor("Features")
+
+
+def _said_of_the_processor(name: str) -> str:
     try:
-        found = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.findall(rf"^{name}\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = []
-    return found[0].strip() if found else platform.machine()
+        return ""
+    return found[0].strip() if found else ""
 
 
 def _output(*command: str) -> str | None:
