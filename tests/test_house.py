@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_the_rooms_say_what_they_are() -> None:
     for file in LIB.rglob("__init__.py"):
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         assert "belong here" in text and "import" in text, f"{file.relative_to(ROOT)} does not say it"
+
+
+def test_a_wheel_holds_every_file_of_the_library() -> None:
+    """Files that are no Python are listed in pyproject.toml."""
+    package = LIB / "gradtune"
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["gradtune"]
+    there = {f for f in package.rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
+    assert there == {file for pattern in listed for file in package.glob(pattern)}
 
 
 def test_files_stay_what_one_reader_can_hold() -> None:

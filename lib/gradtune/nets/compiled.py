@@ -23,31 +23,33 @@ from torch import Tensor
 
 from gradtune import variables
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 
 
 @cache
-def load(source: Path) -> ctypes.CDLL | None:
+def load(source: Path, *flags: str) -> ctypes.CDLL | None:
     """Load a C++ file as a shared library, compiling it first where that has not been done.
 
-    The library is kept in `cache_folder` under a name made of the file's text, the compiler, its flags and the
-    processor, so a folder that machines share does no harm. It appears there complete or not at all.
+    The library is kept in `cache_folder` under a name made of the file's text, the compiler, its flags, the processor
+    and its instruction sets, so a folder that machines share does no harm. It appears there complete or not at all.
 
     Args:
         source: the C++ file.
+        *flags: flags of the compiler, after those that every file has.
 
     Returns:
         The library, or None where the file cannot be compiled or loaded.
     """
     if (chosen := compiler()) is None:
         return None
-    made_of = "\n".join([source.read_text(encoding="utf-8"), *chosen, processor(), *_FLAGS])
-    file = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     try:
+        text, machine = source.read_text(encoding="utf-8"), (processor(), _instructions())
+        made_of = "\n".join([text, *chosen, *machine, *_FLAGS, *flags])
+        file = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         if not file.is_file():
-            _compile(chosen.path, source, file)
+            _compile((chosen.path, *_FLAGS, *flags), source, file)
         return ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: the user has no home
         return None
 
 
@@ -63,12 +65,11 @@ def call(function: ctypes._NamedFuncPointer, tensors: tuple[Tensor, ...], sizes:
     function(*pointers, *map(ctypes.c_int64, sizes))
 
 
-def _compile(compiler: str, source: Path, file: Path) -> None:
+def _compile(command: tuple[str, ...], source: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [compiler, *_FLAGS, str(source), "-o", str(made)]
-        subprocess.run(command, capture_output=True, timeout=300, check=True)
+        subprocess.run([*command, str(source), "-o", str(made)], capture_output=True, timeout=300, check=True)
         made.replace(file)
 
 
@@ -109,11 +110,21 @@ def compiler() -> Compiler | None:
 @cache
 def processor() -> str:
     """Return the processor's model, or its architecture where the model is not known."""
+    return _said_of_the_processor("model name") or platform.machine()
+
+
+@cache
+def _instructions() -> str:
+    """Return the names of the processor's instruction sets: under a hypervisor the model's name may hide them."""
+    return _said_of_the_processor("flags") or _said_of_the_processor("Features")
+
+
+def _said_of_the_processor(name: str) -> str:
     try:
-        found = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.findall(rf"^{name}\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = []
-    return found[0].strip() if found else platform.machine()
+        return ""
+    return found[0].strip() if found else ""
 
 
 def _output(*command: str) -> str | None:

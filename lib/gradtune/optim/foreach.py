@@ -250,3 +250,37 @@ BASES = {
     "lion": Base(_lion, _lion_plain, ("exp_avg",), {"weight_decay": 0.0, "betas": (0.9, 0.99)}),
 }
 """The base optimisers by name, with the defaults of their namesakes in `torch.optim` (Lion: of its paper)."""
+
+
+def advance(bucket: Bucket, lr: Rate, keep: Rate, base: Base, package: bool) -> Rate:
+    """Step a bucket's weights, buffers, counters and traces.
+
+    Args:
+        bucket: the bucket.
+        lr: its learning rate.
+        keep: what multiplies the old trace.
+        base: the base optimiser.
+        package: whether the traces are those of normalised gradients.
+
+    Returns:
+        The inner product of gradients and old traces.
+    """
+    if base.counted:
+        torch._foreach_add_(bucket.states["step"], 1)
+    size = PIECE // 4 if package else PIECE  # the former has more tensors in between
+    return sum(_move(piece, lr, keep, base, package) for piece in bucket.pieces(size))
+
+
+def _move(piece: Bucket, lr: Rate, keep: Rate, base: Base, package: bool) -> Rate:
+    trace = piece.states["trace"]
+    if piece.group["maximize"]:
+        piece.grads = list(torch._foreach_neg(piece.grads))
+    product = inner(trace, piece.grads)
+    change = base.step(piece, lr)
+    if package:
+        torch._foreach_mul_(trace, keep)
+        add_scaled(trace, base.plain(piece), -lr)
+    else:
+        scale_and_add(trace, keep, change)
+    torch._foreach_add_(piece.params, change)
+    return product

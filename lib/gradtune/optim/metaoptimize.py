@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradtune.errors import GradtuneError, GradtuneWarning
-from gradtune.optim import rates, shards
-from gradtune.optim.foreach import PIECE, Bucket, Rate, add_scaled, inner, scale_and_add
+from gradtune.optim import foreach, fused, rates, shards
+from gradtune.optim.foreach import Bucket, Rate
 from gradtune.optim.settings import FLAGS, Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
 from gradtune.recursion.outer import Outer
 
@@ -63,15 +63,16 @@ class MetaOptimize(Optimizer):
     spoils its own weights first, as in torch's optimisers. `torch.amp.GradScaler` keeps both away: it skips the step,
     and no state changes.
 
-    The optimiser computes what `methods.metaoptimize_hf` computes in `loop.Loop`, for one run, with the fused and
-    foreach kernels of torch, on a model and a loop that the user owns. The loop there has several runs side by side,
-    learning rates per weight, and any rule.
+    The optimiser computes what `methods.metaoptimize_hf` computes in `loop.Loop`, for one run, on a model and a loop
+    that the user owns. The loop there has several runs side by side, learning rates per weight, and any rule.
 
-    Cost: elementwise passes and an inner product; no further gradient. With `groups="tensor"` every tensor takes a step
-    by itself, which costs time where they are many and small.
+    Cost: an inner product and elementwise operations, no further gradient. On a CPU with a C++ compiler they are one
+    pass over the memory (see `fused`), else several, by the foreach and fused kernels of torch. With `groups="tensor"`
+    every tensor takes a step by itself, which costs time where they are many and small.
 
     Memory, in multiples of the D weights: the base's (0 for "sgd"; 1 for "sgdm", "rmsprop" and "lion"; 2 for "adamw")
-    and 1 for h. During a step it is 1 more (3 with `form="package"`), on the CPU for about a million weights at a time.
+    and 1 for h. During a step of several passes it is 1 more (3 with `form="package"`), on the CPU for about a million
+    weights at a time.
 
     Args:
         params: parameters, named parameters or parameter groups, as in every optimiser of torch. Each group may
@@ -95,7 +96,11 @@ class MetaOptimize(Optimizer):
         form: "ours" is Algorithm 3; "package" follows the published package: h of normalised gradients, without
             momentum and weight decay, and the new momentum inside the sign of the meta rule "lion".
         foreach: False steps every tensor by itself, with the same numbers; None or True, those of one kind together.
-        fused: there is no choice: "adamw" has the fused kernel, and the other bases have none.
+        fused: None takes a step in one pass over the memory where that can be had, for dense tensors of float32 and
+            float64 on the CPU, by a kernel that the first step compiles in a second or two and keeps
+            (`GRADTUNE_COMPILE=0` goes without); all else, and all with False, by the operations of torch, with the same
+            numbers to rounding. True is an error where there is no kernel for some parameter; away from the CPU only
+            "adamw" has one, torch's.
         capturable: no CUDA graph can hold a step; True is an error.
         differentiable: no graph is kept through a step; True is an error.
         sharded: the processes of the default group hold different parts of the parameters, as with
@@ -105,7 +110,7 @@ class MetaOptimize(Optimizer):
 
     Raises:
         GradtuneError: there are no parameters; a name is unknown; a value is outside its range; a hyperparameter is
-            given that the base does not have; or `sharded` does not fit the parameters. It is a ValueError.
+            given that the base does not have; or `fused` or `sharded` does not fit the parameters. It is a ValueError.
     """
 
     _settings: Settings
@@ -232,25 +237,13 @@ class MetaOptimize(Optimizer):
 
     def _advance(self, bucket: Bucket, lr: Rate) -> Rate:
         """Step a bucket's weights and traces; return the inner product of gradients and old traces."""
-        if self._settings.rule.counted:
-            torch._foreach_add_(bucket.states["step"], 1)
-        size = PIECE if self._settings.form == "ours" else PIECE // 4  # which has more tensors in between
-        return sum(self._move(piece, lr) for piece in bucket.pieces(size))
-
-    def _move(self, piece: Bucket, lr: Rate) -> Rate:
-        rule, trace = self._settings.rule, piece.states["trace"]
-        if piece.group["maximize"]:
-            piece.grads = list(torch._foreach_neg(piece.grads))
-        product = inner(trace, piece.grads)
-        change = rule.step(piece, lr)
-        keep = self._settings.gamma * (1 - lr * piece.group["weight_decay"])
-        if self._settings.form == "ours":
-            scale_and_add(trace, keep, change)
-        else:
-            torch._foreach_mul_(trace, keep)
-            add_scaled(trace, rule.plain(piece), -lr)
-        torch._foreach_add_(piece.params, change)
-        return product
+        package = self._settings.form == "package"
+        keep = self._settings.gamma * (1 - lr * bucket.group["weight_decay"])
+        if bucket.group["fused"] is not False and not isinstance(lr, Tensor):
+            product = fused.advance(bucket, lr, keep, self._settings.base, package)
+            if product is not None:
+                return product
+        return foreach.advance(bucket, lr, keep, self._settings.rule, package)
 
     # -- the learning rates --------------------------------------------------------------------------------------------
 
@@ -387,6 +380,6 @@ def _captured(device: torch.device) -> bool:
 
 
 def _like(g: Tensor, state: Tensor) -> Tensor:
-    """Return a gradient with the strides of its weights' states, as the kernels run through the memory."""
-    same = g.stride() == state.stride() and g.dtype == state.dtype
+    """Return a gradient that lies in the memory as its weights' states do, as the kernels run through it."""
+    same = g.stride() == state.stride() and g.dtype is state.dtype and not g.is_neg()
     return g if same else torch.empty_like(state).copy_(g)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtune.errors import GradtuneError, unknown
+from gradtune.optim import fused
 from gradtune.optim.foreach import BASES, Base
 from gradtune.optim.shards import place
 from gradtune.recursion.outer import SGD, Adam, Lion, Outer, RMSprop
@@ -191,12 +192,8 @@ def check_group(number: int, group: Mapping[str, Any], base: str, sharded: bool)
             raise GradtuneError(f"{name} = {group[name]!r} in parameter group {number}; expected {expected}")
     if group["fused"] and group["foreach"]:
         raise GradtuneError(f"fused and foreach are both True in parameter group {number}; leave one of them out")
-    if group["fused"] is not None and group["fused"] != (base == "adamw"):
-        only = "the fused kernel alone" if base == "adamw" else "no fused kernel"
-        raise GradtuneError(
-            f"fused = {group['fused']} in parameter group {number}, and MetaOptimize has {only} for {base!r}; "
-            "leave it out"
-        )
+    if group["fused"]:
+        fused.check(number, group["params"], base)
     for k, p in enumerate(group["params"]):
         _check_division(f"parameter {k} of group {number}", p, sharded)
 

@@ -119,7 +119,7 @@ PAGES = (
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),
-    *("gradtune.optim.foreach", "gradtune.optim.rates", "gradtune.optim.settings", "gradtune.optim.shards"),
+    *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "settings", "shards")),
     *("gradtune.search.asking", "gradtune.tuning.assembly", "gradtune.tuning.scaling"),
     *("gradtune.training.checkpoints", "gradtune.training.tracing"),
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),

@@ -70,6 +70,28 @@ def test_another_text_is_another_library(cache: Path, tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_other_flags_are_another_library(cache: Path, tmp_path: Path) -> None:
+    source = write(tmp_path, SOURCE.replace("2 * x[k]", "FACTOR * x[k]"))
+    assert compiled.load(source) is None and compiled.load(source, "-DFACTOR=2") is not None
+    library = compiled.load(source, "-DFACTOR=5")
+    x, y = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    assert library is not None
+    compiled.call(library["twice"], (x, y), (1,))
+    assert y.item() == 5 and len([*cache.iterdir()]) == 2
+
+
+@needs_compiler
+def test_no_home_is_no_error(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("GRADTUNE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert compiled.load(write(tmp_path)) is None
+
+
+@needs_compiler
 def test_what_does_not_compile_leaves_nothing(cache: Path, tmp_path: Path) -> None:
     assert compiled.load(write(tmp_path, "this is not C++")) is None
     assert not any(cache.iterdir())

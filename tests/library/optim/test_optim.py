@@ -400,7 +400,7 @@ def test_compiled_models_and_compiled_training_steps() -> None:
 def test_weights_in_any_order_of_the_memory(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels last with gradients that are not, a slice of a larger tensor, a number, and tensors larger than a piece:
     the same as contiguous weights, tensor by tensor."""
-    monkeypatch.setattr("gradtune.optim.metaoptimize.PIECE", 100)
+    monkeypatch.setattr("gradtune.optim.foreach.PIECE", 100)
     torch.manual_seed(0)
     like = [torch.randn(shape).double() for shape in ((4, 3, 2, 2), (5, 6), (), (3, 50), (7,))]
     mixed = [x.clone() for x in like]
