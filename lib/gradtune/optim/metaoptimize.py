@@ -83,7 +83,8 @@ class MetaOptimize(Optimizer):
         meta: "sgd", "adam", "lion" or "rmsprop" with `meta_step_size`, or an outer rule of `gradtune.recursion.outer`,
             which has a step size of its own.
         meta_step_size: step size of a meta rule given by name. With "lion", every step multiplies or divides a learning
-            rate by exp(meta_step_size).
+            rate by exp(meta_step_size): over T steps it moves by a factor of exp(T meta_step_size) at most. The paper
+            has 1e-3, for trainings of many thousand steps; in a few hundred, that hardly moves.
         gamma: discount of past steps, in (0, 1].
         groups: what shares a learning rate: "scalar", all parameters (parameter groups keep the ratios of their lr);
             "blockwise", each parameter group; "tensor", each tensor by itself.
@@ -125,7 +126,7 @@ class MetaOptimize(Optimizer):
         lr: float | Tensor = 1e-4,
         base: str = "adamw",
         meta: str | Outer = "lion",
-        meta_step_size: float = 1e-3,
+        meta_step_size: float = 0.02,
         gamma: float = 1.0,
         groups: str = "scalar",
         *,
