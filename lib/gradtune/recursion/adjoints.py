@@ -108,7 +108,8 @@ def adam(
     c_hat = c_d / below
     c_root = c_hat * x.new["m"] / (below * (-1 / rest1))  # root + eps is below / rest1
     c_m = c_buf["m"] + c_hat
-    c_v = torch.addcdiv(c_buf["v"], c_root, root.masked_fill(root == 0, torch.inf) * (2 * rest2))
+    apart = root.clamp(min=torch.finfo(root.dtype).tiny) * (2 * rest2)  # 0 / tiny where the root is 0
+    c_v = torch.addcdiv(c_buf["v"], c_root * root.sign(), apart)
     inner = x.g if decoupled or not weight_decay else torch.addcmul(x.g, lam["weight_decay"], x.w)
     if "beta1" in tuned:
         slope = k * b1 ** (k - 1) / rest1

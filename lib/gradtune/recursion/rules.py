@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gradtune.errors import GradtuneError
 from gradtune.recursion import adjoints
@@ -148,7 +150,12 @@ def _sgd_tangent(
 
 
 def root(x: Tensor) -> Tensor:
-    """Square root with derivative 0 at 0; the inner `where` keeps the infinite slope out of the derivative."""
+    """Square root with derivative 0 at 0; the inner `where` keeps the infinite slope out of the derivative.
+
+    Where nobody differentiates, torch's own gives the same bits in a third of the time.
+    """
+    if not (x.requires_grad or is_functorch_wrapped_tensor(x) or forward_ad.unpack_dual(x).tangent is not None):
+        return x.sqrt()
     nonzero = x != 0
     return torch.where(nonzero, torch.where(nonzero, x, 1.0).sqrt(), 0.0)
 
