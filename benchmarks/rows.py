@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim import SGD, AdamW
@@ -19,7 +19,6 @@ from gradtune.nets.plain import lenet, mlp
 from gradtune.nets.wide_resnet import wrn
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.rules import sgd
-from gradtune.recursion.transforms import Transform
 from gradtune.training.loop import Method
 
 Make = Callable[[torch.device, bool], Pair]
@@ -128,7 +127,7 @@ def _three(per_weight: bool = False) -> list[Hyper]:
     ]
 
 
-def _only_lr(transform: Transform = "log10") -> list[Hyper]:
+def _only_lr(transform: str = "log10") -> list[Hyper]:
     lr = Hyper("lr", 1e-3, transform, bounds=(1e-10, 1.0))
     return [lr, Hyper("weight_decay", 1e-4, tuned=False), Hyper("momentum", 0.5, tuned=False)]
 
@@ -138,7 +137,7 @@ def _both(
 ) -> Row:
     """Make the row of a method of the table on SGD with momentum and weight decay."""
     declared = hypers()
-    values = {h.name: h.value for h in declared}
+    values = {h.name: cast(float, h.value) for h in declared}
     study = partial(_studied, net, hypers, partial(methods.get(method).make, **options))
     arguments = {"hypers": declared, "method": method, "options": options}
     return Row(name, title, study, partial(_by_tuner, net, SGD, values, arguments), goal, floor)
@@ -278,8 +277,13 @@ ROWS = (
     _both("hd", f"HD, {_MLP}", _mlp, partial(_only_lr, "identity"), "hd", 1.2, 1.05, lr=1e-7),
     _both("baydin-mlp", f"Baydin, {_MLP}", _mlp, _only_lr, "baydin", 1.2, 1.05),
     _both(
-        *("metaoptimize-hf", f"MetaOptimize, Hessian-free, {_MLP}"),
-        *(_mlp, partial(_only_lr, "log"), "metaoptimize_hf", 1.2, 1.05),
+        "metaoptimize-hf",
+        f"MetaOptimize, Hessian-free, {_MLP}",
+        _mlp,
+        partial(_only_lr, "log"),
+        "metaoptimize_hf",
+        goal=1.2,
+        floor=1.05,
     ),
     _both("onepass-mlp", f"OnePass WD+LR+M, {_MLP}", _mlp, _three, "onepass", 2.1, 1.95),
     _both("diff-through-opt-mlp", f"Diff-through-Opt (5), {_MLP}", _mlp, _three, "diff_through_opt", 2.4, 2.35),

@@ -104,9 +104,12 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
     if nesterov and not momentum:
         raise GradtuneError("nesterov=True changes the momentum, and momentum=False leaves it out; drop one of the two")
     hypers = ("lr",) + ("momentum",) * momentum + ("weight_decay",) * weight_decay
-    form = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-    update = Descent(partial(_sgd, **form), partial(adjoints.sgd, **form))
-    return Rule("sgd", hypers, ("v",) if momentum else (), update, tangent=partial(_sgd_tangent, **form))
+    update = Descent(
+        partial(_sgd, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov),
+        partial(adjoints.sgd, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov),
+    )
+    tangent = partial(_sgd_tangent, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    return Rule("sgd", hypers, ("v",) if momentum else (), update, tangent=tangent)
 
 
 def _sgd(
