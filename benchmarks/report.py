@@ -9,11 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks import kept
-from benchmarks.rows import GROWTH, Row
+from benchmarks.rows import BARE, GROWTH, Row
 from benchmarks.timing import Work, where_time_goes
 
 COLUMNS = {"study": "in a study", "tune": "through tune"}
 """What the table calls the ways in which a row is measured."""
+
+MARKS = ("<!-- what a step costs: written by benchmarks/step_cost.py --record -->", "<!-- end -->")
+"""What the paragraph on cost in the README is between."""
 
 
 def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -59,6 +62,27 @@ def met(row: Row, found: Mapping[str, Mapping[str, Any]]) -> bool | None:
 
 def _cost(metrics: Mapping[str, Any] | None) -> str:
     return "not run" if metrics is None else f"{metrics['ratio']:.2f} ({metrics['low']:.2f} to {metrics['high']:.2f})"
+
+
+def quote(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say in one paragraph what a step costs the user, by the rows that are compared with a bare loop of torch."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        metrics = None if row.against.get("tune") != BARE else measured(row, "tune", found)
+        if metrics is not None:
+            method, _, model = row.title.partition(", MLP" if ", MLP" in row.title else ", ")
+            of.setdefault(f"MLP{model}" if ", MLP" in row.title else model, []).append(
+                f"{method} {metrics['ratio']:.2f}"
+            )
+    costs = "; ".join(f"{model}: {', '.join(parts)}" for model, parts in of.items())
+    return f"What it costs, in steps of a bare PyTorch loop with the same model (CPU time, one thread). {costs}."
+
+
+def quoted(text: str, quote: str) -> str:
+    """Return a text with the paragraph between its two marks replaced."""
+    head, _, rest = text.partition(f"{MARKS[0]}\n")
+    _, _, tail = rest.partition(f"\n{MARKS[1]}")
+    return f"{head}{MARKS[0]}\n{quote}\n{MARKS[1]}{tail}"
 
 
 def _ms(value: float) -> str:

@@ -258,7 +258,7 @@ def _growth(series: str, x: int, title: str, make: Make, against: str = REPLAYED
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
 _MLP = "MLP 784-128x3-10, batch 100"
-_ENERGY = "UCI Energy, MLP 8-50-1"
+_ENERGY = "MLP 8-50-1, UCI Energy"
 _ADAMW = {"hypers": {"lr": 1e-3}, "fixed": {"beta1": 0.9, "beta2": 0.999, "weight_decay": 1e-2}}
 
 ROWS = (

@@ -6,7 +6,7 @@ time of this process with one thread, both sides in turns, median over the repea
 
     python benchmarks/step_cost.py [--rows NAME ...] [--repeats 10] [--record] [--quick] [--growth] [--device cuda]
 
-Everything is recorded anew by `--growth --record`.
+Everything is recorded anew by `--growth --record`, which also writes what a step costs into the README.
 `--record` keeps every measurement in `data/records/step_cost`. `--growth` also measures how cost grows with the number
 of columns, the width of the net and the number of runs. On CUDA it is wall time with synchronisation, and many runs at
 once are timed too (`at_once`).
@@ -31,6 +31,7 @@ from benchmarks.peers import Absent
 from benchmarks.rows import GROWTH, PEERS, ROWS, Row
 from benchmarks.timing import Timing, interleaved
 from gradtune.errors import GradtuneError, at_least, unknown
+from gradtune_book import paths
 from gradtune_book.records import environment
 
 ALL = (*ROWS, *PEERS, *GROWTH)
@@ -89,6 +90,13 @@ def measure(
     return found, notes
 
 
+def write_quote(readme: Path) -> None:
+    """Write what a step costs, as it is recorded, into the README."""
+    text = readme.read_text(encoding="utf-8")
+    quote = report.quote(ROWS, kept.load().to_dict("index"))
+    readme.write_text(report.quoted(text, quote), encoding="utf-8")
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", nargs="+", metavar="NAME", help=f"among {', '.join(r.name for r in ALL)}")
@@ -116,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GradtuneError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    if arguments.record:
+        write_quote(paths.ROOT / "README.md")
     clock = "wall time" if device.type == "cuda" else "CPU time, 1 thread"
     print(f"{environment.describe(device)}, {clock}, {arguments.repeats} repeats{', quick' * arguments.quick}")
     print("in a study: in replayed plain steps (FDS: bare ones); through tune: in bare steps; median (quartiles)\n")

@@ -163,6 +163,16 @@ def test_the_recorded_table_is_whole() -> None:
     assert not recorded["dirty"].any()
 
 
+def test_the_readme_quotes_what_is_recorded(tmp_path: Path) -> None:
+    """`step_cost.py --record` writes the paragraph; what a user gets, and no row of a study."""
+    quote = report.quote(rows.ROWS, kept.load().to_dict("index"))
+    assert f"{report.MARKS[0]}\n{quote}\n{report.MARKS[1]}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    metrics = {"fixed-sgd": {"ratio": 1.234}, "onepass": {"ratio": 9.0}, "onepass-tune": {"ratio": 1.5}}
+    quote = report.quote(rows.ROWS, metrics)
+    assert "MLP 784-128x3-10, batch 100: fixed SGD 1.23;" in quote and "UCI Energy: OnePass WD+LR+M 1.50." in quote
+    assert report.quoted(f"a\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nb", "new").splitlines()[2] == "new"
+
+
 # --- peers ------------------------------------------------------------------------------------------------------------
 
 
