@@ -278,7 +278,7 @@ ROWS = (
     _both("baydin-mlp", f"Baydin, {_MLP}", _mlp, _only_lr, "baydin", 1.2, 1.05),
     _both(
         "metaoptimize-hf",
-        f"MetaOptimize, Hessian-free, {_MLP}",
+        f"Hessian-free MetaOptimize, {_MLP}",
         _mlp,
         partial(_only_lr, "log"),
         "metaoptimize_hf",
