@@ -27,7 +27,6 @@ from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.streams import Batch
 from gradtune.tuning.tuner import Tuner
 
-
 _Parts = tuple[type[nn.Module], ...]
 _tried: WeakKeyDictionary[nn.Module, tuple[_Parts, WeakSet[Any]]] = WeakKeyDictionary()
 
