@@ -1,7 +1,8 @@
-"""Measurements as run records: one line a row and measurement in `data/records/step_cost/paper/ROW.jsonl`.
+"""Measurements as run records: one line a measurement in `data/records/step_cost/paper/ROW.jsonl`.
 
-A line says, as every record does, where, when and with which versions it was computed (`records.store.line`). A row
-that is measured again gets the next number as its `seed`. The last line of a device counts.
+A line says, as every record does, where, when and with which versions it was computed (`records.store.line`), and what
+the cost is relative to (`against`; a bare loop of torch in the lines that do not say so). A row that is measured again
+gets the next number as its `seed`. The last line of a device counts, if it is relative to what the row is now.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.rows import Row
+from benchmarks.rows import BARE, Row
 from benchmarks.timing import Timing
 from gradtune_book import paths
 from gradtune_book.records import environment, jsonl, store
@@ -27,12 +28,13 @@ class StepCost:
     """Identity of one measurement of one row.
 
     Attributes:
-        method: Name of the row.
+        method: Name of the measurement, `Row.key`.
         seed: Number of the measurement, counted from 0.
         repeats: Number of repeats.
         device: "cpu" for CPU time, or "cuda" for wall time with synchronisation.
         threads: Number of threads.
         version: Raised by a change of the code that changes the numbers.
+        against: What the cost is relative to.
     """
 
     method: str
@@ -41,6 +43,7 @@ class StepCost:
     device: str
     threads: int = 1
     version: int = 1
+    against: str = BARE
 
 
 def metrics(timing: Timing) -> dict[str, float | int | None]:
@@ -55,16 +58,17 @@ def metrics(timing: Timing) -> dict[str, float | int | None]:
     return {"ratio": timing.ratio, "low": low, "high": high, "base_ms": base, "method_ms": method}
 
 
-def line(row: Row, timing: Timing, device: torch.device, seed: int = 0) -> Line:
+def line(row: Row, way: str, timing: Timing, device: torch.device, seed: int = 0) -> Line:
     """Make the record of one measurement.
 
     Args:
         row: The row.
+        way: How it was measured, one of `rows.WAYS`.
         timing: What was measured.
         device: Where it was measured.
         seed: Number of the measurement.
     """
-    cfg = StepCost(row.name, seed, len(timing.base), device.type)
+    cfg = StepCost(row.key(way), seed, len(timing.base), device.type, against=row.against[way])
     result = store.Result(
         metrics(timing),
         {"ratios": [*timing.ratios]},
@@ -74,37 +78,39 @@ def line(row: Row, timing: Timing, device: torch.device, seed: int = 0) -> Line:
     return store.line(STUDY, SCALE, cfg, result, environment.describe(device), 1, None)
 
 
-def keep(row: Row, timing: Timing, device: torch.device, root: Path | None = None) -> Path:
+def keep(row: Row, way: str, timing: Timing, device: torch.device, root: Path | None = None) -> Path:
     """Append a measurement to the records and return their file.
 
     Args:
         row: The row.
+        way: How it was measured, one of `rows.WAYS`.
         timing: What was measured.
         device: Where it was measured.
         root: Root of the records. None stands for `paths.records_root()`.
     """
-    file = store.path(STUDY, SCALE, row.name, root)
-    jsonl.append(file, [line(row, timing, device, seed=len(jsonl.read(file)))])
+    file = store.path(STUDY, SCALE, row.key(way), root)
+    jsonl.append(file, [line(row, way, timing, device, seed=len(jsonl.read(file)))])
     return file
 
 
 def load(device: str = "cpu", root: Path | None = None) -> pd.DataFrame:
-    """Load the last measurement of every row on a kind of device.
+    """Load the last measurement of every row and way on a kind of device.
 
     Args:
         device: "cpu" or "cuda".
         root: Root of the records. None stands for `paths.records_root()`.
 
     Returns:
-        What `store.load` gives, indexed by the row's name, with the device as people read it in the column `machine`.
-        Empty, without this index and column, where no measurement is recorded.
+        What `store.load` gives, indexed by `Row.key`, with the device as people read it in the column `machine`. Empty,
+        without this index and column, where no measurement is recorded.
     """
     frame = store.load(STUDY, SCALE, root=root)
     if frame.empty:
         return frame
     files = {store.path(STUDY, SCALE, name, root) for name in frame["method"]}
     machine = {each["key"]: each["device"] for file in files for each in jsonl.read(file)}
-    frame = frame.assign(machine=frame["key"].map(machine))
+    against = frame["against"] if "against" in frame else pd.Series(BARE, frame.index)
+    frame = frame.assign(machine=frame["key"].map(machine), against=against.fillna(BARE))
     return frame[frame["device"] == device].sort_values("seed").groupby("method").tail(1).set_index("method")
 
 

@@ -9,10 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks import kept
-from benchmarks.rows import GROWTH, Row
+from benchmarks.rows import BARE, GROWTH, Row
 from benchmarks.timing import Work, where_time_goes
 
-COLUMNS = ("cost", "goal", "published", "met")
+COLUMNS = {"study": "in a study", "tune": "through tune"}
+"""What the table calls the ways in which a row is measured."""
+
+MARKS = ("<!-- what a step costs: written by benchmarks/step_cost.py --record -->", "<!-- end -->")
+"""What the paragraph on cost in the README is between."""
 
 
 def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -20,24 +24,65 @@ def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.Dat
 
     Args:
         rows: The rows.
-        found: Metrics by name of the row, as `kept.metrics` gives them. A row without is marked "not run".
+        found: Metrics by `Row.key`, as `kept.metrics` or `kept.load` gives them. A row without is marked "not run".
 
     Returns:
-        The columns are the median cost (and its quartiles), the milliseconds a step (method / base), the goal, the
-        published program's cost, and whether the goal is met. The index has the titles of the rows.
+        The columns are the median cost (and its quartiles) in a study, in steps of plain training that is replayed as a
+        study is, and through a public call, in steps of a bare loop of torch; the milliseconds a step (method / base)
+        of the way that the goal is about; the floor, the goal and the published program's cost; and whether the goal is
+        met. The index has the titles of the rows.
     """
     programs = kept.published()
     lines = {}
     for row in rows:
-        m, program = found.get(row.name), programs.get(row.name)
+        of = {way: measured(row, way, found) for way in row.ways}
+        judged, program = of[row.judged], programs.get(row.name)
         lines[row.title] = {
-            "cost": "not run" if m is None else f"{m['ratio']:.2f} ({m['low']:.2f} to {m['high']:.2f})",
-            "ms a step": "" if m is None else f"{_ms(m['method_ms'])} / {_ms(m['base_ms'])}",
+            **{title: _cost(of[way]) if way in of else "" for way, title in COLUMNS.items()},
+            "ms a step": "" if judged is None else f"{_ms(judged['method_ms'])} / {_ms(judged['base_ms'])}",
+            "floor": "" if row.floor is None else f"{row.floor:g}",
             "goal": "" if row.goal is None else f"<= {row.goal:g}",
             "published": "" if program is None else f"{program:g}",
-            "met": "" if m is None or row.goal is None else "yes" if m["ratio"] <= row.goal else "no",
+            "met": {True: "yes", False: "no", None: ""}[met(row, found)],
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("row")
+
+
+def measured(row: Row, way: str, found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the metrics of a row measured in a way; None without a measurement against what it is compared with."""
+    metrics = found.get(row.key(way))
+    return None if metrics is None or metrics.get("against", row.against[way]) != row.against[way] else metrics
+
+
+def met(row: Row, found: Mapping[str, Mapping[str, Any]]) -> bool | None:
+    """Return whether a row meets its goal; None where it has none, or no measurement of what its goal is about."""
+    metrics = measured(row, row.judged, found)
+    return None if metrics is None or row.goal is None else bool(metrics["ratio"] <= row.goal)
+
+
+def _cost(metrics: Mapping[str, Any] | None) -> str:
+    return "not run" if metrics is None else f"{metrics['ratio']:.2f} ({metrics['low']:.2f} to {metrics['high']:.2f})"
+
+
+def quote(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say in one paragraph what a step costs the user, by the rows that are compared with a bare loop of torch."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        metrics = None if row.against.get("tune") != BARE else measured(row, "tune", found)
+        if metrics is not None:
+            method, _, model = row.title.partition(", MLP" if ", MLP" in row.title else ", ")
+            of.setdefault(f"MLP{model}" if ", MLP" in row.title else model, []).append(
+                f"{method} {metrics['ratio']:.2f}"
+            )
+    costs = "; ".join(f"{model}: {', '.join(parts)}" for model, parts in of.items())
+    return f"What it costs, in steps of a bare PyTorch loop with the same model (CPU time, one thread). {costs}."
+
+
+def quoted(text: str, quote: str) -> str:
+    """Return a text with the paragraph between its two marks replaced."""
+    head, _, rest = text.partition(f"{MARKS[0]}\n")
+    _, _, tail = rest.partition(f"\n{MARKS[1]}")
+    return f"{head}{MARKS[0]}\n{quote}\n{MARKS[1]}{tail}"
 
 
 def _ms(value: float) -> str:
@@ -58,7 +103,7 @@ def why(row: Row, ratio: float, work: Work) -> str:
 
 def growth(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Return the cost by series and size from metrics by row name; the columns are series, x and ratio."""
-    rows = [(r.series, r.x, found[r.name]["ratio"]) for r in GROWTH if r.name in found]
+    rows = [(r.series, r.x, m["ratio"]) for r in GROWTH if (m := measured(r, r.judged, found))]
     return pd.DataFrame(rows, columns=["series", "x", "ratio"])
 
 

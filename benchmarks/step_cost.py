@@ -1,9 +1,12 @@
-"""Cost of one step of each method relative to a plain `torch.optim` step of the same model.
+"""Cost of one step of each method relative to a plain step of the same model, like compared with like.
 
-It is the CPU time of this process with one thread, both sides in turns, median over the repeats::
+What a user calls (`gradtune.Tuner`, `gradtune.hypergradient`, `gradtune.optim`) is compared with a bare loop of torch,
+and a loop of a study, which replays its operations, with plain training that is replayed in the same way. It is the CPU
+time of this process with one thread, both sides in turns, median over the repeats::
 
     python benchmarks/step_cost.py [--rows NAME ...] [--repeats 10] [--record] [--quick] [--growth] [--device cuda]
 
+Everything is recorded anew by `--growth --record`, which also writes what a step costs into the README.
 `--record` keeps every measurement in `data/records/step_cost`. `--growth` also measures how cost grows with the number
 of columns, the width of the net and the number of runs. On CUDA it is wall time with synchronisation, and many runs at
 once are timed too (`at_once`).
@@ -28,6 +31,7 @@ from benchmarks.peers import Absent
 from benchmarks.rows import GROWTH, PEERS, ROWS, Row
 from benchmarks.timing import Timing, interleaved
 from gradtune.errors import GradtuneError, at_least, unknown
+from gradtune_book import paths
 from gradtune_book.records import environment
 
 ALL = (*ROWS, *PEERS, *GROWTH)
@@ -63,7 +67,7 @@ def measure(
         record: Keep every measurement in the records.
 
     Returns:
-        Timings by name of the row, and sentences on rows that were skipped or that miss their goal.
+        Timings by `Row.key`, and sentences on rows that were skipped or that miss their goal.
 
     Raises:
         GradtuneError: `repeats` is below 1.
@@ -71,18 +75,26 @@ def measure(
     at_least(1, repeats=repeats)
     found: dict[str, Timing] = {}
     notes: list[str] = []
-    for row in tqdm(rows, disable=None, desc="rows"):
+    todo = [(row, way, make) for row in rows for way, make in row.ways.items()]
+    for row, way, make in tqdm(todo, disable=None, desc="rows"):
         try:
-            pair = row.make(device, quick)
+            pair = make(device, quick)
         except Absent as absent:
             notes.append(f"{row.name}: skipped, {absent}")
             continue
-        timing = found[row.name] = interleaved(pair, repeats, device)
+        timing = found[row.key(way)] = interleaved(pair, repeats, device)
         if record:
-            kept.keep(row, timing, device)
-        if row.goal is not None and timing.ratio > row.goal and not quick:
+            kept.keep(row, way, timing, device)
+        if way == row.judged and row.goal is not None and timing.ratio > row.goal and not quick:
             notes.append(report.why(row, timing.ratio, pair.method))
     return found, notes
+
+
+def write_quote(readme: Path) -> None:
+    """Write what a step costs, as it is recorded, into the README."""
+    text = readme.read_text(encoding="utf-8")
+    quote = report.quote(ROWS, kept.load().to_dict("index"))
+    readme.write_text(report.quoted(text, quote), encoding="utf-8")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -112,10 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GradtuneError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    if arguments.record:
+        write_quote(paths.ROOT / "README.md")
     clock = "wall time" if device.type == "cuda" else "CPU time, 1 thread"
     print(f"{environment.describe(device)}, {clock}, {arguments.repeats} repeats{', quick' * arguments.quick}")
-    print("cost of a step in steps of what a row is compared with: median (quartiles); ms: method / compared\n")
-    with pd.option_context("display.width", 200, "display.max_colwidth", 80, "display.max_columns", None):
+    print("in a study: in replayed plain steps (FDS: bare ones); through tune: in bare steps; median (quartiles)\n")
+    with pd.option_context("display.width", 240, "display.max_colwidth", 80, "display.max_columns", None):
         print(report.table(rows, {n: kept.metrics(t) for n, t in found.items()}))
     print("", *notes, sep="\n")
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What is timed: a net on one batch, trained plainly by `torch.optim` or by a `Loop` of the library.
+"""What is timed: a net on one batch, trained plainly by `torch.optim`, by a `Loop` of the library, or by `Tuner`.
 
 Inputs are generated in the shape of the dataset that a row names: what a step costs hardly depends on their values.
 Fetching a batch is left out on both sides.
@@ -7,7 +7,9 @@ Fetching a batch is left out on both sides.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,10 @@ from gradtune.nets.modules import batched
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Loop, Method, Run
+from gradtune.tuning.tuner import Tuner
 
 Batch = tuple[Tensor, Tensor]
+_SETTLED = 500  # steps after which a tuner that decides about replay is timed as it is
 
 
 class Subject:
@@ -147,6 +151,30 @@ def looped(
     def call() -> None:
         kept[0] = loop.advance(kept[0], steps)
 
+    return Work(call, steps)
+
+
+def tuned(subject: Subject, steps: int, **arguments: Any) -> Work:
+    """Prepare what a user calls: `Tuner.step`, once a training step, from its steady state on.
+
+    A tuner that can replay its operations is asked to do so as soon as possible, and is stepped until it has decided.
+
+    Args:
+        subject: What is trained. The tuner has a copy of its net.
+        steps: Training steps of one call.
+        **arguments: Arguments of `Tuner` beyond model and loss.
+    """
+    if "replay" in inspect.signature(Tuner).parameters:
+        arguments = {"replay": True, **arguments}
+    tuner = Tuner(copy.deepcopy(subject.net), subject.loss, **arguments)
+
+    def call() -> None:
+        for _ in range(steps):
+            tuner.step(subject.train, subject.val if tuner.needs_val else None)
+
+    call()
+    while tuner.steps < _SETTLED and not str(getattr(tuner, "replay", "on")).startswith(("on", "off")):
+        call()
     return Work(call, steps)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtune.errors import GradtuneError
-from gradtune_book.records import store
+from gradtune_book.records import jsonl, store
 from tools import ROOT
 
 sys.path.insert(0, str(ROOT))
@@ -28,12 +28,24 @@ from benchmarks import at_once, kept, peers, report, rows, step_cost
 CPU = torch.device("cpu")
 
 
-def test_every_row_has_a_goal_and_a_published_figure() -> None:
-    programs = kept.published()
-    assert [r.name for r in rows.ROWS] == list(programs.index)
-    assert all(r.goal is not None and r.goal < programs[r.name] for r in rows.ROWS)
-    assert all(r.goal == 1.0 for r in rows.PEERS) and not any(r.goal for r in rows.GROWTH)
-    assert len({r.name for r in step_cost.ALL}) == len(step_cost.ALL)
+def test_every_row_has_a_goal_and_the_published_programs_have_rows() -> None:
+    programs, names = kept.published(), [r.name for r in rows.ROWS]
+    assert set(programs.index) <= set(names)
+    assert all(r.goal is not None and r.ways for r in (*rows.ROWS, *rows.PEERS)) and not any(
+        r.goal for r in rows.GROWTH
+    )
+    assert all(r.goal is None or r.goal < programs[r.name] for r in rows.ROWS if r.name in programs)
+    keys = [r.key(way) for r in step_cost.ALL for way in r.ways]
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_way_is_compared_with_its_like() -> None:
+    """What the user calls with a bare loop, what is replayed with what is replayed, FDS's bare loop with a bare one."""
+    for row in rows.ROWS:
+        if row.study is not None:
+            assert row.against["study"] == (rows.BARE if row.name.startswith("fds") else rows.REPLAYED)
+        if row.tune is not None and not row.name.startswith("metaoptimize"):
+            assert row.against["tune"] == rows.BARE
 
 
 def test_timing_is_interleaved_and_the_first_calls_do_not_count() -> None:
@@ -54,22 +66,31 @@ def test_a_quick_run_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert next(text for text in out.splitlines() if text.startswith("forward mode")).count("<=") == 0
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("baydin", 0.1, 10), ("fds-wrn", 2, 200)])
-def test_other_rows_run(name: str, low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "keys", "low", "high"),
+    [
+        ("baydin", {"baydin", "baydin-tune"}, 0.1, 20),
+        ("fixed-adamw", {"fixed-adamw"}, 0.1, 20),
+        ("metaoptimize-alone-fused", {"metaoptimize-alone-fused"}, 0.1, 50),
+        ("peer-sgd-by-hand", {"peer-sgd-by-hand"}, 0.1, 20),
+        ("fds-wrn", {"fds-wrn"}, 2, 200),
+    ],
+)
+def test_other_rows_run(name: str, keys: set[str], low: float, high: float) -> None:
     found, _ = step_cost.measure(step_cost.chosen([name], False), 1, CPU, quick=True)
-    assert low < found[name].ratio < high
+    assert set(found) == keys and all(low < timing.ratio < high for timing in found.values())
 
 
 def test_an_absent_library_skips_its_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "higher" else find(n, *a))
-    assert step_cost.main(["--rows", "peer-higher", "--quick", "--repeats", "1"]) == 0
+    assert step_cost.main(["--rows", "peer-sgd-higher", "--quick", "--repeats", "1"]) == 0
     out = capsys.readouterr().out
-    assert "peer-higher: skipped, higher is not installed (pip install higher)" in out and "not run" in out
+    assert "peer-sgd-higher: skipped, higher is not installed (pip install higher)" in out and "not run" in out
 
 
 def test_a_missed_goal_is_explained() -> None:
-    row = rows.Row("slow", "a slow row", lambda device, quick: _slow(), goal=1.5)
+    row = rows.Row("slow", "a slow row", tune=lambda device, quick: _slow(), goal=1.5)
     _, notes = step_cost.measure([row], 2, CPU)
     assert notes[0].startswith("slow: ") and "misses the goal of 1.5; of the method's time: aten::mm " in notes[0]
 
@@ -99,40 +120,81 @@ def test_a_quick_run_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_measurements_are_kept_and_read_again(tmp_path: Path) -> None:
-    row = rows.ROWS[0]
+    oho = next(r for r in rows.ROWS if r.name == "oho")
     for method in ([4.0, 5.0, 6.0], [3.0, 4.0, 5.0]):
-        file = kept.keep(row, Timing([1.0, 1.0, 1.0], method), CPU, tmp_path)
+        file = kept.keep(oho, "study", Timing([1.0, 1.0, 1.0], method), CPU, tmp_path)
+    kept.keep(oho, "tune", Timing([1.0, 1.0], [5.5, 5.5]), CPU, tmp_path)
     assert file == tmp_path / "step_cost" / "paper" / "oho.jsonl"
-    last = kept.load(root=tmp_path).loc["oho"]
+    found = kept.load(root=tmp_path)
+    last = found.loc["oho"]
     assert (last["seed"], last["ratio"], last["base_ms"], last["method_ms"]) == (1, 4.0, 1000.0, 4000.0)
     assert last["ratios"] == [3.0, 4.0, 5.0] and last["repeats"] == 3 and last["machine"].startswith("cpu: ")
-    assert store.provenance(tmp_path).loc[0, ["study", "method", "runs"]].tolist() == ["step_cost", "oho", 2]
-    shown = report.table(rows.ROWS[:2], {"oho": last}).reset_index()
-    assert shown["met"].tolist() == ["yes", ""] and shown["cost"].tolist() == ["4.00 (3.00 to 5.00)", "not run"]
+    assert found["against"].to_dict() == {"oho": rows.REPLAYED, "oho-tune": rows.BARE}
+    assert store.provenance(tmp_path).set_index("method")["runs"].to_dict() == {"oho": 2, "oho-tune": 1}
+    shown = report.table([oho, rows.ROWS[0]], found.to_dict("index")).reset_index()
+    assert shown["in a study"].tolist() == ["4.00 (3.00 to 5.00)", ""]
+    assert shown["through tune"].tolist() == ["5.50 (5.50 to 5.50)", "not run"]
+    assert shown["met"].tolist() == ["no", ""] and shown["ms a step"].tolist()[0] == "5,500 / 1,000"
     assert kept.load(root=tmp_path / "none").empty
+
+
+def test_a_measurement_against_something_else_does_not_count(tmp_path: Path) -> None:
+    """Lines from before `against` are relative to a bare loop, which is no like of a replayed one."""
+    row = rows.Row("old", "old", study=lambda device, quick: _slow(), goal=2.0)
+    file = kept.keep(row, "study", Timing([1.0], [1.5]), CPU, tmp_path)
+    assert report.met(row, kept.load(root=tmp_path).to_dict("index")) is True
+    each = jsonl.read(file)[0]
+    del each["config"]["against"]
+    file.unlink()
+    jsonl.append(file, [each])
+    found = kept.load(root=tmp_path)
+    assert found.loc["old", "against"] == rows.BARE
+    assert report.met(row, found.to_dict("index")) is None
+    assert report.table([row], found.to_dict("index"))["in a study"].tolist() == ["not run"]
 
 
 def test_the_recorded_table_is_whole() -> None:
     """Every row with a goal that needs nothing but the library has been measured, ten times at least."""
-    found = kept.load()
-    wanted = [r.name for r in (*rows.ROWS, *rows.GROWTH)]
-    assert set(wanted) <= set(found.index)
-    assert (found.loc[[r.name for r in rows.ROWS], "repeats"] >= 10).all()
-    assert not found["dirty"].any()
+    recorded = kept.load()
+    found = recorded.to_dict("index")
+    assert [r.name for r in (*rows.ROWS, *rows.GROWTH) if report.measured(r, r.judged, found) is None] == []
+    for row in rows.ROWS:
+        assert all((m := report.measured(row, way, found)) and m["repeats"] >= 10 for way in row.ways), row.name
+    assert not recorded["dirty"].any()
+
+
+def test_the_readme_quotes_what_is_recorded(tmp_path: Path) -> None:
+    """`step_cost.py --record` writes the paragraph; what a user gets, and no row of a study."""
+    quote = report.quote(rows.ROWS, kept.load().to_dict("index"))
+    assert f"{report.MARKS[0]}\n{quote}\n{report.MARKS[1]}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    metrics = {"fixed-sgd": {"ratio": 1.234}, "onepass": {"ratio": 9.0}, "onepass-tune": {"ratio": 1.5}}
+    quote = report.quote(rows.ROWS, metrics)
+    assert "MLP 784-128x3-10, batch 100: fixed SGD 1.23;" in quote and "UCI Energy: OnePass WD+LR+M 1.50." in quote
+    assert report.quoted(f"a\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nb", "new").splitlines()[2] == "new"
 
 
 # --- peers ------------------------------------------------------------------------------------------------------------
 
 
 def same(name: str) -> None:
-    subject = peers.classifier(peers.mlp([784, 16, 10]), [784], 20, CPU)
-    l2 = torch.tensor(peers.L2, requires_grad=True)
-    theirs = peers.PEERS[name](subject, l2)
-    assert torch.allclose(peers.ours(subject, trace=False)().squeeze(), theirs, rtol=1e-4) and theirs.abs() > 1e-6
+    """Compare a peer's hypergradient with ours, in double precision."""
+    if name == "hypertorch":
+        (train, val), model = peers.features(CPU), peers.Linear()
+        l2 = torch.ones(peers.FEATURES, requires_grad=True)
+        theirs, found = peers.with_hypertorch(train, val, l2), peers.ours_of_features(model, train, val)
+        assert torch.allclose(found, theirs, rtol=1e-3, atol=1e-7) and (theirs.abs() > 1e-6).all()
+        return
+    subject = peers.classifier(peers.mlp([784, 16, 10]).double(), [784], 20, CPU)
+    subject.train, subject.val = ((x.double(), y) for x, y in (subject.train, subject.val))
+    decay = torch.tensor(peers.DECAY, dtype=torch.float64, requires_grad=True)
+    by = {"sgd-by-hand": peers.unrolled, "sgd-higher": peers.with_higher, "adam-torchopt": peers.with_torchopt}
+    theirs = by[name](subject, decay)
+    assert torch.allclose(peers.ours(subject, name.startswith("adam")).to(theirs), theirs, rtol=1e-4)
+    assert theirs.abs() > 1e-6
 
 
 def test_unrolled_autograd_is_ours() -> None:
-    same("unrolled")
+    same("sgd-by-hand")
 
 
 def _stand_in(name: str, **members: Any) -> ModuleType:
@@ -143,50 +205,72 @@ def _stand_in(name: str, **members: Any) -> ModuleType:
 
 
 @contextmanager
-def _innerloop(net: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[Any, Any]]:
-    """What `higher.innerloop_ctx` does, for plain SGD."""
+def _innerloop(net: nn.Module, optimiser: torch.optim.Optimizer, override: Any) -> Iterator[tuple[Any, Any]]:
+    """What `higher.innerloop_ctx` does, for SGD with a weight decay."""
     params = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters()}
-
-    class Patched:
-        def __call__(self, x: Tensor) -> Tensor:
-            return torch.func.functional_call(net, params, (x,))
-
-        def parameters(self) -> Any:
-            return params.values()
+    lr, decay = optimiser.param_groups[0]["lr"], override["weight_decay"][0]
 
     def step(loss: Tensor) -> None:
         grads = torch.autograd.grad(loss, tuple(params.values()), create_graph=True)
-        lr = optimiser.param_groups[0]["lr"]
-        params.update({n: p - lr * g for (n, p), g in zip(params.items(), grads, strict=True)})
+        params.update({n: p - lr * (g + decay * p) for (n, p), g in zip(params.items(), grads, strict=True)})
 
-    yield Patched(), SimpleNamespace(step=step)
+    yield lambda x: torch.func.functional_call(net, params, (x,)), SimpleNamespace(step=step)
 
 
-class _MetaSGD:
-    """What `torchopt.MetaSGD` does to the weights of a module."""
+class _MetaAdam:
+    """What `torchopt.MetaAdam` does to the weights of a module."""
 
     def __init__(self, net: nn.Module, lr: float) -> None:
-        self.net, self.lr = net, lr
+        self.net, self.lr, self.k = net, lr, 0
+        self.moments: list[tuple[Tensor | float, Tensor | float]] = []
 
     def step(self, loss: Tensor) -> None:
         held = [(m, n, p) for m in self.net.modules() for n, p in m._parameters.items() if p is not None]
         grads = torch.autograd.grad(loss, [p for *_, p in held], create_graph=True)
-        for (m, n, p), g in zip(held, grads, strict=True):
-            m._parameters[n] = p - self.lr * g  # type: ignore[assignment]
+        self.k, before = self.k + 1, self.moments or [(0.0, 0.0)] * len(held)
+        self.moments = [(0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g) for (m, v), g in zip(before, grads, strict=True)]
+        for (module, n, p), (m, v) in zip(held, self.moments, strict=True):
+            root = (v / (1 - 0.999**self.k)).sqrt()  # type: ignore[union-attr]
+            module._parameters[n] = p - self.lr * m / (1 - 0.9**self.k) / (root + 1e-8)  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(
-    ("name", "members"), [("higher", {"innerloop_ctx": _innerloop}), ("torchopt", {"MetaSGD": _MetaSGD})]
-)
-def test_peers_get_the_same_problem(name: str, members: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, _stand_in(name, **members))
+def _reverse(history: Any, hparams: Any, maps: Any, outer: Any, set_grad: bool) -> list[Tensor]:
+    """What `hypergrad.reverse` does, for one weight and one hyperparameter."""
+    weights = [w.detach().requires_grad_() for (w,) in history]
+    (alpha,), total = torch.autograd.grad(outer([weights[-1]], hparams), weights[-1:]), torch.zeros_like(hparams[0])
+    for w, step in zip(weights[-2::-1], maps, strict=True):
+        alpha, share = torch.autograd.grad(step([w], hparams), [w, *hparams], [alpha])
+        total = total + share
+    return [total]
+
+
+STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd-higher": ("higher", {"innerloop_ctx": _innerloop}),
+    "adam-torchopt": ("torchopt", {"MetaAdam": _MetaAdam}),
+    "hypertorch": ("hypergrad", {"reverse": _reverse}),
+}
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_peers_get_the_same_problem(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, members = STAND_INS[name]
+    monkeypatch.setitem(sys.modules, library, _stand_in(library, **members))
     same(name)
 
 
-@pytest.mark.parametrize("name", ["higher", "torchopt"])
+@pytest.mark.parametrize("name", STAND_INS)
 def test_installed_peers_compute_the_same(name: str) -> None:
-    pytest.importorskip(name)
+    try:
+        peers.PEERS[name].library()
+    except peers.Absent as absent:
+        pytest.skip(str(absent))
     same(name)
+
+
+def test_a_library_of_the_same_name_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hypergrad", _stand_in("hypergrad"))
+    with pytest.raises(peers.Absent, match="pip install git"):
+        peers.PEERS["hypertorch"].library()
 
 
 def test_runs_at_once_are_prepared_for_any_device() -> None:

@@ -78,10 +78,11 @@ def is_wanted() -> bool:
 
 
 def layers_in(module: nn.Module) -> bool:
-    """Return whether `module` has layers that `lean` makes cheaper."""
-    return any(
-        isinstance(m, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.ReLU)) for m in module.modules()
-    )
+    """Return whether `module` has layers that `lean` makes cheaper.
+
+    ReLU alone is none: torch's tensor of zeros costs less there than a function written in Python.
+    """
+    return any(isinstance(m, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)) for m in module.modules())
 
 
 def granted(has_layers: bool) -> AbstractContextManager[object]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gradtune.errors import GradtuneError
 from gradtune.nets.second_order import counted, wanted
+from gradtune.recursion.adjoints import Pulled, Taken
 from gradtune.recursion.hypers import Hypers, Values
 from gradtune.recursion.problems import Gradient, Problem, WithBatches, WithGradient
 from gradtune.recursion.rules import Descent, Rule
@@ -263,19 +264,35 @@ class Step:
         Returns:
             The cotangent of the state before the step, and the step's share of `dL/draw`, `[R, P]`.
         """
-        outputs, leaves, lam = self._rule_graph
-        grads = torch.autograd.grad(
-            outputs, leaves, (cot.w, *cot.buf.values()), retain_graph=True, materialize_grads=True
-        )
-        c_w, c_g = grads[0], grads[1]
-        c_buf = dict(zip(self.state.buf, grads[2:], strict=False))
-        c_lam = dict(zip(lam, grads[2 + len(c_buf) :], strict=True))
+        c_w, c_buf, c_g, c_lam = self._pulled(cot)
         c_lam |= {n: (c_g * slope).sum(-1, keepdim=True) for n, slope in self.coupled.items()}
         if to_state or self._smooth:
             back, of_lam = self._by((self.g,), (c_g.to(self.g.dtype),), tuple(self._smooth.values()), to_state)
             c_w = c_w + wide(back) if to_state else c_w
             c_lam.update(zip(self._smooth, of_lam, strict=True))
         return State(c_w, c_buf), self.values.pull(c_lam)
+
+    def _pulled(self, cot: State) -> Pulled:
+        """Pull a cotangent back through the rule alone."""
+        tuned = [n for n in self.rule.hypers if n in self.values.hypers.tuned]
+        if isinstance(self.rule.update, Descent) and self.rule.update.adjoint is not None:
+            with torch.no_grad():
+                return self.rule.update.adjoint(self._taken, cot.w, cot.buf, tuned)
+        outputs, leaves = self._rule_graph
+        grads = torch.autograd.grad(
+            outputs, leaves, (cot.w, *cot.buf.values()), retain_graph=True, materialize_grads=True
+        )
+        buffers = dict(zip(self.state.buf, grads[2:], strict=False))
+        return Pulled(grads[0], buffers, grads[1], dict(zip(tuned, grads[2 + len(buffers) :], strict=True)))
+
+    @property
+    def _taken(self) -> Taken:
+        """The step as `adjoints` takes it, in float32 where the weights are in half precision."""
+        assert isinstance(self.rule.update, Descent)
+        x, g, lam = self.state, self.g.detach(), self.values.lam
+        w = wide(x.w)
+        d, new = self._direction if w is x.w else self.rule.update.direction(w, x.buf, wide(g), lam)
+        return Taken(w, x.buf, wide(g), lam, d, new)
 
     def _by(
         self, outputs: Sequence[Tensor], seeds: Sequence[Tensor], lam: tuple[Tensor, ...] = (), w: bool = True
@@ -294,10 +311,10 @@ class Step:
         return (grads[0] if self._leaves[0] is self.w else _row(grads[:pieces])), grads[pieces:]
 
     @cached_property
-    def _rule_graph(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[str]]:
-        """Graph of the rule alone: outputs, leaves and the names of the tuned rule hyperparameters.
+    def _rule_graph(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Graph of the rule alone: outputs and leaves.
 
-        The leaves are w, g, the buffers and, last, these hyperparameters.
+        The leaves are w, g, the buffers and, last, the rule's tuned hyperparameters.
         """
         tuned = [n for n in self.rule.hypers if n in self.values.hypers.tuned]
         with torch.enable_grad():
@@ -305,7 +322,7 @@ class Step:
             buf = {n: wide(b.detach()).requires_grad_() for n, b in self.state.buf.items()}
             lam = {n: v.detach().requires_grad_(n in tuned) for n, v in self.values.lam.items()}
             w_new, buf_new = self.rule.update(w, buf, g, lam)
-        return (w_new, *buf_new.values()), (w, g, *buf.values(), *(lam[n] for n in tuned)), tuned
+        return (w_new, *buf_new.values()), (w, g, *buf.values(), *(lam[n] for n in tuned))
 
 
 def _row(parts: Sequence[Tensor]) -> Tensor:

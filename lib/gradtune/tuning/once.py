@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
@@ -25,6 +26,9 @@ from gradtune.tuning import declared, reading
 from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.streams import Batch
 from gradtune.tuning.tuner import Tuner
+
+_Parts = tuple[type[nn.Module], ...]
+_tried: WeakKeyDictionary[nn.Module, tuple[_Parts, WeakSet[Any]]] = WeakKeyDictionary()
 
 
 class Cost(NamedTuple):
@@ -127,9 +131,11 @@ def hypergradient(
             seed=seed,
             horizon=count,
         )
+        tuner._checked = tuner._checked or _is_tried(model, loss)
         start = tuner.raw.clone()
         for batch in batches:
             info = tuner.step(batch, val_batch)
+        _note_tried(model, loss)
         if initial_weights:
             raw, w0, val = tuner.pulled_back(val_batch)
         else:
@@ -139,3 +145,23 @@ def hypergradient(
     values = dict(zip(names, raw.tolist(), strict=True))
     natural = dict(zip(names, (raw / slopes).tolist(), strict=True))
     return Hypergradient(values, natural, val, w0, cost)
+
+
+def _is_tried(model: nn.Module, loss: Any) -> bool:
+    """Return whether the second derivative of a loss of a model, with these kinds of parts, has been tried before."""
+    parts, losses = _tried.get(model, ((), WeakSet[Any]()))
+    return parts == _parts(model) and _name(model, loss) in losses
+
+
+def _note_tried(model: nn.Module, loss: Any) -> None:
+    parts, losses = _tried.get(model, ((), WeakSet[Any]()))
+    _tried[model] = _parts(model), losses if parts == _parts(model) else WeakSet()
+    _tried[model][1].add(_name(model, loss))
+
+
+def _parts(model: nn.Module) -> _Parts:
+    return tuple(type(m) for m in model.modules())
+
+
+def _name(model: nn.Module, loss: Any) -> Any:
+    return type(model) if loss is None else loss
