@@ -53,6 +53,7 @@ class Single:
         curvature: whether gradients are going to be differentiated.
 
     Attributes:
+        functions: what is called beside the module.
         module: the module, or what `torch.compile` was given where it is compiled: it runs uncompiled.
         layout: where the module's parameters lie in a row of `w`.
         buffers: the module's buffers.
@@ -68,7 +69,7 @@ class Single:
     def __init__(self, module: nn.Module, functions: Sequence[Any] = (), curvature: bool = False) -> None:
         whole, module = module, uncompiled(module)
         self.curvature = curvature
-        self.module, self._functions = module, functions
+        self.module, self.functions = module, functions
         self.layout, self._adjustment = Layout.of(module), Adjusted(whole)
         self.renew()
 
@@ -92,7 +93,7 @@ class Single:
         self._shown, self._offsets = -1, [0, *accumulate(self.layout.sizes)]
         self.buffers = Buffers(self.module)
         left = [p for p in named.values() if id(p) not in trained]
-        self.around = Surroundings(self.parts, self._functions, left)
+        self.around = Surroundings(self.parts, self.functions, left)
         buffers = {id(b) for b in self.buffers.read().values()}
         self.aliased = any(id(t) in buffers for _, t in self.around.tensors())
         self._refuse_shared_memory(named)
@@ -204,6 +205,11 @@ class Single:
     def versions(self) -> list[int]:
         """Return what grows when tensors that a graph may have saved are written to: it is void then."""
         return [p._version for p in self.own] + [t._version for _, t in self.around.tensors()]
+
+    @property
+    def hooked(self) -> bool:
+        """Whether parameters have hooks (`Tensor.register_hook`)."""
+        return any(p._backward_hooks for p in self.own)
 
     def check_memory(self) -> None:
         """Check again that nothing shares memory with the trained parameters, after a first call of the module.

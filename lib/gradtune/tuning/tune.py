@@ -80,6 +80,7 @@ def tune(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     in_place: bool = True,
+    replay: bool | None = None,
 ) -> Result:
     """Train `model` for `steps` steps by `rule` while `method` tunes `hypers`.
 
@@ -137,6 +138,7 @@ def tune(
             it.
         checkpoint_seconds: least time in seconds between two saves before the end.
         in_place: whether the model itself is trained; False trains a copy of it.
+        replay: whether steps are recorded once and replayed, to the same bits in less time, see `Tuner`.
 
     Returns:
         The trained model and the history.
@@ -167,6 +169,7 @@ def tune(
         clip_value=clip_value,
         scaler=scaler,
         statistics=statistics,
+        replay=replay,
     )
     how = tuner.method
     val_feed = stream(val, like, val_batch_size, 2 * seed + 1, "the validation data") if val is not None else None
