@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gradtune.errors import GradtuneError
 
@@ -144,6 +145,8 @@ def _sgd_tangent(
 
 def root(x: Tensor) -> Tensor:
     """Square root with derivative 0 at 0; the inner `where` keeps the infinite slope out of the derivative."""
+    if not x.requires_grad and forward_ad._current_level < 0:  # nobody differentiates
+        return x.sqrt()
     nonzero = x != 0
     return torch.where(nonzero, torch.where(nonzero, x, 1.0).sqrt(), 0.0)
 

@@ -6,6 +6,7 @@ out. The arithmetic that remains is that of the record, operation by operation, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from torch import Tensor
 from gradtune.training.recording import Op, Recorder, Slot, Source, Var, variables
 
 Carried = list[Any]
+
+_LARGE = 1024  # entries from which memory is used again
+_POINTWISE = {"add", "sub", "mul", "div", "neg", "sqrt", "abs", "exp", "log", "maximum", "minimum", "sigmoid", "tanh"}
+_WHOLE = {"mm", "addmm", "cat"}
 
 
 class Program:
@@ -165,8 +170,11 @@ def _compiled(
         given = {v.number for op in ops for v in variables(op.results)} | set(slots[k]) | set(carried)
         carried = sorted(n for n in given if n in later)
         stays = {v.number for v in out} | set(carried)
-        for op, last in zip(ops, _last_uses(ops), strict=True):
-            code.add(op, [n for n in last if n not in stays and n not in constant])
+        last = [[n for n in numbers if n not in stays and n not in constant] for numbers in _last_uses(ops)]
+        into = _places(ops, last, recorder)
+        later_filled = set(into.values())
+        for j, op in enumerate(ops):
+            code.add(op, [n for n in last[j] if n not in later_filled], into.get(j))
         steps.append(code.end([v.number for v in out], carried))
         source += len(sources[k])
     return steps
@@ -181,6 +189,32 @@ def _last_uses(ops: list[Op]) -> list[list[int]]:
         found.append([n for n in numbers if n not in seen])
         seen |= set(numbers)
     return found[::-1]
+
+
+def _places(ops: list[Op], last: list[list[int]], recorder: Recorder) -> dict[int, int]:
+    """Return for operations by their place the dead tensor whose memory their result may have."""
+    own = Counter(_storage(x) for x in recorder.values)
+    made = {v.number for op in ops for v in variables(op.results)}
+
+    def form(n: int) -> Any:
+        x = recorder.values[n]
+        alone = n in made and own[_storage(x)] == 1 and _storage(x) not in recorder.written and x.numel() >= _LARGE
+        return (x.shape, x.stride(), x.dtype, x.device) if alone else None
+
+    dead: dict[Any, list[int]] = {}
+    into: dict[int, int] = {}
+    for j, op in enumerate(ops):
+        name, result = op.function._schema.name.removeprefix("aten::"), op.results
+        dying = [n for n in last[j] if isinstance(result, Var) and n != result.number and form(n) is not None]
+        if isinstance(result, Var) and result.number not in last[j] and (mine := form(result.number)) is not None:
+            if name in _POINTWISE and (here := [n for n in dying if form(n) == mine]):
+                into[j] = here[0]
+                dying.remove(here[0])
+            elif name in _POINTWISE | _WHOLE and dead.get(mine):
+                into[j] = dead[mine].pop()
+        for n in dying:
+            dead.setdefault(form(n), []).append(n)
+    return into
 
 
 class _Code:
@@ -202,9 +236,12 @@ class _Code:
             if names:
                 self._lines.append(f" {', '.join(names)}, = {given}")
 
-    def add(self, op: Op, done: list[int]) -> None:
+    def add(self, op: Op, done: list[int], into: int | None) -> None:
         args = [self._text(x) for x in op.args] + [f"{n}={self._text(x)}" for n, x in op.kwargs.items()]
-        call = f"{self._constant(self._callable(op))}({', '.join(args)})"
+        function = self._callable(op, into is not None)
+        if into is not None and function is not op.function._op:
+            args.append(f"out=v{into}")
+        call = f"{self._constant(function)}({', '.join(args)})"
         results = _target(op.results)
         self._lines.append(f" {results} = {call}" if results else f" {call}")
         if done:
@@ -237,21 +274,23 @@ class _Code:
             return repr(x) if type(x) in (bool, int, float, type(None)) else self._constant(x)
         return self._constant(x)
 
-    def _callable(self, op: Op) -> Any:
+    def _callable(self, op: Op, filling: bool) -> Any:
         """Return what calls an operation with the least overhead, tried on the tensors of the record."""
         plain = op.function._op
         if op.writes or "Source(" in repr((op.args, op.kwargs)):
             return plain
-        form = op.function, repr(_map(op.args, lambda v: "x")), tuple(op.kwargs)
+        form = op.function, repr(_map(op.args, lambda v: "x")), tuple(op.kwargs), filling
         if form not in self._quick:
-            self._quick[form] = next((f for f in _candidates(op.function) if self._agrees(f, plain, op)), plain)
+            found = (f for f in _candidates(op.function) if self._agrees(f, plain, op, filling))
+            self._quick[form] = next(found, plain)
         return self._quick[form]
 
-    def _agrees(self, f: Any, plain: Any, op: Op) -> bool:
+    def _agrees(self, f: Any, plain: Any, op: Op, filling: bool) -> bool:
         args, kwargs = (_map(x, lambda v: self._recorder.values[v.number].detach()) for x in (op.args, op.kwargs))
         try:
             with torch.no_grad():
-                return _equal(f(*args, **kwargs), plain(*args, **kwargs))
+                wanted = plain(*args, **kwargs)
+                return _equal(f(*args, **kwargs, **({"out": torch.empty_like(wanted)} if filling else {})), wanted)
         except (TypeError, RuntimeError, ValueError):
             return False
 

@@ -20,6 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default)
+# their results do not depend on the numbers in their arguments
+_CONSTANT = {_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default} | {
+    *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default)
+}
 _READS = (_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default)
 _SHAPES = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 # their running statistics are written to, which their schemas do not say
@@ -173,6 +177,12 @@ class Recorder(TorchDispatchMode):
         if writes:
             self._note_writing(func, args, kwargs)
         varying = any(self.varying[v.number] for v in _vars((refs, named))) or bool(_sources((refs, named)))
+        varying = varying and func not in _CONSTANT
+        if isinstance(found, Tensor) and func.is_view:
+            before = self._by_memory.get(_key(found))
+            if before is not None and before.number not in self.outside:
+                self._bind_to(found, before)  # another view has given the same
+                return found
         known = {id(x) for x in _tensors((args, tuple(kwargs.values())))}
         results = _map(found, lambda x: None if id(x) in known else self._bind(x, varying))
         if isinstance(found, (Tensor, tuple, list)):
