@@ -89,6 +89,8 @@ class Single:
         self._slots = _slots(self.module, self.own)
         self.parts, self._lean = list(self.module.modules()), layers_in(self.module)
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.parts)
+        self._children = [(m._modules, [*m._modules.values()]) for m in self.parts if m._modules]
+        self._childless = [m._modules for m in self.parts if not m._modules]
         self._lengths = [len(m._parameters) for m in self.parts]
         self._shown, self._offsets = -1, [0, *accumulate(self.layout.sizes)]
         self.buffers = Buffers(self.module)
@@ -127,7 +129,11 @@ class Single:
                 would never run.
         """
         place, size, same = w.data_ptr(), w.element_size(), True
-        if list(self.module.modules()) != self.parts or self._lengths != [len(m._parameters) for m in self.parts]:
+        if (
+            any(self._childless)
+            or any([*t.values()] != before for t, before in self._children)
+            or self._lengths != [len(m._parameters) for m in self.parts]
+        ):
             raise self._changed("its modules or parameters are others")
         for table, key, k in self._slots:
             p = table.get(key)
@@ -152,8 +158,9 @@ class Single:
 
     def show(self, w: Tensor) -> None:
         """Make the module's parameters views of `w [1, D]`. Cost: no copy."""
-        for p, view in zip(self.own, self.layout.split(w.detach().squeeze(0)).values(), strict=True):
-            p.data = view
+        parts = w.detach().squeeze(0).split_with_sizes(self.layout.sizes)
+        for p, part, shape in zip(self.own, parts, self.layout.shapes, strict=True):
+            p.data = part.view(shape)
         self._shown = w.data_ptr()
 
     @contextmanager

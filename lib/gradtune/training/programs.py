@@ -334,5 +334,7 @@ def _target(results: Any) -> str:
     if isinstance(results, Var):
         return f"v{results.number}"
     if isinstance(results, tuple) and any(isinstance(r, (Var, tuple)) for r in results):
-        return "".join(f"({_target(r)}), " if isinstance(r, tuple) else f"{_target(r) or '_'}, " for r in results).rstrip()
+        return "".join(
+            f"({_target(r)}), " if isinstance(r, tuple) else f"{_target(r) or '_'}, " for r in results
+        ).rstrip()
     return ""

@@ -139,7 +139,9 @@ class Recorded:
             recorder.refuse("registers or removes a buffer")
         names = tuple(n for n, b in after.items() if b is not None)
         others = frozenset(n for n in names if after[n] is not before.get(n))
-        self._left.append(_Left(problem.calls - calls, names, others, filled((run.memory, run.outer), repeat(torch.empty(0)))))
+        self._left.append(
+            _Left(problem.calls - calls, names, others, filled((run.memory, run.outer), repeat(torch.empty(0))))
+        )
         recorder.end(self._outcome(run, given))
         return run
 

@@ -110,7 +110,9 @@ class Replay:
             self._why = f"a step takes {mean:.2g} s, nearly all of it in torch's kernels"
         elif left is not None and left < self._patience:
             self._why = f"the {self._horizon} steps of the training are too few for recording to pay"
-        elif self._spent > self._patience or (left is not None and self._counted >= _EARLY and left > 4 * self._patience):
+        elif self._spent > self._patience or (
+            left is not None and self._counted >= _EARLY and left > 4 * self._patience
+        ):
             self._recording, self._why = True, "steps are being recorded"
         return run
 
