@@ -17,6 +17,7 @@ from enum import Enum
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -28,9 +29,10 @@ _PLAIN = {"abc", "builtins", "cmath", "collections", "contextlib", "copy", "data
     *("inspect", "itertools", "math", "numbers", "operator", "types", "typing", "warnings", "weakref", "_operator"),
     *("_functools", "_collections", "_collections_abc", "__future__"),
 }
+_OTHERS = sys.stdlib_module_names | {"numpy"}
 _ACTS = {"print", "open", "input", "exec", "eval", "compile"}
 _READS = {"item", "tolist", "numpy", "__array__", "data_ptr", "untyped_storage", "storage"}
-_ATOMS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, Enum, np.generic, np.dtype)
+_ATOMS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, Enum, np.generic, np.dtype, ref)
 _CONTAINERS = (list, dict, set, deque)
 _MOST = 4096
 _ABSENT = object()
@@ -62,8 +64,7 @@ class Code:
         """Take note of a call; a function for `sys.setprofile`."""
         if event not in ("call", "c_call"):
             return
-        home = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        code = frame.f_code
+        home, code = _home(frame), frame.f_code
         if event == "c_call":
             if home not in _TRUSTED | _PLAIN and arg.__name__ in _ACTS | _READS:
                 self.refuse(f"{code.co_qualname} calls {arg.__name__}()")
@@ -75,14 +76,18 @@ class Code:
                 self.refuse(f"{code.co_name}() reads the numbers in a tensor")
             if code.co_argcount and isinstance(frame.f_locals.get(code.co_varnames[0]), nn.Module):
                 self.names |= set(code.co_names)
-        elif home in sys.stdlib_module_names or home == "numpy":
-            caller = frame.f_back.f_globals if frame.f_back is not None else {}
-            if str(caller.get("__name__", "")).partition(".")[0] not in _TRUSTED | _PLAIN:
+        elif home in _OTHERS:
+            if frame.f_back is not None and _home(frame.f_back) not in _TRUSTED | _PLAIN | _OTHERS:
                 self.refuse(f"{code.co_qualname} of {home} is called")
         else:
             self._known.add(code)
             self.variables[code] = frame.f_globals
             self.own |= names_of(code)
+
+
+def _home(frame: FrameType) -> str:
+    """Return the package that a piece of code belongs to."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def names_of(code: CodeType) -> set[str]:

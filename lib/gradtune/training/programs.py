@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtune.training.recording import Op, Recorder, Slot, Source, Var, variables
+from gradtune.training.recording import Op, Recorder, Slot, Source, Var, storage, variables
 
 Carried = list[Any]
 
@@ -127,11 +127,7 @@ def _shared(
 def _touched(op: Op, recorder: Recorder) -> bool:
     """Return whether an operation reads or gives memory that is written to at some time."""
     numbers = [v.number for v in variables((op.args, op.kwargs, op.results))]
-    return any(_storage(recorder.values[n]) in recorder.written for n in numbers)
-
-
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr() if x.layout == torch.strided else id(x)
+    return any(storage(recorder.values[n]) in recorder.written for n in numbers)
 
 
 def _needed(segments: list[list[Op]], outputs: list[list[Var]]) -> list[list[Op]]:
@@ -193,12 +189,12 @@ def _last_uses(ops: list[Op]) -> list[list[int]]:
 
 def _places(ops: list[Op], last: list[list[int]], recorder: Recorder) -> dict[int, int]:
     """Return for operations by their place the dead tensor whose memory their result may have."""
-    own = Counter(_storage(x) for x in recorder.values)
+    own = Counter(storage(x) for x in recorder.values)
     made = {v.number for op in ops for v in variables(op.results)}
 
     def form(n: int) -> Any:
         x = recorder.values[n]
-        alone = n in made and own[_storage(x)] == 1 and _storage(x) not in recorder.written and x.numel() >= _LARGE
+        alone = n in made and own[storage(x)] == 1 and storage(x) not in recorder.written and x.numel() >= _LARGE
         return (x.shape, x.stride(), x.dtype, x.device) if alone else None
 
     dead: dict[Any, list[int]] = {}

@@ -125,19 +125,19 @@ class Recorder(TorchDispatchMode):
         """
         segment = Segment()
         self.segments.append(segment)
-        self._open |= {_storage(t) for t in open_to_writing}
+        self._open |= {storage(t) for t in open_to_writing}
         for slot, tensor in inputs:
             known = self._known(tensor)
             if known is None:
                 known = segment.inputs[slot] = self._bind(tensor, True)
                 self.values[known.number] = tensor.detach()  # the tensor may be given other memory
-                if _storage(tensor) not in self._open:
-                    self._closed.add(_storage(tensor))
+                if storage(tensor) not in self._open:
+                    self._closed.add(storage(tensor))
 
     def made(self, generator: torch.Generator, key: Hashable) -> None:
         """Note a generator that was made in the step, and what its numbers follow from."""
         sources = self.segments[-1].sources
-        self._sources[id(generator)] = Source(sum(len(s.sources) for s in self.segments))
+        self._sources[generator._cdata] = Source(sum(len(s.sources) for s in self.segments))
         self._kept_alive.append(generator)
         sources.append(key)
 
@@ -213,10 +213,10 @@ class Recorder(TorchDispatchMode):
                 if a.name in kwargs and a.alias_info is not None and a.alias_info.is_write
             ]
         for x in _tensors(tuple(targets)):
-            place = _storage(x)
+            place = storage(x)
             self.written.add(place)
             for number, value in enumerate(self.values):
-                self.varying[number] = self.varying[number] or _storage(value) == place
+                self.varying[number] = self.varying[number] or storage(value) == place
             if place in self._closed and place not in self._open:
                 self.refuse("writes into a tensor that is neither a buffer nor its own, such as a weight")
 
@@ -230,26 +230,26 @@ class Recorder(TorchDispatchMode):
         if isinstance(x, dict):
             return {n: self._refs(y) for n, y in x.items()}
         if isinstance(x, torch.Generator):
-            if id(x) not in self._sources:
+            if x._cdata not in self._sources:
                 self.refuse("draws random numbers from a generator of its own, which moves on from step to step")
                 return None
-            return self._sources[id(x)]
+            return self._sources[x._cdata]
         return x
 
     def _known(self, x: Tensor) -> Var | None:
         found = self._by_id.get(id(x))
         if found is not None and found[1] == _place(x):
             return found[0]
-        return self._by_memory.get(_key(x)) if x.layout == torch.strided and x.numel() else None
+        return self._by_memory.get(_key(x)) if has_memory(x) else None
 
     def _var(self, x: Tensor) -> Var:
         var = self._known(x)
         if var is None:
-            if x.layout == torch.strided and x.numel() and _storage(x) in self._memory:
+            if has_memory(x) and storage(x) in self._memory:
                 self.refuse("looks at the memory of weights, buffers or batches past torch")
             var = self._bind(x, True)
             self.outside.append(var.number)
-            self._closed.add(_storage(x))
+            self._closed.add(storage(x))
         return var
 
     def _bind(self, x: Tensor, varying: bool) -> Var:
@@ -264,17 +264,23 @@ class Recorder(TorchDispatchMode):
     def _bind_to(self, x: Tensor, var: Var) -> None:
         self._kept_alive.append(x)
         self._by_id[id(x)] = var, _place(x)
-        if x.layout == torch.strided and x.numel():
+        if has_memory(x):
             self._by_memory[_key(x)] = var
-            self._memory.add(_storage(x))
+            self._memory.add(storage(x))
 
 
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr() if x.layout == torch.strided else id(x)
+def has_memory(x: Tensor) -> bool:
+    """Return whether a tensor has memory of the usual kind, unlike sparse ones and zeros that are never written."""
+    return x.layout == torch.strided and x.numel() > 0 and not x._is_zerotensor()
+
+
+def storage(x: Tensor) -> int:
+    """Return what is the same for tensors that share memory."""
+    return x.untyped_storage().data_ptr() if has_memory(x) else -id(x)
 
 
 def _place(x: Tensor) -> int:
-    return x.data_ptr() if x.layout == torch.strided else id(x)
+    return x.data_ptr() if has_memory(x) else id(x)
 
 
 def _key(x: Tensor) -> Any:

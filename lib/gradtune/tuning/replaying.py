@@ -190,6 +190,8 @@ class Replay:
         """Take a step and record it; where that fails, bring the module back and take an eager one."""
         try:
             after = recorded.record(k, run, recent, given)
+        except GradtuneError:
+            raise
         except Exception as error:
             self._give_up(f"recording a step failed ({type(error).__name__}: {str(error).splitlines()[0][:160]})")
             while recent and recent[-1].t >= run.t:
