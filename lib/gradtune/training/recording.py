@@ -107,6 +107,9 @@ class Recorder(TorchDispatchMode):
         self.refused = ""
         self._by_id: dict[int, tuple[Var, int]] = {}
         self._by_memory: dict[Any, Var] = {}
+        self._by_memory_of: set[int] = set()
+        self._views: dict[Any, Var] = {}
+        self._roots: list[int] = []
         self._kept_alive: list[Any] = []
         self._memory: set[int] = set()
         self._open: set[int] = set()
@@ -115,17 +118,21 @@ class Recorder(TorchDispatchMode):
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
-    def begin(self, inputs: Sequence[tuple[Slot, Tensor]], open_to_writing: Sequence[Tensor] = ()) -> None:
+    def begin(
+        self, inputs: Sequence[tuple[Slot, Tensor]], batch: Sequence[tuple[Slot, Tensor]], writable: Sequence[Tensor]
+    ) -> None:
         """Begin a step.
 
         Args:
             inputs: what the step is handed over, by slot. A tensor that an earlier step of the record has left is known
-                already and is no input, unless it is a batch of its own.
-            open_to_writing: tensors among them that the step may write to, such as buffers.
+                already and is no input.
+            batch: the tensors of its batches, by slot. They may share memory with those of another step, from which
+                they are told apart by identity.
+            writable: tensors among the inputs that the step may write to, such as buffers.
         """
         segment = Segment()
         self.segments.append(segment)
-        self._open |= {storage(t) for t in open_to_writing}
+        self._open |= {storage(t) for t in writable}
         for slot, tensor in inputs:
             known = self._known(tensor)
             if known is None:
@@ -133,6 +140,9 @@ class Recorder(TorchDispatchMode):
                 self.values[known.number] = tensor.detach()  # the tensor may be given other memory
                 if storage(tensor) not in self._open:
                     self._closed.add(storage(tensor))
+        for slot, tensor in batch:
+            segment.inputs[slot] = self._bind(tensor, True, known_by_memory=False)
+            self._closed.add(storage(tensor))
 
     def made(self, generator: torch.Generator, key: Hashable) -> None:
         """Note a generator that was made in the step, and what its numbers follow from."""
@@ -178,13 +188,14 @@ class Recorder(TorchDispatchMode):
             self._note_writing(func, args, kwargs)
         varying = any(self.varying[v.number] for v in _vars((refs, named))) or bool(_sources((refs, named)))
         varying = varying and func not in _CONSTANT
-        if isinstance(found, Tensor) and func.is_view:
-            before = self._by_memory.get(_key(found))
-            if before is not None and before.number not in self.outside:
-                self._bind_to(found, before)  # another view has given the same
+        root = self._roots[refs[0].number] if func.is_view and isinstance(refs[0], Var) else None
+        if isinstance(found, Tensor) and root is not None and has_memory(found):
+            before = self._views.get((root, _key(found)))
+            if before is not None:
+                self._bind_to(found, before)  # another view of the same has given it
                 return found
         known = {id(x) for x in _tensors((args, tuple(kwargs.values())))}
-        results = _map(found, lambda x: None if id(x) in known else self._bind(x, varying))
+        results = _map(found, lambda x: None if id(x) in known else self._bind(x, varying, root))
         if isinstance(found, (Tensor, tuple, list)):
             self.segments[-1].ops.append(Op(func, refs, named, results, writes))
         return found
@@ -252,8 +263,14 @@ class Recorder(TorchDispatchMode):
             self._closed.add(storage(x))
         return var
 
-    def _bind(self, x: Tensor, varying: bool) -> Var:
+    def _bind(self, x: Tensor, varying: bool, root: int | None = None, known_by_memory: bool = True) -> Var:
+        """Give a tensor a number; `root` is that of the tensor of which it is a view."""
         var = Var(len(self.values))
+        if root is None or not has_memory(x) or storage(x) != storage(self.values[root]):
+            root = var.number
+            if known_by_memory:
+                self._by_memory_of.add(root)
+        self._roots.append(root)
         self.values.append(x)
         self.varying.append(varying)
         if x.layout != torch.strided:
@@ -265,7 +282,10 @@ class Recorder(TorchDispatchMode):
         self._kept_alive.append(x)
         self._by_id[id(x)] = var, _place(x)
         if has_memory(x):
-            self._by_memory[_key(x)] = var
+            root = self._roots[var.number]
+            self._views.setdefault((root, _key(x)), var)
+            if root in self._by_memory_of:
+                self._by_memory[_key(x)] = var
             self._memory.add(storage(x))
 
 

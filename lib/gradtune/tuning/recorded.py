@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from gradtune.nets import draws
+from gradtune.nets.buffers import Values as Buffered
+from gradtune.nets.buffers import copied
 from gradtune.nets.watching import Code, Watched, following
 from gradtune.recursion.hypers import Values
 from gradtune.recursion.step import State, Step
@@ -127,7 +129,10 @@ class Recorded:
         values, factor = self._values(run), self._factor(run, given)
         before = problem.single.buffers.read()
         flat = self._flat(run, given, factor, values)
-        recorder.begin(list(enumerate(flat)), [b for b in before.values() if b is not None])
+        batch: list[Tensor] = []
+        tensors_in(given[:2], batch)
+        numbered, first = list(enumerate(flat)), len(flat) - len(batch)
+        recorder.begin(numbered[:first], numbered[first:], [b for b in before.values() if b is not None])
         calls, problem.factor = problem.calls, factor
         try:
             with following(self._code) if self.watched is None else nullcontext(), self._told(t), recorder:
@@ -192,8 +197,10 @@ class Recorded:
 
     # -- what goes in and comes out ------------------------------------------------------------------------------------
 
-    def _flat(self, run: Run, given: Given, factor: Tensor | None, values: Values | None) -> list[Tensor]:
-        """Return all tensors that a step is given, always in the same order."""
+    def _flat(
+        self, run: Run, given: Given, factor: Tensor | None, values: Values | None, buffers: Buffered | None = None
+    ) -> list[Tensor]:
+        """Return all tensors that a step is given, always in the same order; by default with the module's buffers."""
         problem, single = self._problem, self._problem.single
         flat = [run.state.w, *run.state.buf.values(), run.raw, *run.fixed.values()]
         tensors_in((run.memory, run.outer), flat)
@@ -202,7 +209,8 @@ class Recorded:
         flat += single.own if self.length == 1 else [p.detach() for p in single.own]
         held = problem.held[run.t].buffers
         if held:
-            flat += [b.detach() for b in single.buffers.read().values() if b is not None]
+            buffers = single.buffers.read() if buffers is None else buffers
+            flat += [b.detach() for b in buffers.values() if b is not None]
             flat += [b for b in held.values() if b is not None]
         if factor is not None:
             flat.append(factor)
@@ -240,10 +248,8 @@ class Recorded:
         """
         problem = self._problem
         problem.give(run.t, given.batches, given.val, given.factor)
-        flat, buffers = self._flat(run, given, self._factor(run, given), None), problem.single.buffers.read()
-        own = {b.data_ptr() for b in buffers.values() if b is not None}
-        flat = [x.clone() if own and x.data_ptr() in own else x for x in flat]
-        found = self._taken(k, run, flat)
+        buffers = copied(problem.single.buffers.read())
+        found = self._taken(k, run, self._flat(run, given, self._factor(run, given), None, buffers))
         run = self._loop.step(run, recent)
         wanted = self._outcome(run, given)
         return run, all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))
@@ -316,21 +322,21 @@ def shape_of(x: Any) -> Hashable:
     Raises:
         Refusal: there is something in it that cannot be compared.
     """
-    if isinstance(x, Tensor):
-        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
+    if type(x) is Tensor and not x.requires_grad and x.layout == torch.strided:
+        return x.shape, x.stride(), x.dtype, x.device
     if type(x) in (tuple, list):
         return type(x), *map(shape_of, x)
     if type(x) is dict:
         return "dict", *x, *map(shape_of, x.values())
     if isinstance(x, (bool, int, float, str, bytes, type(None))):
         return type(x), x
-    raise Refusal(f"a batch holds a {type(x).__name__}, which is no tensor")
+    raise Refusal(f"a batch holds a {type(x).__name__}, which is no plain tensor")
 
 
 def _apart(x: Any) -> Any:
-    """Return a batch with tensors of its own, so that those of two steps are told apart."""
+    """Return a batch of tensors of its own on the same memory, so that those of two steps are told apart."""
     if isinstance(x, Tensor):
-        return x.clone() if x.layout == torch.strided else x
+        return x.detach()
     if type(x) in (tuple, list):
         return type(x)(map(_apart, x))
     return {n: _apart(y) for n, y in x.items()} if type(x) is dict else x
