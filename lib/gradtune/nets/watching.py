@@ -32,7 +32,22 @@ _PLAIN = {"abc", "builtins", "cmath", "collections", "contextlib", "copy", "data
 _OTHERS = sys.stdlib_module_names | {"numpy"}
 _ACTS = {"print", "open", "input", "exec", "eval", "compile"}
 _READS = {"item", "tolist", "numpy", "__array__", "data_ptr", "untyped_storage", "storage"}
-_ATOMS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, Enum, np.generic, np.dtype, ref)
+_ATOMS = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    type(Ellipsis),
+    range,
+    slice,
+    Enum,
+    np.generic,
+    np.dtype,
+    ref,
+)
 _CONTAINERS = (list, dict, set, deque)
 _MOST = 4096
 _ABSENT = object()

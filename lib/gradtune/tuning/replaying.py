@@ -16,6 +16,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradtune.errors import GradtuneError
 from gradtune.nets.second_order import is_counting
@@ -50,6 +51,8 @@ class Replay:
         self._now: tuple[Recorded, str, Run, list[int]] | None = None
         self._spent, self._patience, self._counted, self._recording = 0.0, _PATIENCE, 0, wanted is True
         self._why = "no step was taken yet"
+        self._raws: list[Tensor] = []
+        self._changed = ""
         self._off = "replay=False was given" if wanted is False else ""
         if wanted is not False and (why := _unfit(loop, problem)):
             if wanted:
@@ -94,7 +97,18 @@ class Replay:
     def _eager(self, run: Run, recent: deque[Step], given: Given) -> Run:
         self._now = None
         self._problem.give(run.t, given.batches, given.val, given.factor)
+        self._look_back(run, recent)
         return self._loop.step(run, recent)
+
+    def _look_back(self, run: Run, recent: deque[Step]) -> None:
+        """Take replayed steps of this interval again, for their graphs, where hyperparameters were set since then."""
+        raws, self._raws = self._raws, []
+        if recent or all(raw is run.raw for raw in raws):
+            return
+        count = min(len(run.past), len(raws), self._loop.method.keep - 1)  # the step itself is the last
+        for t in range(run.t - count, run.t):
+            values = self._loop.hypers.at(raws[t - run.t], run.fixed, t)
+            recent.append(Step(self._problem, self._loop.rule, values, run.past[t - run.t], t, curvature=True))
 
     def _timed(self, run: Run, recent: deque[Step], given: Given) -> Run:
         """Take an eager step, and decide whether to record the next ones."""
@@ -105,8 +119,8 @@ class Replay:
             self._spent = 0.0
         mean = self._spent / max(1, self._counted - 1)
         left = None if self._horizon is None else mean * (self._horizon - run.t)
-        self._why = "too few steps were taken to know that recording pays"
-        if self._counted >= _EARLY and mean > _LONG:
+        self._why = self._changed or "too few steps were taken to know that recording pays"
+        if self._counted > 2 and mean > _LONG:
             self._why = f"a step takes {mean:.2g} s, nearly all of it in torch's kernels"
         elif left is not None and left < self._patience:
             self._why = f"the {self._horizon} steps of the training are too few for recording to pay"
@@ -121,7 +135,9 @@ class Replay:
     def _found(self, run: Run, given: Given) -> tuple[Recorded, int, str] | None:
         """Return the steps to which this one belongs, its number among them and what is to be done with them."""
         single = self._problem.single
-        if torch.is_autocast_enabled(run.state.w.device.type) or is_counting() or single.hooked or single.aliased:
+        if single.hooked or single.aliased or is_counting() or torch.is_autocast_enabled(run.state.w.device.type):
+            self._why = "a parameter has a hook" if single.hooked else "a step is computed in other types by autocast"
+            self._why = "an attribute of the model is one of its buffers" if single.aliased else self._why
             return None
         k, length = self._position(run.t)
         kind = self._kind(run.t - k, length, given)
@@ -166,13 +182,15 @@ class Replay:
         if not found:
             return True
         self._kinds.clear()
-        self._now, self._why, self._recording = None, f"{found} between two steps", self._wanted is True
+        self._now, self._changed, self._recording = None, f"{found} between two steps", self._wanted is True
+        self._why = self._changed
         self._spent, self._counted, self._patience = 0.0, 1, 2 * self._patience
         return False
 
     def _as_recorded(self, recorded: Recorded, k: int, stage: str, run: Run, recent: deque[Step], given: Given) -> Run:
         """Take a step that belongs to recorded ones, or to ones that are being recorded."""
         last = k == recorded.length - 1
+        raws, self._raws = self._raws, []
         if stage == "record":
             after = self._recorded(recorded, k, run, recent, given)
         elif stage == "check":
@@ -182,6 +200,7 @@ class Replay:
         else:
             recent.clear()
             after = recorded.replay(k, run, given)
+            self._raws = [*raws, run.raw][-len(after.past) :] if after.past else []
         recorded.uses += last and stage != "record"
         self._now = None if last else (recorded, stage, after, self._versions(recorded))
         return after
