@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtune.training.recording import Op, Recorder, Slot, Source, Var, storage, variables
+from gradtune.training.recording import Key, Op, Recorder, Slot, Source, Var, storage, variables
 
 Carried = list[Any]
 
@@ -149,7 +149,7 @@ def _compiled(
     segments: list[list[Op]],
     outputs: list[list[Var]],
     slots: list[list[int]],
-    sources: list[list[Hashable]],
+    sources: list[list[Key]],
     constant: dict[int, Tensor],
     recorder: Recorder,
 ) -> list[Callable[..., tuple[list[Tensor], Carried]]]:
@@ -159,7 +159,8 @@ def _compiled(
         {v.number for op in ops for v in variables((op.args, op.kwargs))} | {v.number for v in out}
         for ops, out in zip(segments, outputs, strict=True)
     ]
-    steps, carried, source = [], [], 0
+    steps, source = [], 0
+    carried: list[int] = []
     for k, (ops, out) in enumerate(zip(segments, outputs, strict=True)):
         later: set[int] = set().union(*reads[k + 1 :])
         code.begin(slots[k], [source + j for j in range(len(sources[k]))], carried)

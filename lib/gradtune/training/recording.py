@@ -10,7 +10,7 @@ they have. A tensor that is neither an input nor computed inside is noted as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +29,8 @@ _SHAPES = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 # their running statistics are written to, which their schemas do not say
 _NORMS = {_aten.native_batch_norm.default: 5, _aten.cudnn_batch_norm.default: 5, _aten.miopen_batch_norm.default: 5}
 
-Slot = Hashable
+Slot = int
+Key = tuple[torch.device, int, int, int]
 
 
 class Var(NamedTuple):
@@ -74,7 +75,7 @@ class Segment:
     """
 
     inputs: dict[Slot, Var] = field(default_factory=dict)
-    sources: list[Hashable] = field(default_factory=list)
+    sources: list[Key] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     outputs: list[Var] = field(default_factory=list)
 
@@ -144,10 +145,10 @@ class Recorder(TorchDispatchMode):
             segment.inputs[slot] = self._bind(tensor, True, known_by_memory=False)
             self._closed.add(storage(tensor))
 
-    def made(self, generator: torch.Generator, key: Hashable) -> None:
+    def made(self, generator: torch.Generator, key: Key) -> None:
         """Note a generator that was made in the step, and what its numbers follow from."""
         sources = self.segments[-1].sources
-        self._sources[generator._cdata] = Source(sum(len(s.sources) for s in self.segments))
+        self._sources[_identity(generator)] = Source(sum(len(s.sources) for s in self.segments))
         self._kept_alive.append(generator)
         sources.append(key)
 
@@ -208,9 +209,12 @@ class Recorder(TorchDispatchMode):
             self.refuse("reads the number in a tensor (.item(), float(), bool() or an if), which a replay cannot")
         elif any(tag in func.tags for tag in _SHAPES) and func not in _READS and varying:
             self.refuse(f"calls {name}, whose result has a shape that depends on numbers")
-        elif torch.Tag.nondeterministic_seeded in func.tags and not _sources((refs, named)):
-            if not _draws_nothing(func, args, kwargs):
-                self.refuse(f"draws random numbers by {name}, which follow from no seed that can be handed over")
+        elif (
+            torch.Tag.nondeterministic_seeded in func.tags
+            and not _sources((refs, named))
+            and not _draws_nothing(func, args, kwargs)
+        ):
+            self.refuse(f"draws random numbers by {name}, which follow from no seed that can be handed over")
 
     def _note_writing(self, func: Any, args: Any, kwargs: Any) -> None:
         if func in _NORMS:
@@ -241,10 +245,10 @@ class Recorder(TorchDispatchMode):
         if isinstance(x, dict):
             return {n: self._refs(y) for n, y in x.items()}
         if isinstance(x, torch.Generator):
-            if x._cdata not in self._sources:
+            if _identity(x) not in self._sources:
                 self.refuse("draws random numbers from a generator of its own, which moves on from step to step")
                 return None
-            return self._sources[x._cdata]
+            return self._sources[_identity(x)]
         return x
 
     def _known(self, x: Tensor) -> Var | None:
@@ -287,6 +291,12 @@ class Recorder(TorchDispatchMode):
             if root in self._by_memory_of:
                 self._by_memory[_key(x)] = var
             self._memory.add(storage(x))
+
+
+def _identity(generator: torch.Generator) -> int:
+    """Return what tells generators apart; torch wraps one in several objects of Python."""
+    found: int = generator._cdata  # type: ignore[attr-defined]
+    return found
 
 
 def has_memory(x: Tensor) -> bool:

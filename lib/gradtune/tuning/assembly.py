@@ -104,8 +104,9 @@ def configuration(
     statistics: str,
 ) -> dict[str, str]:
     """Return text by topic that tells tuners apart; `w` are the weights, the other arguments those of `Tuner`."""
+    tensors = len(made.single.layout.names)
     return {
-        "model": f"{type(model).__name__} of {w.shape[1]} weights in {len(made.single.layout.names)} tensors, {w.dtype}",
+        "model": f"{type(model).__name__} of {w.shape[1]} weights in {tensors} tensors, {w.dtype}",
         "rule": (rule if isinstance(rule, str) else f"{rule.name} {list(rule.hypers)}")
         + f", gradients clipped to length {clip_norm}" * (clip_norm is not None)
         + f", gradients clipped at {clip_value}" * (clip_value is not None)

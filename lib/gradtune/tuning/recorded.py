@@ -166,9 +166,9 @@ class Recorded:
                 raise Refusal(self.watched.refused)
         elif found := self.watched.changed():
             raise Refusal(f"{found} in a step, which a replay would leave out")
-        found, before = signature(recorder), self._last
-        self._last, self._attempts = (found, [recorder.values[n] for n in recorder.outside]), self._attempts + 1
-        if before is not None and before[0] == found:
+        record, before = signature(recorder), self._last
+        self._last, self._attempts = (record, [recorder.values[n] for n in recorder.outside]), self._attempts + 1
+        if before is not None and before[0] == record:
             self._program, self._last = Program(recorder), None
         elif self._attempts == _ATTEMPTS:
             raise Refusal("a step makes other operations each time")
@@ -234,7 +234,7 @@ class Recorded:
         """Take step `k` on the tensors of `_flat`; the module is left alone, but for buffers among these."""
         assert self._program is not None
         program = self._program
-        made = [draws.generator(device, seed, run.t * n + k) for device, seed, k, n in program.sources[k]]
+        made = [draws.generator(device, seed, run.t * n + j) for device, seed, j, n in program.sources[k]]
         found, self._carried = program.step(k, [flat[n] for n in program.inputs[k]], made, self._carried)
         return found
 

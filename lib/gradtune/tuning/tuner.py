@@ -25,7 +25,7 @@ from gradtune.errors import GradtuneError, at_least
 from gradtune.nets.explained import in_our_words
 from gradtune.nets.single import copied
 from gradtune.recursion.rules import Rule
-from gradtune.recursion.step import State, Step, cotangent, validation_gradient
+from gradtune.recursion.step import Step, cotangent, validation_gradient
 from gradtune.training.loop import Method, Run
 from gradtune.tuning import declared, reading
 from gradtune.tuning.assembly import assembled, configuration, copy_of
@@ -205,7 +205,8 @@ class Tuner(reading.Readable):
         with self._problem.outside_autocast(w.device.type), torch.enable_grad(), in_our_words():
             if not self._checked:
                 self._problem.give(t, *given)
-                self._problem.check_curvature(w, self._of_loss(), t)
+                of_loss = {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
+                self._problem.check_curvature(w, of_loss, t)
                 self._checked = True
             self._run = self._replay.step(self._run, self._recent, given)
         if "step" in vars(self.factor):  # a scheduler counts the steps
@@ -213,10 +214,6 @@ class Tuner(reading.Readable):
         self.sync()
         assert self._problem.seen is not None
         return Info(t + 1, updated, self._problem.seen, self._problem.seen_val if needs_val else None, self)
-
-    def _of_loss(self) -> dict[str, Tensor]:
-        """Return the hyperparameters that the rule does not read."""
-        return {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
 
     def _batches(self, batch: Any, w: Tensor) -> list[Batch]:
         if self._accumulate == 1:
@@ -365,7 +362,8 @@ class Tuner(reading.Readable):
         like, t = self._run.state.w, state["t"]
         start = self._run._replace(t=0, past=())
         parts = [0, *(x.to(like.device) for x in state["tensors"])]
-        past = tuple(self._state([x.to(like.device) for x in leaves]) for leaves in state["past"])
+        form = tree_flatten(self._run.state)[1]
+        past = tuple(tree_unflatten([x.to(like.device) for x in leaves], form) for leaves in state["past"])
         run: Run = tree_unflatten(parts, tree_flatten(start)[1])
         self._run = run._replace(t=t, past=past)
         self._recent.clear()
@@ -391,10 +389,6 @@ class Tuner(reading.Readable):
                 "load it into a tuner made of the same arguments"
             ) from error
         return _again, (copy_of(self.model), self._arguments, self.state_dict())
-
-    def _state(self, leaves: list[Tensor]) -> State:
-        state: State = tree_unflatten(leaves, tree_flatten(self._run.state)[1])
-        return state
 
 
 def _again(model: nn.Module, arguments: dict[str, Any], state: dict[str, Any]) -> Tuner:
