@@ -138,7 +138,6 @@ class Watched:
 
     Attributes:
         refused: why it cannot be watched; empty if it can.
-        tensors: tensors that the code can reach.
     """
 
     def __init__(self, code: Code, parts: Iterable[nn.Module], functions: Iterable[Any]) -> None:
@@ -152,7 +151,6 @@ class Watched:
 
     def _look(self, code: Code, parts: list[nn.Module], functions: list[Any]) -> None:
         self.refused = code.refused
-        self.tensors: dict[int, Tensor] = {}
         self._all = bool(self._own & {"getattr", "vars", "__dict__", "__getattr__"})
         self._entries: list[tuple[Any, str, Any]] = []
         self._live: list[Any] = list(_GLOBAL_HOOKS)
@@ -197,7 +195,7 @@ class Watched:
         if len(self._seen) > 20 * _MOST:
             self._refuse("it reaches too many objects to follow")
         elif isinstance(value, Tensor):
-            self.tensors[id(value)] = value
+            return  # a record reads it as it is
         elif isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, (*_CONTAINERS, tuple, frozenset)):
@@ -265,8 +263,6 @@ class Watched:
             elif name == "_parameters":
                 for n, p in value.items():
                     self._entry(value, n, p, owner)
-                    if p is not None:
-                        self.tensors[id(p)] = p
             elif name not in _OWN and (name in self._names or name == "training" or self._all):
                 self._entry(table, name, value, owner)
                 self._visit(value, f"{name} of {owner}")

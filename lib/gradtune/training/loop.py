@@ -209,9 +209,9 @@ class Loop:
             self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)
         return last[2]
 
-    def taken_again(self, run: Run) -> list[Step]:
-        """Return the steps that the estimator looks back on, taken again from their stored states."""
-        return self._kept(run, run.past, (), {})
+    def looked_back(self, run: Run, recent: Sequence[Step]) -> list[Step]:
+        """Return the steps that the estimator looks back on; those missing in `recent` are taken again."""
+        return self._kept(run, run.past[: len(run.past) - len(recent)], recent, {})
 
     def due(self, t: int) -> bool:
         """Return whether an outer update belongs to step number `t`."""

@@ -287,7 +287,7 @@ class Tuner(reading.Readable):
         Raises:
             GradtuneError: the method does not look back on steps.
         """
-        recent = list(self._recent) or self._loop.taken_again(self._run)
+        recent = self._loop.looked_back(self._run, self._recent)
         if not recent:
             raise GradtuneError(f"{self.method} keeps no steps to pull a gradient back through; use reverse mode")
         last = recent[-1]

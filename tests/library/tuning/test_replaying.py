@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -522,6 +523,26 @@ def test_what_cannot_be_replayed_is_said_and_trains_as_before(make: Any) -> None
 @pytest.mark.parametrize("make", [Branching, Reading, ThroughNumpy, Choosing, Printing, Counting, Logging, Masked])
 def test_a_training_that_falls_back_has_the_bits_of_an_eager_one(make: Any) -> None:
     compared(*pair(make), 12)
+
+
+def test_hooks_that_note_what_passes_are_run_at_every_step() -> None:
+    eager, replayed = pair(plain)
+    seen: list[Tensor] = []
+    for tuner in (eager, replayed):
+        tuner.model[1].register_forward_hook(lambda m, args, out: seen.append(out.detach()))  # type: ignore[index]
+    compared(eager, replayed, 12)
+    assert len(seen) == 24 and replayed.replay.startswith("off: ")
+
+
+def test_a_profiler_of_others_stays_in_charge() -> None:
+    eager, replayed = pair(plain)
+    sys.setprofile(lambda *_: None)
+    try:
+        compared(eager, replayed, 4)
+    finally:
+        sys.setprofile(None)
+    assert replayed.replay == "not yet: a profiler is at work, which recording needs for itself"
+    assert compared(eager, replayed, 12) > 4
 
 
 def test_wanted_replay_that_is_impossible_is_an_error() -> None:
