@@ -160,11 +160,6 @@ class Recorder(TorchDispatchMode):
         """
         self.segments[-1].outputs = [self._var(x) for x in outputs]
 
-    def number_of(self, x: Tensor) -> int | None:
-        """Return the number of a tensor; None for one that the record does not know."""
-        var = self._known(x)
-        return None if var is None else var.number
-
     def refuse(self, why: str) -> None:
         """Note why a replay would be wrong; the first reason counts."""
         self.refused = self.refused or why
@@ -187,7 +182,7 @@ class Recorder(TorchDispatchMode):
         writes = func._schema.is_mutable or (func in _NORMS and bool(args[_NORMS[func]]))
         if writes:
             self._note_writing(func, args, kwargs)
-        varying = any(self.varying[v.number] for v in _vars((refs, named))) or bool(_sources((refs, named)))
+        varying = any(self.varying[v.number] for v in variables((refs, named))) or bool(_sources((refs, named)))
         varying = varying and func not in _CONSTANT
         root = self._roots[refs[0].number] if func.is_view and isinstance(refs[0], Var) else None
         if isinstance(found, Tensor) and root is not None and has_memory(found):
@@ -204,7 +199,7 @@ class Recorder(TorchDispatchMode):
     def _judge(self, func: Any, args: Any, kwargs: Any, refs: Any, named: Any) -> None:
         """Note what speaks against a replay of an operation."""
         name = func._schema.name.removeprefix("aten::")
-        varying = any(self.varying[v.number] for v in _vars((refs, named)))
+        varying = any(self.varying[v.number] for v in variables((refs, named)))
         if func in _READS and varying:
             self.refuse("reads the number in a tensor (.item(), float(), bool() or an if), which a replay cannot")
         elif any(tag in func.tags for tag in _SHAPES) and func not in _READS and varying:
@@ -337,12 +332,12 @@ def _tensors(x: Any) -> list[Tensor]:
     return [t for y in x for t in _tensors(y)] if isinstance(x, (tuple, list)) else []
 
 
-def _vars(x: Any) -> list[Var]:
+def variables(x: Any) -> list[Var]:
     """Return the tensors in nested arguments or results."""
     if isinstance(x, Var):
         return [x]
     x = tuple(x.values()) if isinstance(x, dict) else x
-    return [v for y in x for v in _vars(y)] if isinstance(x, (tuple, list)) else []
+    return [v for y in x for v in variables(y)] if isinstance(x, (tuple, list)) else []
 
 
 def _sources(x: Any) -> list[Source]:
@@ -350,6 +345,3 @@ def _sources(x: Any) -> list[Source]:
         return [x]
     x = tuple(x.values()) if isinstance(x, dict) else x
     return [v for y in x for v in _sources(y)] if isinstance(x, (tuple, list)) else []
-
-
-variables = _vars

@@ -8,7 +8,7 @@ so those steps are one record, which is entered and left step by step.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -340,6 +340,3 @@ def _apart(x: Any) -> Any:
     if type(x) in (tuple, list):
         return type(x)(map(_apart, x))
     return {n: _apart(y) for n, y in x.items()} if type(x) is dict else x
-
-
-__all__: Sequence[str] = ["Given", "Recorded", "Refusal", "shape_of"]

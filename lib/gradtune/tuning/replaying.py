@@ -46,7 +46,7 @@ class Replay:
         loop: the loop that takes the steps.
         problem: the losses.
         wanted: True to record as soon as possible, and to raise an error where a step cannot be replayed; False never
-            to; None to record when it pays.
+            to; None to record on a CPU when it pays.
         horizon: steps of the training, where they are known.
 
     Raises:
@@ -62,7 +62,10 @@ class Replay:
         self._raws: list[Tensor] = []
         self._changed = ""
         self._off = "replay=False was given" if wanted is False else ""
-        if wanted is not False and (why := _unfit(loop, problem)):
+        kind = problem.single.own[0].device.type
+        if wanted is None and kind != "cpu":
+            self._give_up(f"the model is on {kind}, where steps are replayed only with replay=True")
+        elif wanted is not False and (why := _unfit(loop, problem)):
             if wanted:
                 raise GradtuneError(f"replay=True was given, and steps cannot be replayed: {why}; leave it out")
             self._give_up(why)

@@ -84,7 +84,7 @@ class Tuner(reading.Readable):
         statistics: batch norm's statistics in the validation loss: "following" (running ones that follow the
             weights), "running" (as constants) or "batch", see `nets.statistics`.
         replay: whether steps are recorded once and replayed, to the same bits in less time, see `replaying`: None for
-            when it pays, False for never, True for as soon as possible, with an error where it is impossible.
+            when it pays on a CPU, False for never, True for as soon as possible, with an error where it is impossible.
 
     Attributes:
         model: the model.
