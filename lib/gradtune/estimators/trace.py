@@ -44,7 +44,7 @@ def _check(values: Values, name: str) -> None:
 def _taken(step: Step) -> Tensor:
     """Return the learning rate of the step as taken, with the factor of a schedule."""
     lr = step.values.lam["lr"]
-    return lr if step.lr_factor == 1.0 else step.lr_factor * lr
+    return lr if isinstance(step.lr_factor, float) and step.lr_factor == 1.0 else step.lr_factor * lr
 
 
 @dataclass(frozen=True)

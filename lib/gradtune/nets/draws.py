@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Draws:
     def generators(self, device: torch.device) -> list[torch.Generator]:
         """Return one generator a run on `device`, each as its last draw left it."""
         if device not in self._generators:
-            self._generators[device] = [_generator(device, seed, self.t) for seed in self.seeds]
+            self._generators[device] = [generator(device, seed, self.t) for seed in self.seeds]
         return self._generators[device]
 
     def again(self) -> Draws:
@@ -100,10 +101,29 @@ def number(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _generator(device: torch.device, *key: int) -> torch.Generator:
-    generator = torch.Generator(device=device)
-    generator.manual_seed(number(*key))
-    return generator
+def generator(device: torch.device, *key: int) -> torch.Generator:
+    """Return the generator of a key such as (seed, t), at its beginning."""
+    made = torch.Generator(device=device)
+    made.manual_seed(number(*key))
+    tell = _told.get()
+    if tell is not None:
+        tell(made, device, key)
+    return made
+
+
+@contextmanager
+def told(tell: Callable[[torch.Generator, torch.device, tuple[int, ...]], None]) -> Iterator[None]:
+    """Context: call `tell` with every generator that is made, its device and its key."""
+    token = _told.set(tell)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+_told: ContextVar[Callable[[torch.Generator, torch.device, tuple[int, ...]], None] | None] = ContextVar(
+    "told", default=None
+)
 
 
 def _copied(generator: torch.Generator) -> torch.Generator:

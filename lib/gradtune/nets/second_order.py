@@ -72,6 +72,11 @@ def counted() -> None:
         count.count += 1
 
 
+def is_counting() -> bool:
+    """Return whether the context `counting` is in force."""
+    return _counter.get() is not None
+
+
 def is_wanted() -> bool:
     """Return whether the context `wanted` is in force."""
     return _wanted.get()

@@ -53,6 +53,7 @@ class Single:
         curvature: whether gradients are going to be differentiated.
 
     Attributes:
+        functions: what is called beside the module.
         module: the module, or what `torch.compile` was given where it is compiled: it runs uncompiled.
         layout: where the module's parameters lie in a row of `w`.
         buffers: the module's buffers.
@@ -68,7 +69,7 @@ class Single:
     def __init__(self, module: nn.Module, functions: Sequence[Any] = (), curvature: bool = False) -> None:
         whole, module = module, uncompiled(module)
         self.curvature = curvature
-        self.module, self._functions = module, functions
+        self.module, self.functions = module, functions
         self.layout, self._adjustment = Layout.of(module), Adjusted(whole)
         self.renew()
 
@@ -88,11 +89,13 @@ class Single:
         self._slots = _slots(self.module, self.own)
         self.parts, self._lean = list(self.module.modules()), layers_in(self.module)
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.parts)
+        self._children = [(m._modules, [*m._modules.values()]) for m in self.parts if m._modules]
+        self._childless = [m._modules for m in self.parts if not m._modules]
         self._lengths = [len(m._parameters) for m in self.parts]
         self._shown, self._offsets = -1, [0, *accumulate(self.layout.sizes)]
         self.buffers = Buffers(self.module)
         left = [p for p in named.values() if id(p) not in trained]
-        self.around = Surroundings(self.parts, self._functions, left)
+        self.around = Surroundings(self.parts, self.functions, left)
         buffers = {id(b) for b in self.buffers.read().values()}
         self.aliased = any(id(t) in buffers for _, t in self.around.tensors())
         self._refuse_shared_memory(named)
@@ -126,7 +129,11 @@ class Single:
                 would never run.
         """
         place, size, same = w.data_ptr(), w.element_size(), True
-        if list(self.module.modules()) != self.parts or self._lengths != [len(m._parameters) for m in self.parts]:
+        if (
+            any(self._childless)
+            or any([*t.values()] != before for t, before in self._children)
+            or self._lengths != [len(m._parameters) for m in self.parts]
+        ):
             raise self._changed("its modules or parameters are others")
         for table, key, k in self._slots:
             p = table.get(key)
@@ -151,8 +158,9 @@ class Single:
 
     def show(self, w: Tensor) -> None:
         """Make the module's parameters views of `w [1, D]`. Cost: no copy."""
-        for p, view in zip(self.own, self.layout.split(w.detach().squeeze(0)).values(), strict=True):
-            p.data = view
+        parts = w.detach().squeeze(0).split_with_sizes(self.layout.sizes)
+        for p, part, shape in zip(self.own, parts, self.layout.shapes, strict=True):
+            p.data = part.view(shape)
         self._shown = w.data_ptr()
 
     @contextmanager
@@ -204,6 +212,11 @@ class Single:
     def versions(self) -> list[int]:
         """Return what grows when tensors that a graph may have saved are written to: it is void then."""
         return [p._version for p in self.own] + [t._version for _, t in self.around.tensors()]
+
+    @property
+    def hooked(self) -> bool:
+        """Whether parameters have hooks (`Tensor.register_hook`)."""
+        return any(p._backward_hooks for p in self.own)
 
     def check_memory(self) -> None:
         """Check again that nothing shares memory with the trained parameters, after a first call of the module.

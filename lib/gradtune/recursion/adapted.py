@@ -37,7 +37,7 @@ def only(rule: Rule, reached: Tensor) -> Rule:
     return replace(rule, update=update, tangent=None)
 
 
-def scaled(rule: Rule, factor: float) -> Rule:
+def scaled(rule: Rule, factor: float | Tensor) -> Rule:
     """Return `rule` with a learning rate `factor` times the hyperparameter `lr`.
 
     Args:

@@ -64,7 +64,7 @@ class Gradient(NamedTuple):
     w: Tensor
     lam: tuple[Tensor | None, ...]
     rule: Rule
-    lr_factor: float = 1.0
+    lr_factor: float | Tensor = 1.0
     leaves: tuple[Tensor, ...] | None = None
     place: Place | None = None
 

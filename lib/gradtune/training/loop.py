@@ -188,21 +188,30 @@ class Loop:
                 watch(run)
         return run
 
-    def step(self, run: Run, recent: deque[Step]) -> Run:
+    def step(self, run: Run, recent: deque[Step], values: Values | None = None) -> Run:
         """Take one training step, for a loop of one's own.
 
         Args:
             run: where to go on.
             recent: the steps since the last outer update with their graphs, a deque with `maxlen=method.keep`, empty at
                 first. It is changed in place. Steps that it lacks are taken again from their stored states.
+            values: the hyperparameters in force; by default `values_of(run)`.
 
         Returns:
             The run after the step.
         """
+        return self._steps(run, 1, recent=recent, values=self.values_of(run) if values is None else values)
+
+    def values_of(self, run: Run) -> Values:
+        """Return the hyperparameters in force, which are kept until they move."""
         last = self._values
         if last is None or last[0] is not run.raw or last[1] is not run.fixed or self.hypers.windowed:
             self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)
-        return self._steps(run, 1, recent=recent, values=last[2])
+        return last[2]
+
+    def looked_back(self, run: Run, recent: Sequence[Step]) -> list[Step]:
+        """Return the steps that the estimator looks back on; those missing in `recent` are taken again."""
+        return self._kept(run, run.past[: len(run.past) - len(recent)], recent, {})
 
     def due(self, t: int) -> bool:
         """Return whether an outer update belongs to step number `t`."""

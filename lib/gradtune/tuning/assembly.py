@@ -90,6 +90,34 @@ def assembled(
     return Assembled(single, problem, declared_hypers, Loop(problem, made, declared_hypers, guarded))
 
 
+def configuration(
+    model: nn.Module,
+    w: Tensor,
+    rule: str | Rule,
+    method: Method,
+    made: Assembled,
+    clip_norm: float | None,
+    clip_value: float | None,
+    accumulate: int,
+    horizon: int | None,
+    seed: int,
+    statistics: str,
+) -> dict[str, str]:
+    """Return text by topic that tells tuners apart; `w` are the weights, the other arguments those of `Tuner`."""
+    tensors = len(made.single.layout.names)
+    return {
+        "model": f"{type(model).__name__} of {w.shape[1]} weights in {tensors} tensors, {w.dtype}",
+        "rule": (rule if isinstance(rule, str) else f"{rule.name} {list(rule.hypers)}")
+        + f", gradients clipped to length {clip_norm}" * (clip_norm is not None)
+        + f", gradients clipped at {clip_value}" * (clip_value is not None)
+        + f", {accumulate} batches a step" * (accumulate > 1),
+        "method": str(method) + f", {statistics} statistics" * (statistics != "running"),
+        "hyperparameters": ", ".join(str(b.hyper) for b in made.hypers.blocks.values())
+        + f", windows over {horizon} steps" * made.hypers.windowed,
+        "seed": str(seed),
+    }
+
+
 def copy_of(model: nn.Module) -> nn.Module:
     """Return a copy of a model whose parameters have memory of their own.
 

@@ -70,6 +70,8 @@ class Evaluating:
         seen: training loss of the last step, a tensor without dimensions; None before the first.
         seen_val: validation loss of the last outer update; None before the first.
         calls: gradients and graphs of gradients computed so far.
+        factor: what the step multiplies the learning rate by, as a tensor, while it is recorded; else None.
+        random: whether the forward pass draws random numbers.
     """
 
     stationary = False
@@ -101,18 +103,47 @@ class Evaluating:
         self.seen_val: Tensor | None = None
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.calls = 0
+        self.factor: Tensor | None = None
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
-    def give(self, t: int, batches: list[Batch], val_batch: Batch | None, lr_factor: float = 1.0) -> None:
-        """Hand over the batches of step `t`, before it is taken."""
+    def give(
+        self, t: int, batches: list[Batch], val_batch: Batch | None, lr_factor: float = 1.0, unchanged: bool = False
+    ) -> None:
+        """Hand over the batches of step `t`, before it is taken.
+
+        Args:
+            t: number of the step.
+            batches: the training batches.
+            val_batch: the validation batch; None where the step needs none.
+            lr_factor: what the step multiplies the learning rate by.
+            unchanged: whether what is kept beside weights and buffers is known to be as it was at the last step.
+        """
         held = {k: v for k, v in self.held.items() if k > t - self.keep} if self.keep else {}
-        self._noted = self.single.around.note() if self.keep or not self._random else []
         if self._frozen and self._frozen != self.single.around.frozen_versions():
             self.single.around.moving = True  # somebody changes frozen weights between steps
+        if not unchanged or self.single.around.moving:
+            self._noted = self.single.around.note() if self.keep or not self._random else []
         buffers = self.single.buffers.renew(replace=self.keep > 1 and not self.single.aliased)
         self.held = held | {t: Held(batches, buffers, lr_factor, self._noted if self.keep else None)}
         self._pending, self._val_batch = t, val_batch
+
+    def taken(self, seen: Tensor, seen_val: Tensor | None, calls: int) -> None:
+        """Note that the step was taken by other means.
+
+        Args:
+            seen: its training loss.
+            seen_val: its validation loss; None where there was none.
+            calls: gradients that it has computed.
+        """
+        self._pending, self.seen, self.calls = -1, seen, self.calls + calls
+        if seen_val is not None:
+            self.seen_val = seen_val
+        self._frozen = self.single.around.frozen_versions() if self.keep else []
+
+    def back(self, t: int) -> None:
+        """Bring the module back to where it was when step `t` was handed over."""
+        self.single.back(self.held[t].buffers, self._noted)
 
     def validate(self, val_batch: Batch) -> None:
         """Hand over a validation batch by itself."""
@@ -180,10 +211,10 @@ class Evaluating:
     def _evaluated(self, lam: Mapping[str, Tensor], batch: Batch, mode: Mode | None) -> Tensor:
         """Return the validation loss, with random numbers of (seed, last step) where it draws any."""
         net_lam = _part(lam, self.of_model)
-        before = torch.get_rng_state() if not self._random_val else None
+        before = None if self._random_val else random_state()
         draws = Draws([self.seed], self._t) if self._random_val else None
         loss = self._called(batch, net_lam, {}, self.val, draws, Aside(self.single.buffers.read(), True), mode)
-        if before is not None and not torch.equal(before, torch.get_rng_state()):
+        if before is not None and not same_state(before, random_state()):
             torch.set_rng_state(before)
             self._random_val = True
             return self._evaluated(lam, batch, mode)
@@ -288,6 +319,18 @@ def _applied(loss: Loss, output: Any, target: Any, lam: dict[str, Tensor]) -> An
 def _part(lam: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return the hyperparameters that a function takes, in their own shapes."""
     return {n: lam[n].reshape(shape) for n, shape in shapes.items() if n in lam}
+
+
+def random_state() -> Tensor:
+    """Return the state of torch's global generator, unseen by those who record operations."""
+    with torch._C._DisableTorchDispatch():
+        return torch.default_generator.get_state()
+
+
+def same_state(a: Tensor, b: Tensor) -> bool:
+    """Return whether two states of a generator are the same, unseen by those who record operations."""
+    with torch._C._DisableTorchDispatch():
+        return torch.equal(a, b)
 
 
 def _one_number(value: Any) -> Tensor:

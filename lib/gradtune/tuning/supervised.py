@@ -21,7 +21,7 @@ from gradtune.nets.single import Single
 from gradtune.recursion.adapted import hooked, only, scaled
 from gradtune.recursion.problems import Gradient
 from gradtune.recursion.rules import Rule
-from gradtune.tuning.evaluating import Evaluating
+from gradtune.tuning.evaluating import Evaluating, random_state, same_state
 
 
 class Supervised(Evaluating):
@@ -37,7 +37,7 @@ class Supervised(Evaluating):
         The first time, the module's buffers and attributes are left as the forward pass leaves them.
         """
         first = self._first
-        pending, hooked_ones = t == self._pending, any(p._backward_hooks for p in self.single.own)
+        pending, hooked_ones = t == self._pending, self.single.hooked
         if hooked_ones and graph and len(self.held[t].batches) > 1:
             raise GradtuneError(
                 "hooks on parameters act on the gradient of each of several batches, and a method that differentiates "
@@ -103,7 +103,7 @@ class Supervised(Evaluating):
         if others is not None and others != random.getstate():
             self.single.around.moving = True
         after = _random_states(self.single.own[0].device, self._first) if watched else []
-        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        if not all(same_state(a, b) for a, b in zip(before, after, strict=True)):
             torch.set_rng_state(before[0])
             for state in before[1:]:
                 torch.cuda.set_rng_state(state, self.single.own[0].device)
@@ -112,10 +112,11 @@ class Supervised(Evaluating):
             self.single.back(self.held[self._pending].buffers, self._noted)
         self._first = self._first and not pending
 
-    def _rule(self, rule: Rule, t: int, reached: list[bool], taken: bool, hooks: bool) -> tuple[Rule, float]:
+    def _rule(self, rule: Rule, t: int, reached: list[bool], taken: bool, hooks: bool) -> tuple[Rule, float | Tensor]:
         """Return the update rule of the step and the factor of its learning rate."""
-        factor = self.held[t].lr_factor
+        factor: float | Tensor = self.held[t].lr_factor
         if factor != 1.0 and "lr" in rule.hypers:
+            factor = factor if self.factor is None else self.factor
             rule = scaled(rule, factor)
         if hooks:
             rule = hooked(rule, partial(self._through_hooks, self._hooks, reached))
@@ -212,7 +213,7 @@ def _close(a: float, b: float) -> bool:
 
 def _random_states(device: torch.device, first: bool) -> list[Tensor]:
     """Return the states of torch's global generators; that of a GPU, which costs more, at the first step alone."""
-    states = [torch.get_rng_state()]
+    states = [random_state()]
     return [*states, torch.cuda.get_rng_state(device)] if first and device.type == "cuda" else states
 
 

@@ -91,6 +91,7 @@ def tune(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     in_place: bool = True,
+    replay: bool | None = None,
 ) -> Result:
     """Train `model` for `steps` steps by `rule` while `method` tunes `hypers`.
 
@@ -164,6 +165,7 @@ def tune(
             it.
         checkpoint_seconds: least time in seconds between two saves before the end.
         in_place: whether the model itself is trained; False trains a copy of it.
+        replay: whether steps are recorded once and replayed, to the same bits in less time, see `Tuner`.
 
     Returns:
         The trained model and the history.
@@ -185,7 +187,7 @@ def tune(
     chosen, tuned, held = defaults.chosen(rule, hypers, fixed or {}, method)
     arguments: dict[str, Any] = {"rule": chosen, "fixed": held, "val_loss": val_loss, "seed": seed, "horizon": steps}
     arguments |= {"accumulate": accumulate, "clip_norm": clip_norm, "clip_value": clip_value}
-    arguments |= {"scaler": scaler, "statistics": statistics}
+    arguments |= {"scaler": scaler, "statistics": statistics, "replay": replay}
     found = _race(
         model,
         loss,

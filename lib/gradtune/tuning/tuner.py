@@ -25,11 +25,13 @@ from gradtune.errors import GradtuneError, at_least
 from gradtune.nets.explained import in_our_words
 from gradtune.nets.single import copied
 from gradtune.recursion.rules import Rule
-from gradtune.recursion.step import State, Step, cotangent, validation_gradient
+from gradtune.recursion.step import Step, cotangent, validation_gradient
 from gradtune.training.loop import Method, Run
 from gradtune.tuning import declared, reading
-from gradtune.tuning.assembly import assembled, copy_of
+from gradtune.tuning.assembly import assembled, configuration, copy_of
 from gradtune.tuning.info import Info
+from gradtune.tuning.recorded import Given
+from gradtune.tuning.replaying import Replay
 from gradtune.tuning.schedule import Factor
 from gradtune.tuning.streams import Batch, fits
 
@@ -81,6 +83,8 @@ class Tuner(reading.Readable):
             step whose gradient is not finite is left out, as in torch. Its use waits for the device.
         statistics: batch norm's statistics in the validation loss: "following" (running ones that follow the
             weights), "running" (as constants) or "batch", see `nets.statistics`.
+        replay: whether steps are recorded once and replayed, to the same bits in less time, see `replaying`: None for
+            when it pays on a CPU, False for never, True for as soon as possible, with an error where it is impossible.
 
     Attributes:
         model: the model.
@@ -113,6 +117,7 @@ class Tuner(reading.Readable):
         clip_value: float | None = None,
         scaler: GradScaler | None = None,
         statistics: str = "following",
+        replay: bool | None = None,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
         at_least(1, accumulate=accumulate)
@@ -142,17 +147,10 @@ class Tuner(reading.Readable):
         self._recent: deque[Step] = deque(maxlen=self.method.keep)
         w = self._layout.flatten(dict(self._single.module.named_parameters()))[None]
         self._run, self._checked = self._loop.start(w), not self.method.second_order
-        self.configuration = {
-            "model": f"{type(model).__name__} of {w.shape[1]} weights in {len(self._layout.names)} tensors, {w.dtype}",
-            "rule": (rule if isinstance(rule, str) else f"{rule.name} {list(rule.hypers)}")
-            + f", gradients clipped to length {clip_norm}" * (clip_norm is not None)
-            + f", gradients clipped at {clip_value}" * (clip_value is not None)
-            + f", {accumulate} batches a step" * (accumulate > 1),
-            "method": str(self.method) + f", {statistics} statistics" * (statistics != "running"),
-            "hyperparameters": ", ".join(str(b.hyper) for b in self.hypers.blocks.values())
-            + f", windows over {horizon} steps" * self.hypers.windowed,
-            "seed": str(seed),
-        }
+        self._replay = Replay(self._loop, self._problem, replay, horizon)
+        self.configuration = configuration(
+            model, w, rule, self.method, made, clip_norm, clip_value, accumulate, horizon, seed, statistics
+        )
         self.sync()
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -166,6 +164,11 @@ class Tuner(reading.Readable):
     def needs_val(self) -> bool:
         """Whether the next step ends with an outer update on a validation batch."""
         return self.method.outer_loss == "validation" and self._loop.due(self._run.t)
+
+    @property
+    def replay(self) -> str:
+        """Whether steps are replayed: "on", or "not yet: ..." or "off: ..." with the reason, see `replaying`."""
+        return self._replay.status
 
     def step(self, batch: Batch, val_batch: Batch | None = None) -> Info:
         """Take one training step, and the outer update that belongs to it.
@@ -197,22 +200,20 @@ class Tuner(reading.Readable):
                 "given; hand over val_batch whenever needs_val is true"
             )
         val = fits(val_batch, w, "the validation batch") if needs_val else None
-        self._problem.give(t, self._batches(batch, w), val, self.factor.value)
+        given = Given(self._batches(batch, w), val, self.factor.value)
         updated = self._loop.due(t)
         with self._problem.outside_autocast(w.device.type), torch.enable_grad(), in_our_words():
             if not self._checked:
-                self._problem.check_curvature(w, self._of_loss(), t)
+                self._problem.give(t, *given)
+                of_loss = {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
+                self._problem.check_curvature(w, of_loss, t)
                 self._checked = True
-            self._run = self._loop.step(self._run, self._recent)
+            self._run = self._replay.step(self._run, self._recent, given)
         if "step" in vars(self.factor):  # a scheduler counts the steps
             self.factor.step()
         self.sync()
         assert self._problem.seen is not None
         return Info(t + 1, updated, self._problem.seen, self._problem.seen_val if needs_val else None, self)
-
-    def _of_loss(self) -> dict[str, Tensor]:
-        """Return the hyperparameters that the rule does not read."""
-        return {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
 
     def _batches(self, batch: Any, w: Tensor) -> list[Batch]:
         if self._accumulate == 1:
@@ -294,13 +295,14 @@ class Tuner(reading.Readable):
         Raises:
             GradtuneError: the method does not look back on steps.
         """
-        if not self._recent:
+        recent = self._loop.looked_back(self._run, self._recent)
+        if not recent:
             raise GradtuneError(f"{self.method} keeps no steps to pull a gradient back through; use reverse mode")
-        last = self._recent[-1]
+        last = recent[-1]
         self._problem.validate(fits(val_batch, self._run.state.w, "the validation batch"))
         gv, total = validation_gradient(self._problem, last.base_rule, last.values, self._run.state, last.t)
         cot = cotangent(gv, last.next)
-        for step in reversed(self._recent):
+        for step in reversed(recent):
             cot, share = step.with_curvature().pull(cot)
             total = total + share
         assert self._problem.seen_val is not None
@@ -360,7 +362,8 @@ class Tuner(reading.Readable):
         like, t = self._run.state.w, state["t"]
         start = self._run._replace(t=0, past=())
         parts = [0, *(x.to(like.device) for x in state["tensors"])]
-        past = tuple(self._state([x.to(like.device) for x in leaves]) for leaves in state["past"])
+        form = tree_flatten(self._run.state)[1]
+        past = tuple(tree_unflatten([x.to(like.device) for x in leaves], form) for leaves in state["past"])
         run: Run = tree_unflatten(parts, tree_flatten(start)[1])
         self._run = run._replace(t=t, past=past)
         self._recent.clear()
@@ -386,10 +389,6 @@ class Tuner(reading.Readable):
                 "load it into a tuner made of the same arguments"
             ) from error
         return _again, (copy_of(self.model), self._arguments, self.state_dict())
-
-    def _state(self, leaves: list[Tensor]) -> State:
-        state: State = tree_unflatten(leaves, tree_flatten(self._run.state)[1])
-        return state
 
 
 def _again(model: nn.Module, arguments: dict[str, Any], state: dict[str, Any]) -> Tuner:
