@@ -535,7 +535,7 @@ def test_hooks_that_note_what_passes_are_run_at_every_step() -> None:
     for tuner, seen in zip((eager, replayed), lists, strict=True):
         tuner.model[1].register_forward_hook(noting(seen))  # type: ignore[index]
     compared(eager, replayed, 12)
-    assert len(lists[0]) == len(lists[1]) == 12 and replayed.replay.startswith("off: ")
+    assert len(lists[0]) == len(lists[1]) == 12 and replayed.replay != "on"
 
 
 def test_a_profiler_of_others_stays_in_charge() -> None:
