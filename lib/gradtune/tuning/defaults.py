@@ -2,13 +2,17 @@
 
 With neither rule nor method, `tune` trains by the recipe:
 
-1. learning rates race for a few steps each (`probe`), and training starts from the one that wins;
-2. AdamW trains, and OnePass tunes learning rate and weight decay on validation batches, every 20 steps (in trainings
-   below 240 steps a twelfth of them) with a look-back of 3 and an outer rate of 0.1: a third of the derivatives of the
-   paper's setting;
+1. learning rates race for a few steps each (`probe`), and training starts from the one that wins, whatever rate was
+   given;
+2. AdamW trains, and OnePass tunes the weight decay, and all else that is named, on validation batches: every 20 steps
+   (in trainings below 240 steps a twelfth of them) with a look-back of 3 and an outer rate of 0.1, a third of the
+   derivatives of the paper's setting;
 3. the learning rate is multiplied by a factor that falls in a straight line from 1 to 0.01 (`schedule.linear`);
 4. a guard brings the training back where it diverges (`guard.Guard`);
 5. the training ends with the weights whose validation loss was lowest (`guard.Best`).
+
+The learning rate itself is not followed by its hypergradient: of a few steps, that favours small rates, and on small
+problems of many kinds it ended worse than the race and the schedule alone (`method="onepass"` has it).
 
 No paper has this recipe, and none of its parts acts on a method that is asked for by name, but for the guard.
 """
@@ -23,10 +27,13 @@ from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.outer import Lion, SignHalving
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
+from gradtune.tuning.events import Race
 
 _LOOK_BACK, _EVERY, _UPDATES, _RATE = 3, 20, 12, 0.1
 
 Given = Mapping[str, Any] | Sequence[Hyper]
+
+_DECAY = 0.1  # the largest weight decay to start from in the recipe
 
 _RATES = {"sgd": 0.01, "nesterov": 0.01, "lion": 1e-4}
 _DECAYS = {"adamw": 0.1, "lion": 0.01}
@@ -39,15 +46,17 @@ def _meta_step(steps: int | None) -> float:
     return 0.02 if steps is None else max(1e-3, min(0.02, _REACH / steps))
 
 
-def recipe(steps: int, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return name and options of the recipe's method.
+def recipe(steps: int, tuned: Given) -> tuple[str, dict[str, Any]]:
+    """Return name and options of the recipe's method; it is "fixed" where nothing is left to tune but the rate.
 
     Args:
         steps: steps of the training.
-        given: options of `methods.making.onepass` that replace the recipe's.
+        tuned: what `raced` returned.
     """
+    if names(tuned) == ["lr"] and isinstance(tuned, Mapping):
+        return "fixed", {}
     every = max(1, min(_EVERY, steps // _UPDATES))
-    return "onepass", {"look_back": _LOOK_BACK, "every": every, "lr": _RATE, **given}
+    return "onepass", {"look_back": _LOOK_BACK, "every": every, "lr": _RATE}
 
 
 _OPTIONS: dict[str, Callable[[int | None], dict[str, Any]]] = {
@@ -69,6 +78,29 @@ def options(method: str, steps: int | None) -> dict[str, Any]:
         steps: steps of the training; None where it is not known.
     """
     return _OPTIONS[method](steps) if method in _OPTIONS else {}
+
+
+def raced(tuned: Given, race: Race | None, chosen: str | Rule, fixed: Mapping[str, Any], steps: int) -> Given:
+    """Return what the recipe tunes and from where, after a race: numbers where numbers were given.
+
+    The weight decay starts from 1 / (rate steps), so that AdamW's decay over the training stays below exp(-1), and at
+    most from `_DECAY`; it is left out where it is fixed or where the rule has none. The learning rate stays the one
+    that won: the schedule lowers it, and OnePass, which sees a few steps ahead, would lower it too far.
+
+    Args:
+        tuned: what was given to tune.
+        race: the race.
+        chosen: the rule.
+        fixed: what stays as it is.
+        steps: steps of the training.
+    """
+    if not isinstance(tuned, Mapping) or not isinstance(tuned.get("lr"), (int, float)):
+        return tuned
+    lr = tuned["lr"] if race is None or race.best is None else race.best
+    found = {**tuned, "lr": Hyper("lr", lr, "log10", bounds=(lr, lr))}
+    if "weight_decay" not in found and "weight_decay" not in fixed and name(chosen) in _DECAYS:
+        found["weight_decay"] = min(_DECAY, 1 / (lr * steps))
+    return found
 
 
 def why_not(method: str) -> str:
@@ -121,6 +153,8 @@ def start(chosen: str | Rule, method: str | Method | None, fixed: Mapping[str, A
         del found["weight_decay"]
     if method == "lorraine":
         del found["lr"]
+    if method is None and name(chosen) in _DECAYS:
+        del found["weight_decay"]  # `raced` knows better
     found = {n: v for n, v in found.items() if n in reads and n not in fixed}
     if not found:
         raise GradtuneError(

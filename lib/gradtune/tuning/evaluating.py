@@ -204,7 +204,7 @@ class Evaluating:
     def training_loss(self, w: Tensor, lam: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the training loss of any batch, without a trace in the module."""
         draws = Draws([self.seed], self._t) if self._random else None
-        with self.single.at(w, apart=True):
+        with torch.random.fork_rng(), self.single.at(w, apart=True):
             aside = Aside(self.single.buffers.read(), False)
             return self._called(batch, _part(lam, self.of_model), _part(lam, self.of_loss), self.loss, draws, aside)
 

@@ -22,19 +22,19 @@ FALL = 0.3
 """What the learning rate is multiplied by when a training is brought back."""
 _IN_A_ROW = 3  # losses above the limit: one may be a hard batch
 _OFTEN = 50  # good weights to a training
-_LOOKS = 25  # at the validation loss in a training
+_LOOKS = 15  # at the validation loss in a training
 
 
 class Guard:
     """Brings a training back that diverges.
 
-    It has diverged where a loss is not finite, or where three losses in a row lie above the first one by more than
-    `FACTOR` times its size. Then the last good weights, buffers and hyperparameters come back, and all learning rates
-    are `FALL` times what they were. Steps that were lost are not taken again: the training goes on at the step and the
+    It has diverged where a loss is not finite, or where three losses in a row are more than `FACTOR` times as large as
+    the loss at the start. Then the last good weights, buffers and hyperparameters come back, and all learning rates are
+    `FALL` times what they were. Steps that were lost are not taken again: the training goes on at the step and the
     batch that are next.
 
-    Weights are good where the mean of the losses after them is at most twice the first one. They are looked at 50 times
-    in a training; where the last ones are not good, the training ends with the last that were.
+    Weights are good where the mean of the losses after them is at most twice that at the start. They are looked at 50
+    times in a training; where the last ones are not good, the training ends with the last that were.
 
     Cost: none but reading the loss, on a GPU 50 times in a training. Memory: weights, buffers and the rule's buffers
     twice more.
@@ -42,15 +42,19 @@ class Guard:
     Args:
         tuner: trains the model.
         steps: steps of the training.
+        judged: batches of validation that say, beside the first training batch, how large a loss is at the start.
     """
 
-    def __init__(self, tuner: Tuner, steps: int) -> None:
+    def __init__(self, tuner: Tuner, steps: int, judged: Sequence[Batch] = ()) -> None:
         self._tuner, self._pace = tuner, max(1, min(steps // _OFTEN, 100))
+        self._judged = judged
         self._waits = tuner.raw.device.type != "cpu"
         self.begin()
 
     def begin(self) -> None:
         """Begin a training from the weights that the model has."""
+        before = mean_loss(self._tuner, self._judged) if self._judged else 0.0
+        self._before = before if math.isfinite(before) else 0.0
         self._first: float | None = None
         self._losses: deque[Tensor | float] = deque(maxlen=max(self._pace, _IN_A_ROW))
         self._good, self._since = self._tuner.state_dict(), self._tuner.steps
@@ -72,7 +76,7 @@ class Guard:
             return None
         recent = [float(loss) for loss in self._losses]
         if self._first is None and math.isfinite(recent[0]):
-            self._first = recent[0]
+            self._first = max(recent[0], self._before, key=abs)
         bad = next((x for x in recent if not math.isfinite(x)), None)
         limit, last = self._above(FACTOR), recent[-_IN_A_ROW:]
         if bad is None and len(last) == _IN_A_ROW and min(last) > limit > 0:
@@ -94,7 +98,7 @@ class Guard:
         return Event(self._tuner.steps, "rewound", recent[-1], self._tuner.lr, self._since)
 
     def _above(self, factor: float) -> float:
-        """Return the loss that lies above the first one so that it is `factor` times as large, where that is > 0."""
+        """Return the loss that is `factor` times as large as that at the start, where this is positive."""
         first = self._first or 0.0
         return first + (factor - 1) * abs(first)
 
@@ -129,9 +133,9 @@ class Guard:
 class Best:
     """Keeps the weights and buffers of the step at which the validation loss was lowest.
 
-    The loss is looked at 25 times in a training, each time on the same batches.
+    The loss is looked at 15 times in a training, each time on the same batches.
 
-    Cost: 25 forward passes of these batches. Memory: weights, buffers and the rule's buffers once more.
+    Cost: 15 forward passes of these batches. Memory: weights, buffers and the rule's buffers once more.
 
     Args:
         tuner: trains the model.

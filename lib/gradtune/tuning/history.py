@@ -137,6 +137,10 @@ class History:
         """Append a row."""
         self._rows.append(row)
 
+    def amend(self, row: Row) -> None:
+        """Put a row in the place of the last one."""
+        self._rows[-1] = row
+
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a table; needs pandas.
 

@@ -31,18 +31,19 @@ def first(feed: Resident | Loaded, count: int, together: int = 1) -> list[Batch]
     return each if together == 1 else [each[k : k + together] for k in range(0, count, together)]
 
 
-def sample(val: Resident | Loaded, steps: int) -> list[Batch]:
+def sample(val: Resident | Loaded, steps: int, like: int) -> list[Batch]:
     """Return the batches of validation that candidates are compared on: all, or some where that costs too much.
 
     Args:
         val: the batches of validation.
-        steps: steps of the training. Some are four batches, or one for 75 steps where these are more; the rest is not
-            left out where it is less than a batch.
+        steps: steps of the training.
+        like: rows of a training batch. Some are as many rows as in four training batches, or in one for 75 steps where
+            these are more.
     """
-    enough, length = max(_LEAST, steps // _STEPS), val.steps_per_epoch
-    if length is not None and length <= enough:
-        return list(val.once())
-    return first(val, enough)
+    enough = like * max(_LEAST, steps // _STEPS)
+    one = first(val, 1)
+    count, length = max(1, round(enough / rows(one[0]))), val.steps_per_epoch
+    return list(val.once()) if length is not None and length <= count else [*one, *first(val, count)[1:]]
 
 
 def mean_loss(tuner: Tuner, batches: Sequence[Batch]) -> float:

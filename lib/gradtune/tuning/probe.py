@@ -1,8 +1,9 @@
-"""A short race between learning rates before a training: `probe` returns the one to start from.
+"""A short race between learning rates before a training: `race` finds the one to start from.
 
-Every candidate trains for a few steps from the model's weights, with everything else fixed. The best three train on.
-The smallest whose validation loss is within 15 % of the lowest wins. The model is left as it was; the training that
-follows starts anew.
+Every candidate trains for a few steps from the model's weights, with everything else fixed. While the best one is the
+largest or the smallest of all, the next one beyond it joins. The best three train on. The largest of them whose
+validation loss is within `_NEAR` of the lowest wins: the rate falls later in the training, which forgives a large one.
+The model is left as it was; the training that follows starts anew.
 """
 
 from __future__ import annotations
@@ -11,35 +12,31 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from gradtune.tuning.events import Candidate, Race
 from gradtune.tuning.judging import first, mean_loss
 from gradtune.tuning.streams import Batch, Loaded, Resident
 from gradtune.tuning.tuner import Tuner
 
-_HALVES = 2  # candidates to a decade
+_ROOT = 10**0.5  # ratio of two neighbours
 # name of the rule -> exponents of ten of the smallest and the largest candidate
 _RANGES = {"adam": (-4.0, -1.0), "adamw": (-4.0, -1.0), "rmsprop": (-4.0, -1.0), "lion": (-5.0, -2.0)}
 _ELSE = (-3.0, 0.5)
+_LOWEST, _HIGHEST = 1e-6, 10.0  # ends of the range where it is extended
 _ON = 3  # candidates that train on
-_SHARE, _LEAST, _MOST = 50, 8, 100  # steps of a candidate: a share of the training, within limits
+_SHARE, _LEAST, _MOST = 60, 6, 100  # steps of a candidate: a share of the training, within limits
 _LONGER = 3  # how many times as long the best few train
-_NEAR = 0.15  # of the lowest loss: a race is short, which favours large rates
-_ALIKE = 1.3  # ratio of two rates that are one candidate
+_NEAR = 0.25
+_FLAT = 0.02  # share of the first loss by which at least one candidate has to improve
 
 
-def candidates(rule: str, start: float) -> list[float]:
-    """Return the learning rates that race: two to a decade over the usual range of a rule, and the start.
+def candidates(rule: str) -> list[float]:
+    """Return the learning rates that race at first: two to a decade over the usual range of a rule.
 
     Args:
         rule: name of the rule.
-        start: the learning rate that was given; it is left out where another candidate is within a factor of 1.3.
     """
     low, high = next((ends for name, ends in _RANGES.items() if rule.split()[-1] == name), _ELSE)
-    usual = [10 ** (low + k / _HALVES) for k in range(round((high - low) * _HALVES) + 1)]
-    apart = start > 0 and all(abs(math.log(start / rate)) > math.log(_ALIKE) for rate in usual)
-    return sorted([*usual, *[start] * apart])
+    return [10 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1)]
 
 
 def lengths(steps: int) -> tuple[int, int]:
@@ -57,8 +54,8 @@ def race(
 ) -> Race:
     """Let learning rates race, and leave the model as it was.
 
-    Cost: about 0.3 times the `steps` steps, without derivatives of hyperparameters; of 250 steps 0.45 times. Memory:
-    weights, buffers and the rule's buffers of three candidates, and the batches of a candidate.
+    Cost: about 0.25 times the `steps` steps, without derivatives of hyperparameters. Memory: weights, buffers and the
+    rule's buffers of three candidates, and the batches of a candidate.
 
     Args:
         tuner: trains the model and moves no hyperparameter.
@@ -69,39 +66,70 @@ def race(
         accumulate: batches of a step.
     """
     short, long = lengths(steps)
-    begin, around = tuner.state_dict(), tuner.note()
-    start, taken = tuner.lr, first(train, long * accumulate, accumulate)
-    found: dict[float, tuple[Candidate, dict[str, Any]]] = {}
-    rates = candidates(rule, start)
-    with tqdm(total=len(rates) * short + _ON * (long - short), unit="step", disable=None, leave=False) as bar:
-        bar.set_description("probing the learning rate")
-
-        def on(lr: float, state: dict[str, Any], to: int) -> None:
-            tuner.load_state_dict(state)
-            tuner.scale_lr(lr / tuner.lr)
-            for k in range(tuner.steps, to):
-                tuner.step(taken[k])
-                bar.update()
-            loss = mean_loss(tuner, judged)
-            found[lr] = Candidate(lr, to, loss if math.isfinite(loss) else math.inf), tuner.state_dict()
-
-        for lr in rates:
-            on(lr, begin, short)
-            for slow in sorted(found, key=lambda r: found[r][0].val)[_ON:]:
-                found[slow] = found[slow][0], {}  # its weights are not needed any more
-        for lr in sorted(found, key=lambda r: found[r][0].val)[:_ON]:
-            if found[lr][0].val < math.inf:
-                on(lr, found[lr][1], long)
-    tuner.load_state_dict(begin)
+    taken = first(train, long * accumulate, accumulate)
+    field = _Field(tuner, taken, judged)
+    around, start, untrained = tuner.note(), tuner.lr, mean_loss(tuner, judged)
+    rates = candidates(rule)
+    for lr in rates:
+        field.run(lr, short)
+    while (beyond := field.beyond()) is not None:
+        field.run(beyond, short)
+    for lr in field.best(_ON):
+        field.run(lr, long)
+    tuner.load_state_dict(field.begin)
     tuner.bring_back(around)
-    done = sum(c.steps for c, _ in found.values())
-    return _result(found, start, done)
+    every = field.found()
+    best = _winner(every, untrained, rates[len(rates) // 2])
+    return Race(every, best, 1.0 if best is None else best / start, sum(c.steps for c in every))
 
 
-def _result(found: dict[float, tuple[Candidate, dict[str, Any]]], start: float, done: int) -> Race:
-    every = tuple(found[lr][0] for lr in sorted(found))
+class _Field:
+    """The candidates of a race and where they are."""
+
+    def __init__(self, tuner: Tuner, taken: Sequence[Batch], judged: Sequence[Batch]) -> None:
+        self._tuner, self._taken, self._judged = tuner, taken, judged
+        self.begin = tuner.state_dict()
+        self._found: dict[float, tuple[Candidate, dict[str, Any]]] = {}
+
+    def run(self, lr: float, to: int) -> None:
+        """Train a candidate until it has taken `to` steps; only the best few keep their weights."""
+        tuner = self._tuner
+        tuner.load_state_dict(self._found[lr][1] if lr in self._found else self.begin)
+        tuner.lr = lr
+        for k in range(tuner.steps, to):
+            tuner.step(self._taken[k])
+        loss = mean_loss(tuner, self._judged)
+        self._found[lr] = Candidate(lr, to, loss if math.isfinite(loss) else math.inf), tuner.state_dict()
+        for slow in sorted(self._found, key=lambda r: self._found[r][0].val)[_ON:]:
+            self._found[slow] = self._found[slow][0], {}
+
+    def best(self, count: int) -> list[float]:
+        """Return the best learning rates so far whose loss is finite, the best one first."""
+        order = sorted(self._found, key=lambda r: self._found[r][0].val)
+        return [lr for lr in order[:count] if self._found[lr][0].val < math.inf]
+
+    def beyond(self) -> float | None:
+        """Return the next learning rate beyond the best one, where that is the last of all on its side."""
+        (best,) = self.best(1) or (None,)
+        if best is None:
+            return None
+        low, high = min(self._found), max(self._found)
+        if best == high and best * _ROOT < _HIGHEST * 1.01:
+            return best * _ROOT
+        return best / _ROOT if best == low and best / _ROOT > _LOWEST * 0.99 else None
+
+    def found(self) -> tuple[Candidate, ...]:
+        """Return the candidates, the smallest learning rate first."""
+        return tuple(self._found[lr][0] for lr in sorted(self._found))
+
+
+def _winner(every: Sequence[Candidate], untrained: float, middle: float) -> float | None:
+    """Return the learning rate that wins: the middle one where none has lowered the loss; None where none is finite."""
     longest = max(c.steps for c in every)
     last = [c for c in every if c.steps == longest]
     lowest = min(c.val for c in last)
-    lr = next(c.lr for c in last if c.val <= lowest + _NEAR * abs(lowest)) if lowest < math.inf else None
-    return Race(every, lr, 1.0 if lr is None else lr / start, done)
+    if lowest == math.inf:
+        return None
+    if untrained - lowest < _FLAT * abs(untrained):
+        return middle
+    return max(c.lr for c in last if c.val <= lowest + _NEAR * abs(lowest))

@@ -30,6 +30,20 @@ def scaled(hypers: Hypers, run: Run, factor: float) -> Run:
     return run._replace(raw=raw, fixed=fixed)
 
 
+def at(hypers: Hypers, run: Run, lr: float) -> Run:
+    """Return the run with its learning rates multiplied so that their geometric mean is `lr`; bounds hold.
+
+    A single rate is `lr` itself, whatever it was.
+    """
+    moved = scaled(hypers, run, lr / level(hypers, run))
+    if NAME in hypers.tuned and hypers.blocks[NAME].columns == 1 and NAME not in run.fixed:
+        block = hypers.blocks[NAME]
+        raw = moved.raw.clone()
+        raw[:, _columns(block)] = block.transform.inverse(raw.new_full((len(raw), 1), lr))
+        moved = moved._replace(raw=hypers.clamp(raw))
+    return moved
+
+
 def _values(hypers: Hypers, run: Run) -> list[Tensor]:
     block = hypers.blocks[NAME]
     tuned = [_natural(block, run.raw)] if NAME in hypers.tuned else []

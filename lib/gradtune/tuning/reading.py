@@ -138,8 +138,15 @@ class Readable:
 
     @property
     def lr(self) -> float:
-        """The learning rate in force, tuned or not; where there are several, their geometric mean."""
+        """The learning rate in force, tuned or not; where there are several, their geometric mean.
+
+        Setting it multiplies all of them by one factor, within their bounds; the outer rule's state goes on.
+        """
         return rates.level(self.hypers, self._run)
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._run = rates.at(self.hypers, self._run, value)
 
     def scale_lr(self, factor: float) -> None:
         """Multiply all learning rates, tuned or not, by a factor, within their bounds; the outer rule's state goes on.

@@ -72,7 +72,7 @@ class Training:
         return [*model.parameters(), *model.buffers()]
 
     def run(self, callbacks: Sequence[Callback]) -> None:
-        total = self.steps * (1 + self.restarts)
+        total, info = self.steps * (1 + self.restarts), None
         with tqdm(total=total, initial=self.done, unit="step", disable=None) as bar:
             while self.done < total and not self.stopped:
                 info = self._step()
@@ -85,6 +85,8 @@ class Training:
                     self._save(force=False)
                     answers = [callback(info) for callback in callbacks]  # all are called
                     self.stopped = any(answer is True for answer in answers)
+        if info is not None and self.done < total and self._back_at_the_end():
+            self.history.amend(self._row(replace(info, val=None)))
         self._save(force=True)
 
     def _back_at_the_end(self) -> bool:
@@ -167,8 +169,9 @@ class Training:
         """Say once that the learning rate has fallen to the end of its range, where no weight moves any more."""
         if "stopped" in self._told or "lr" not in self.tuner.hypers.tuned or self.tuner.method.outer is None:
             return
-        low = max(0.0, self.tuner.hypers.blocks["lr"].hyper.bounds[0])
-        if self.tuner.lr <= low * (1 + 1e-3):
+        low, high = self.tuner.hypers.blocks["lr"].hyper.bounds
+        low = max(0.0, low)
+        if low < high and self.tuner.lr <= low * (1 + 1e-3):
             self._told.add("stopped")
             _warn(
                 f"by step {self.done} the learning rate has fallen to {low:g}, the end of its range, and the weights "

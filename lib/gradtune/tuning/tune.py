@@ -96,8 +96,8 @@ def tune(
     """Train `model` for `steps` steps by `rule` while `method` tunes `hypers`.
 
     With neither method nor rule named, a recipe trains that needs no knowledge of rates: a race between learning rates
-    (`probe`), AdamW with OnePass on learning rate and weight decay, a learning rate that falls in a straight line, a
-    guard, and the best weights kept. `defaults` describes it. A method that is named runs as its paper has it, with the
+    (`probe`), AdamW with OnePass on the weight decay, a learning rate that falls in a straight line, a guard, and the
+    best weights kept. `defaults` describes it. A method that is named runs as its paper has it, with the
     guard alone.
 
     Tensors are cut into batches. With a batch size, each epoch goes through the rows in an order drawn from `seed`, and
@@ -127,9 +127,9 @@ def tune(
             such as `{"lr": {"head.*": 1e-3, "*": 1e-4}}`, see `declared`; or `Hyper` declarations. None stands for
             learning rate and weight decay from usual values, see `defaults`.
         fixed: the same for what stays as it is, such as `{"weight_decay": {"1d": 0.0}}`; no `Hyper` declarations.
-        method: name in `methods.METHODS`, or a `loop.Method`; None for the recipe.
+        method: name in `methods.METHODS`, or a `loop.Method`; None for the recipe, or with options for "onepass".
         options: arguments of the function that makes the method of that name, such as `{"every": 5}`; without a
-            method, of the recipe's OnePass. Rates that depend on the number of steps have defaults in
+            name, of "onepass". Rates that depend on the number of steps have defaults in
             `defaults.options`.
         val_loss: `val_loss(output, y)` of validation batches, by default `loss`, see `Tuner`.
         batch_size: rows in a batch where `train` is tensors; None for all rows at each step. A loader has a batch size
@@ -143,7 +143,7 @@ def tune(
             step after each training step. None stands for `schedule.linear` in the recipe, else for a factor of 1
             (`schedule.constant`).
         probe: whether learning rates race for a few steps each before the training, which then starts anew from the one
-            that wins, see `probe`. The one that was given is a candidate among the usual ones. None: in the recipe.
+            that wins, see `probe`, whatever rate was given. None: in the recipe.
         guard: whether the last good weights come back, with a lower learning rate, when the training diverges, see
             `guard.Guard`. `history.events` has every case. None: except where nothing is tuned.
         keep: "last", the weights after the last step; or "best", those of the step with the lowest validation loss, see
@@ -175,7 +175,8 @@ def tune(
             or written, or was saved with other data or another configuration.
     """
     at_least(0, restarts=restarts)
-    recipe = method is None
+    recipe = method is None and options is None
+    method = None if recipe else method or "onepass"
     if keep not in (None, "best", "last"):
         raise unknown("choice of what is kept", keep, ["best", "last"])
     model = model if in_place else copy_of(model)
@@ -188,19 +189,20 @@ def tune(
     arguments: dict[str, Any] = {"rule": chosen, "fixed": held, "val_loss": val_loss, "seed": seed, "horizon": steps}
     arguments |= {"accumulate": accumulate, "clip_norm": clip_norm, "clip_value": clip_value}
     arguments |= {"scaler": scaler, "statistics": statistics, "replay": replay}
+    judged = _judged(feed, val_feed, steps)
     found = _race(
         model,
         loss,
         {**arguments, "hypers": tuned},
         feed,
-        val_feed,
+        judged,
         steps,
         recipe if probe is None else probe,
         checkpoint,
     )
-    tuned = _from(found, tuned)
+    tuned = defaults.raced(tuned, found, chosen, held, steps) if recipe else _from(found, tuned)
     if method is None:
-        method, options = defaults.recipe(steps, options or {})
+        method, options = defaults.recipe(steps, tuned)
     tuner = Tuner(model, loss, hypers=tuned, method=method, options=options, **arguments)
     if found is not None and not _plain(tuned):
         tuner.scale_lr(found.factor)
@@ -214,12 +216,11 @@ def tune(
     schedule = linear(steps) if recipe and schedule is None else schedule
     training = Training(tuner, feed, val_feed, steps, restarts, stride, accumulate, schedule)
     training.history.race = found
-    if how.estimator is not None if guard is None else guard:
-        training.guard = Guard(tuner, steps)
-    keeps = keep == "best" or (keep is None and recipe)
-    keeps = keeps and val_feed is not None and not ends(val_feed)
-    if keeps and val_feed is not None:
-        training.best = Best(tuner, sample(val_feed, steps), steps)
+    if how.estimator is not None or recipe if guard is None else guard:
+        training.guard = Guard(tuner, steps, judged if recipe else ())
+    keeps = bool(judged) and (keep == "best" or (keep is None and recipe))
+    if keeps:
+        training.best = Best(tuner, judged, steps)
     if checkpoint is not None:
         training.file, training.pause = Path(checkpoint), checkpoint_seconds
         training.resume()
@@ -256,12 +257,20 @@ def _validation(val: Data, like: Tensor, size: int | None, seed: int, feed: Resi
     return stream(val, like, of_train, 2 * seed + 1, "the validation data")
 
 
+def _judged(feed: Resident | Loaded, val_feed: Resident | Loaded | None, steps: int) -> list[Any]:
+    """Return the batches of validation that weights are judged by; none where there are none, or they end."""
+    if val_feed is None or ends(val_feed):
+        return []
+    of_train = None if ends(feed) else rows(first(feed, 1)[0])
+    return sample(val_feed, steps, of_train or rows(first(val_feed, 1)[0]))
+
+
 def _race(
     model: nn.Module,
     loss: Callable[..., Tensor] | None,
     arguments: dict[str, Any],
     feed: Resident | Loaded,
-    val_feed: Resident | Loaded | None,
+    judged: list[Any],
     steps: int,
     wanted: bool,
     checkpoint: str | Path | None,
@@ -271,7 +280,7 @@ def _race(
         return race_in(Path(checkpoint))
     if not wanted or "lr" not in defaults.names(arguments["hypers"]):
         return None
-    if ends(feed) or (val_feed is not None and ends(val_feed)):
+    if ends(feed):
         warnings.warn(
             "the data come from an iterator, which cannot start again: the learning rate is not probed, and training "
             "starts from the one that was given; give a DataLoader, a list of batches or tensors",
@@ -280,7 +289,7 @@ def _race(
         )
         return None
     racer = Tuner(model, loss, method="fixed", **{**arguments, "scaler": copy.deepcopy(arguments["scaler"])})
-    judged = first(feed, 1) if val_feed is None else sample(val_feed, steps)
+    judged = judged or first(feed, 4)
     found = race(racer, defaults.name(arguments["rule"]), feed, judged, steps, arguments["accumulate"])
     if found.best is None:
         warnings.warn(

@@ -276,7 +276,7 @@ class Tuner(reading.Readable):
         self._adopt()
         w = self._run.state.w
         with self._problem.outside_autocast(w.device.type):
-            return self._problem.training_loss(w, self._lam(), fits(batch, w, "the batch"))
+            return self._problem.training_loss(w, self._lam(), fits(batch, w, "the training batch"))
 
     def _lam(self) -> dict[str, Tensor]:
         return self.hypers.at(self._run.raw, self._run.fixed, max(self._run.t - 1, 0)).lam

@@ -17,10 +17,10 @@ from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.methods import METHODS
 from gradtune.search import METHODS as SEARCHES
 from gradtune.tuning import defaults, schedule
-from gradtune.tuning.events import Event
+from gradtune.tuning.events import Candidate, Event
 from gradtune.tuning.guard import FALL
 from gradtune.tuning.history import History
-from gradtune.tuning.probe import candidates, lengths
+from gradtune.tuning.probe import _winner, candidates, lengths
 
 _DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(120, 6, generator=_DRAW)
@@ -64,32 +64,38 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def test_the_start_does_not_matter() -> None:
     """Every start is one candidate of the race, beside the same others, of which one wins."""
-    reference, history = by_default(hypers={"lr": 1e-3, "weight_decay": 0.1})
+    reference, history = by_default()
     assert history.race is not None and history.race.best is not None and 1e-3 < history.race.best < 0.2
-    for start in (1e-6, 3e-4, 1.0, 10.0):
-        model, other = by_default(hypers={"lr": start, "weight_decay": 0.1})
+    for start in (1e-6, 10.0):
+        model, other = by_default(hypers={"lr": start})
         assert same(model, reference) and other.race is not None and other.race.best == history.race.best
-    assert same(by_default()[0], reference)
+    frame = history.to_frame()
+    assert (
+        frame["lr"].tolist() == pytest.approx([history.race.best] * len(frame)) and frame["weight_decay"].nunique() > 1
+    )
 
 
 def test_it_is_no_worse_than_most_of_a_grid() -> None:
     ends = sorted(
         loss_of(by_default(rule="adamw", method="fixed", hypers={"lr": lr, "weight_decay": decay})[0])
-        for lr in (1e-4, 1e-3, 1e-2, 1e-1)
-        for decay in (0.0, 0.1, 1.0)
+        for lr in (1e-3, 1e-2, 1e-1)
+        for decay in (0.0, 1.0)
     )
     assert loss_of(by_default()[0]) <= 1.5 * ends[0]
 
 
 def test_the_recipe_is_its_parts() -> None:
     model, history = by_default(240)
-    assert history.race is not None
+    assert history.race is not None and history.race.best is not None
     again, parts = by_default(
         240,
         rule="adamw",
         method="onepass",
         options={"look_back": 3, "every": 20, "lr": 0.1},
-        hypers={"lr": history.race.best, "weight_decay": 0.1},
+        hypers=[
+            Hyper("lr", history.race.best, "log10", bounds=(history.race.best, history.race.best)),
+            Hyper("weight_decay", min(0.1, 1 / (240 * history.race.best)), "log10", bounds=(0.0, float("inf"))),
+        ],
         schedule=schedule.linear(240),
         val_batch_size=20,
         keep="best",
@@ -134,16 +140,46 @@ def test_a_momentum_means_sgd(momentum: dict[str, float], rule: str) -> None:
 # -- the race ---------------------------------------------------------------------------------------------------------
 
 
-def test_candidates_are_two_to_a_decade_and_the_start() -> None:
-    usual = [10 ** (-4 + k / 2) for k in range(7)]
-    assert candidates("adamw", 1.1e-3) == pytest.approx(usual)
-    assert candidates("norm-clipped adamw", 5e-6) == pytest.approx([5e-6, *usual])
-    assert candidates("sgd", 10.0) == pytest.approx([10 ** (-3 + k / 2) for k in range(8)] + [10.0])
+def test_candidates_are_two_to_a_decade() -> None:
+    assert (
+        candidates("adamw") == candidates("norm-clipped adamw") == pytest.approx([10 ** (-4 + k / 2) for k in range(7)])
+    )
+    assert candidates("sgd") == pytest.approx([10 ** (-3 + k / 2) for k in range(8)])
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(20, (1, 3)), (100, (4, 12)), (250, (8, 24)), (10**6, (100, 300))])
+@pytest.mark.parametrize(("steps", "expected"), [(20, (1, 3)), (100, (4, 12)), (250, (6, 18)), (10**6, (100, 300))])
 def test_the_race_is_short(steps: int, expected: tuple[int, int]) -> None:
     assert lengths(steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("losses", "wins"),
+    [
+        ({1e-3: 1.0, 1e-2: 0.9, 1e-1: 1.1}, 0.1),  # within a quarter of the lowest: the largest
+        ({1e-3: 1.0, 1e-2: 0.9, 1e-1: 1.2}, 0.01),
+        ({1e-3: -1.0, 1e-2: -0.9, 1e-1: -0.7}, 0.01),
+        ({1e-3: 1.99, 1e-2: 1.98, 1e-1: 2.1}, 0.05),  # none has lowered the loss: the middle one
+        ({1e-3: float("inf")}, None),
+    ],
+)
+def test_who_wins(losses: dict[float, float], wins: float | None) -> None:
+    every = [Candidate(1e-4, 6, 0.1), *(Candidate(lr, 18, loss) for lr, loss in losses.items())]
+    assert _winner(every, 2.0, 0.05) == wins
+
+
+@pytest.mark.parametrize(("scale", "lowest", "highest"), [(1e-6, 1e-6, 0.2), (1e4, 1e-4, 10.0)])
+def test_the_range_is_extended_where_its_end_wins(scale: float, lowest: float, highest: float) -> None:
+    """Targets far away ask for larger rates; weights that are right already for smaller ones."""
+    model = nn.Linear(6, 1)
+    y = scale * (X @ torch.ones(6, 1))
+    if scale < 1:
+        with torch.no_grad():
+            model.weight.fill_(scale * 1.05)
+            model.bias.zero_()
+    history = tune(model, mse_loss, (X[:60], y[:60]), (X[60:], y[60:]), steps=100)[1]
+    assert history.race is not None
+    rates = [c.lr for c in history.race.candidates]
+    assert rates[0] == pytest.approx(lowest, rel=0.01) if scale < 1 else rates[-1] == pytest.approx(highest, rel=0.01)
 
 
 def test_a_race_leaves_everything_as_it_was() -> None:
@@ -189,8 +225,8 @@ def test_all_groups_of_a_rate_keep_their_ratios() -> None:
     frame, race = history.to_frame(), history.race
     assert race is not None and race.best is not None
     first = frame.iloc[0]
-    assert first["lr[*]"] / first["lr[0.*]"] == pytest.approx(100, rel=0.05)
-    assert (first["lr[*]"] * first["lr[0.*]"]) ** 0.5 == pytest.approx(race.best, rel=0.05)
+    assert first["lr[*]"] / first["lr[0.*]"] == pytest.approx(100, rel=0.3)  # OnePass has moved them once
+    assert (first["lr[*]"] * first["lr[0.*]"]) ** 0.5 == pytest.approx(race.best, rel=0.3)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +245,8 @@ def test_all_learning_rates_at_once(hypers: Any, fixed: Any, level: float) -> No
     decay = tuner.hyperparameters.get("weight_decay")
     tuner.scale_lr(0.1)
     assert tuner.lr == pytest.approx(0.1 * level, rel=1e-5) and tuner.hyperparameters.get("weight_decay") == decay
+    tuner.lr = 0.003
+    assert tuner.lr == pytest.approx(0.003, rel=1e-5)
 
 
 def test_data_that_end_are_not_raced_on() -> None:
@@ -294,7 +332,7 @@ def test_the_best_weights_are_kept_where_they_are_asked_for() -> None:
     last, _ = by_default(**given, callbacks=lambda info: ends.append(float(info.tuner.evaluate(VAL))))
     best, history = by_default(**given, keep="best")
     (event,) = history.events
-    looked = [ends[k - 1] for k in range(4, 121, 4)]
+    looked = [ends[k - 1] for k in range(8, 121, 8)]
     assert event.kind == "kept" and event.loss == pytest.approx(min(looked)) and ends[event.since - 1] == min(looked)
     assert loss_of(best) == pytest.approx(min(looked), rel=1e-6) and loss_of(last) > 1.1 * loss_of(best)
     assert history.val == pytest.approx(loss_of(best), rel=1e-6)
@@ -429,3 +467,37 @@ def test_counters_of_weights_that_are_not_reached(method: str) -> None:
     assert rates[0] == pytest.approx(rates[1], rel=1e-12)
     found = hypergradient(whole, cross_entropy, [data[0]], data[1], rule="adamw", hypers={"lr": 0.01})
     assert abs(found.values["lr"]) > 0
+
+
+# -- how large a loss is at the start ---------------------------------------------------------------------------------
+
+
+def test_a_first_batch_without_events_does_not_look_like_a_divergence() -> None:
+    """Most targets are 0, and the first batch may have nothing else: its loss says little of those to come."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(1200, 6, generator=draw)
+    y = ((x[:, :1] > 1.4) * (30 + 10 * x[:, 1:2])).float()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1))
+    data = (x[:800], y[:800]), (x[800:], y[800:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradtuneWarning)
+        history = tune(model, mse_loss, *data, steps=300, batch_size=8)[1]
+    assert (
+        history.rewinds == 0
+        and history.val is not None
+        and history.val < 0.5 * float(mse_loss(data[1][1], 0 * data[1][1]))
+    )
+
+
+def test_a_training_that_a_callback_ends_keeps_its_best_weights_too() -> None:
+    ends: list[float] = []
+
+    def watch(info: Any) -> bool:
+        ends.append(float(info.tuner.evaluate(VAL)))
+        return info.step == 100
+
+    given: dict[str, Any] = {"method": "fixed", "rule": "adamw", "hypers": {"lr": 0.05}, "every": 1}
+    best, history = by_default(**given, keep="best", callbacks=watch)
+    looked = [ends[k - 1] for k in range(8, 97, 8)]
+    assert loss_of(best) == pytest.approx(min(looked), rel=1e-6) and history.events[-1].kind == "kept"
