@@ -219,18 +219,19 @@ def resolve(name: str, data: str) -> str:
 
     Args:
         name: Name of the problem, a key of `TITLES`.
-        data: "auto" is the real set where it is present, else an embedded one; "embedded" is the embedded one.
+        data: "real" is the real set, present or not; "embedded" is one that needs no file; "auto" is the real set where
+            it is present, else the embedded one.
 
     Raises:
-        GradtuneError: The problem is unknown, or `data` is neither.
+        GradtuneError: The problem or the choice is unknown.
     """
     if name not in TITLES:
         raise unknown("small problem", name, TITLES)
-    if data not in ("auto", "embedded"):
-        raise unknown("choice of data", data, ["auto", "embedded"])
+    if data not in ("auto", "embedded", "real"):
+        raise unknown("choice of data", data, ["auto", "embedded", "real"])
     real, embedded = _SETS[name]
-    if data == "embedded":
-        return embedded
+    if data != "auto":
+        return real if data == "real" else embedded
     if name == "words":
         return text.resolve("auto")
     if name in ("tables", "norm"):

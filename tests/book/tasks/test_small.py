@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,6 +44,21 @@ def test_patches_are_cut_row_by_row() -> None:
     net.embedded.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
     net(patch[None, None])
     assert torch.equal(seen[0], torch.arange(16.0)[None, :, None].expand(1, 16, 4))
+
+
+def test_the_real_sets_are_named_whether_they_are_there_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path))
+    assert [small.resolve(n, "real") for n in small.TITLES] == [
+        "energy",
+        "mnist",
+        "digits",
+        "ptb",
+        "fashion",
+        "concrete",
+    ]
+    assert [small.resolve(n, "auto") for n in small.TITLES] == [small.resolve(n, "embedded") for n in small.TITLES]
+    with pytest.raises(GradtuneError, match="gradtune data fetch concrete"):
+        small.load.__wrapped__("norm", "concrete")
 
 
 def test_unknown_names() -> None:
