@@ -88,7 +88,8 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"n": groups.size(), "near": groups["ratio"].agg(lambda r: int((r <= NEAR).sum()))})
     table["share"] = 100 * table["near"] / table["n"]
     table["NaN"] = groups["nan"].sum()
-    for name, share in (("median", 0.5), ("5 %", 0.05), ("95 %", 0.95)):
+    table["median"] = groups["ratio"].median()
+    for name, share in (("5 %", 0.05), ("95 %", 0.95)):
         table[name] = groups["ratio"].agg(lambda r, q=share: np.quantile(r, q, method="nearest"))
     return _named(table.join(costs(runs)))
 
