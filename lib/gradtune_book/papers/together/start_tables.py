@@ -150,7 +150,7 @@ def draw(runs: pd.DataFrame, titles: dict[str, str], methods: Sequence[str] | No
     for ax in axes[:, 0]:
         ax.set_ylabel("ratio to the grid (log scale)")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small")
+    fig.legend(handles, labels, loc="outside lower center", ncols=2 * columns - 1, fontsize="small")
     return fig
 
 
