@@ -76,16 +76,18 @@ def by_start(runs: pd.DataFrame, task: str | None = None) -> pd.DataFrame:
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a row per method: how often it ends near the grid's best, how far off it is, and what it costs.
 
-    The columns are `n`, runs; `near`, how many have a ratio of at most `NEAR`; `share`, the same in per cent; `NaN`,
-    how many ended in NaN; `median`, `5 %` and `95 %`, quantiles of the ratio; `cost`, the time of a training in those
-    of a plain one (median over problems of the ratio of medians), and `cheapest` and `dearest`, its range over
-    problems.
+    The columns are `n`, runs; `different`, how many of them did not end as another start of the same problem and seed;
+    `near`, how many have a ratio of at most `NEAR`; `share`, the same in per cent; `NaN`, how many ended in NaN;
+    `median`, `5 %` and `95 %`, quantiles of the ratio; `cost`, the time of a training in those of a plain one (median
+    over problems of the ratio of medians), and `cheapest` and `dearest`, its range over problems.
 
     Args:
         runs: What `ratios` gave.
     """
     groups = runs.groupby("method")
-    table = pd.DataFrame({"n": groups.size(), "near": groups["ratio"].agg(lambda r: int((r <= NEAR).sum()))})
+    different = runs.drop_duplicates(["method", "task", "seed", "ratio"]).groupby("method").size()
+    table = pd.DataFrame({"n": groups.size(), "different": different})
+    table["near"] = groups["ratio"].agg(lambda r: int((r <= NEAR).sum()))
     table["share"] = 100 * table["near"] / table["n"]
     table["NaN"] = groups["nan"].sum()
     table["median"] = groups["ratio"].median()

@@ -165,6 +165,7 @@ def test_a_seed_without_a_whole_grid_is_left_out() -> None:
 def test_the_summary_counts_what_ends_near_and_what_it_costs() -> None:
     table = start_tables.summary(start_tables.ratios(frame()))
     assert table["n"].to_dict() == {"Default": 4, "HD": 4, "AdamW": 4, "Prodigy": 2}
+    assert table["different"].to_dict() == {"Default": 2, "HD": 4, "AdamW": 4, "Prodigy": 2}
     assert table["near"].to_dict() == {"Default": 4, "HD": 1, "AdamW": 2, "Prodigy": 2}
     assert table["NaN"].to_dict() == {"Default": 0, "HD": 0, "AdamW": 2, "Prodigy": 0}
     assert table["cost"].to_dict() == {"Default": 2.0, "HD": 1.5, "AdamW": 1.0, "Prodigy": 1.0}
