@@ -29,7 +29,7 @@ BOOK = (
     ("config", "paths", "papers.series", "papers.restarts", "papers.published"),
     ("data", "records"),
     ("notebooks", "tasks", "checks"),
-    ("papers.clip", "papers.fds", "papers.onepass"),
+    ("papers.clip", "papers.fds", "papers.onepass", "papers.together"),
     ("papers", "pages"),
     ("cli",),
 )

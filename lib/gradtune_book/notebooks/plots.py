@@ -45,7 +45,7 @@ METHODS = {
     name: {"color": _PALETTE[k % 10], "linestyle": _DASHES[k % 5], "marker": _MARKERS[k % 10]}
     for k, name in enumerate(_METHODS)
 }
-# methods of one paper only, as (colour, dash, marker): they share those of another paper's, as no figure has both
+# methods of one study only, as (colour, dash, marker): they share those of another study's, as no figure has both
 _LATER = {
     "Random-xLR": (1, 1, 6),
     "Random-3-batched": (2, 2, 7),
@@ -62,6 +62,11 @@ _LATER = {
     "non-greedy": (9, 0, 7),
     "Hyperband": (3, 3, 8),
     "BOHB": (4, 4, 9),
+    "Default": (0, 0, 0),
+    "AdamW": (1, 1, 1),
+    "SGD": (7, 1, 7),
+    "MetaOptimize, SGD": (6, 3, 9),
+    "ScheduleFree": (1, 4, 3),
 }
 METHODS |= {
     name: {"color": _PALETTE[colour], "linestyle": _DASHES[dash], "marker": _MARKERS[marker]}

@@ -64,6 +64,10 @@ STUDIES = {
     "fds_cifar_regret": Entry(
         "fds.cifar_regret", "Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon"
     ),
+    "starts": Entry(
+        "together.starts",
+        "All methods with their defaults on six small problems, from learning rates between 1e-6 and 10",
+    ),
 }
 """Every study by the name that its records have, in the order of the lists."""
 
