@@ -23,17 +23,24 @@ class Setting:
         data: Data, as a reader calls it, with what differs from the paper's.
         ours: Function that reads our numbers off the records; empty where nothing is recorded.
         paper: Function that gives what the paper prints about this setting, None where it prints nothing.
+        items: Figures and tables that show this setting, where a claim is about several that differ in that.
     """
 
     scale: str
     data: str
     ours: Source
     paper: Source | None = None
+    items: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return SIZES.get(self.scale, self.scale)
 
     @property
     def words(self) -> str:
         """The setting in words."""
-        return f"{self.data}, {SIZES.get(self.scale, self.scale)}"
+        return f"{self.data}, {self.size}"
 
 
 SIZES = {"paper": "the paper's size", "laptop": "reduced size", "smoke": "toy size"}
@@ -85,6 +92,11 @@ class Judged:
     setting: Setting
     ours: Answer
     paper: Answer
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """The figures and tables that the answer counts for."""
+        return self.setting.items or self.claim.items
 
 
 def judge(claim: Claim) -> list[Judged]:

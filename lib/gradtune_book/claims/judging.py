@@ -41,6 +41,7 @@ class Comparison:
         p: p-value of the direction in which the numbers point; NaN where there is none.
         for_it: Whether the numbers point to the statement being true; None where they point nowhere.
         by: How it was judged.
+        absent: Whether the statement is that there is no difference: it holds unless one is significant.
     """
 
     what: str
@@ -50,9 +51,12 @@ class Comparison:
     p: float
     for_it: bool | None
     by: str
+    absent: bool = False
 
     def word(self, p: float) -> Word:
         """Return the answer of this comparison with its corrected p-value."""
+        if self.absent and self.n > FEW and not math.isnan(p):
+            return "fails" if p < LEVEL else "holds"
         if self.for_it is None or (self.by != ALONE and (0 < self.n <= FEW or not p < LEVEL)):
             return "within noise"
         return "holds" if self.for_it else "fails"
@@ -175,11 +179,7 @@ def apart(a: Estimate, b: Estimate, what: str, paired: bool = False) -> Comparis
     show no difference. By value alone it is not judged.
     """
     size, error, n, p, by = _difference(a, b, paired, 1.0)
-    if by == ALONE:
-        return Comparison(what, size, error, n, math.nan, None, by)
-    if p < LEVEL:
-        return Comparison(what, size, error, n, p, False, by)
-    return Comparison(what, size, error, n, 0.0, True, f"{by}, p = {p:.2g} of a difference")
+    return Comparison(what, size, error, n, p, None, by, absent=True)
 
 
 def share(counted: tuple[int, int], least: float, what: str) -> Comparison:
@@ -213,6 +213,16 @@ def trend(positions: Sequence[float], values: Sequence[float], falling: bool, wh
     return Comparison(what, tau, math.nan, len(values), p, points_there, "Kendall's rank correlation")
 
 
+def no_trend(positions: Sequence[float], values: Sequence[float], margin: float, what: str) -> Comparison:
+    """Ask whether Kendall's rank correlation of values with their positions is smaller than a margin in size.
+
+    Its standard error is that of the hypothesis of no correlation, `sqrt(2 (2n + 5) / (9 n (n - 1)))`.
+    """
+    n, tau = len(values), float(scipy_stats.kendalltau(positions, values).statistic)
+    error = math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
+    return _near(tau, error, n, 1e6, margin, what, "Kendall's rank correlation")
+
+
 def _sign(size: float, wanted: int) -> bool | None:
     """Tell whether a number points into the wanted direction (1 or -1); None where it is 0 or NaN."""
     return None if size == 0 or math.isnan(size) else size * wanted > 0
@@ -231,6 +241,11 @@ def falls(t: Estimates, rows: Sequence[str], *columns: str) -> Finding:
     """Ask whether a column falls from each row to the next."""
     pairs = [(a, b, c) for c in columns for a, b in zip(rows[1:], rows)]
     return Finding(tuple(below(t.at(a, c), t.at(b, c), f"{a} − {b}, {c}", t.paired) for a, b, c in pairs))
+
+
+def any_below(t: Estimates, a: str, b: str, *columns: str) -> Finding:
+    """Ask whether a row lies below another one in any of the columns."""
+    return Finding(all_below(t, [a], [b], *columns).comparisons, every=False)
 
 
 def rises_between(t: Estimates, rows: Iterable[str], before: str, after: str) -> Finding:

@@ -84,40 +84,44 @@ def lines(judged: Sequence[Judged]) -> list[str]:
     out = []
     for j, row in zip(judged, rows(judged).itertuples(index=False)):
         claim, place, tested, paper, ours, word = map(str, row)
-        about = ", ".join(j.claim.items) or "no single figure or table"
+        about = ", ".join(j.items) or "no single figure or table"
         out += [f"{word}: {claim}", f"    {j.claim.id}: {j.claim.paper}, {place} ({about})"]
         out += [f"    {tested}: {ours}", *([f"    the paper's numbers: {paper}"] if j.paper.decisive else [])]
     return out
 
 
-def summed_up(judged: Sequence[Judged], items: Sequence[str]) -> list[str]:
-    """Write the verdict of each figure or table, setting by setting."""
-    lines = []
-    for item in items:
-        of = [j for j in judged if item in j.claim.items and not j.claim.sanity]
-        for words in dict.fromkeys(j.setting.words for j in of):
-            here = [j.ours for j in of if j.setting.words == words]
-            lines.append(f"{item} ({words}{runs(here)}): {verdict(here)}")
-    return lines
+def summed_up(judged: Sequence[Judged], item: str) -> str:
+    """Write the verdict of a figure or table, and on what each verdict rests where its settings differ."""
+    of = [j for j in judged if item in j.items and not j.claim.sanity]
+    found: dict[tuple[str, str], list[str]] = {}
+    for data, size in dict.fromkeys((j.setting.data, j.setting.size) for j in of):
+        here = [j.ours for j in of if (j.setting.data, j.setting.size) == (data, size)]
+        found.setdefault((verdict(here), size), []).append(f"{data}{runs(here)}")
+    parts = [f"{word} on {'; '.join(data)}; {size}" for (word, size), data in found.items()]
+    whole = verdict([j.ours for j in of])
+    return parts[0] if len(parts) == 1 else f"{whole}: {'. '.join(part[0].upper() + part[1:] for part in parts)}"
 
 
 def runs(answers: Sequence[Answer]) -> str:
-    """Write the numbers of runs that answers rest on, as ", n = 3 to 50"; nothing where none is known."""
+    """Write the numbers of runs that answers rest on, as " (n = 3 to 50)"; nothing where none is known."""
     n = sorted({a.decisive.n for a in answers if a.decisive is not None and a.decisive.n})
-    return f", n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else "") if n else ""
+    return f" (n = {n[0]}" + (f" to {n[-1]})" if len(n) > 1 else ")") if n else ""
 
 
 class Shown:
     """A chapter's claims, as a notebook shows them: the verdict of each item, and a row for each answer."""
 
     def __init__(self, judged: Sequence[Judged]) -> None:
-        self.items = list(dict.fromkeys(item for j in judged for item in j.claim.items))
+        self.items = list(dict.fromkeys(item for j in judged for item in j.items))
         self.judged = judged
 
     def __repr__(self) -> str:
         lines = [f"{j.ours.word}: {j.claim.statement} [{j.setting.words}]" for j in self.judged]
-        return "\n".join([*summed_up(self.judged, self.items), *lines])
+        return "\n".join([*self._verdicts(), *lines])
 
     def _repr_markdown_(self) -> str:
-        found = [f"* {line}" for line in summed_up(self.judged, self.items)]
+        found = [f"* {line}" for line in self._verdicts()]
         return "\n".join([*found, "", as_markdown(self.judged)])
+
+    def _verdicts(self) -> list[str]:
+        return [f"{item}: {summed_up(self.judged, item)}" for item in self.items]

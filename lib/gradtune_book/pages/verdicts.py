@@ -124,21 +124,21 @@ def _overview(items: Sequence[Item], judged: Sequence[Judged]) -> list[str]:
     """Return the table of a paper's figures and tables."""
     body = []
     for item in items:
-        settings = summed_up(_about(item, judged), [item.item])
-        said = "; ".join(line.removeprefix(f"{item.item} ") for line in settings) if len(settings) > 1 else ""
+        about = _about(item, judged)
+        said = summed_up(about, item.item) if about else words_of(item, judged)
         where = f"{{doc}}`{item.chapter}`" if item.chapter else "–"
         ours = item.ours or (f"needs {item.needs}" if item.needs else "–")
         setting = f"{item.shows} ({item.setting})" if item.setting else item.shows
-        body.append([item.item, setting, words_of(item, judged) + (f": {said}" if said else ""), ours, where])
+        body.append([item.item, setting, said, ours, where])
     return [table(["item", "shows", "verdict", "our runs", "chapter"], body)]
 
 
 def _claims(judged: Sequence[Judged]) -> list[str]:
     """Return a table of claims below a heading for each figure or table, and for claims about none."""
     lines: list[str] = []
-    groups = dict.fromkeys(j.claim.items for j in judged)
+    groups = dict.fromkeys(j.items for j in judged)
     for group in groups:
-        of = [j for j in judged if j.claim.items == group]
+        of = [j for j in judged if j.items == group]
         paper, name = of[0].claim.paper, " and ".join(group) or "No single figure or table"
         chapters = ", ".join(f"{{doc}}`{n}`" for n in dict.fromkeys(j.claim.notebook for j in of))
         lines += [f"### {paper}: {name}", "", f"Chapter: {chapters}.", "", as_markdown(of), ""]
@@ -147,4 +147,4 @@ def _claims(judged: Sequence[Judged]) -> list[str]:
 
 def _about(item: Item, judged: Sequence[Judged]) -> list[Judged]:
     """Return the answers that count for an item."""
-    return [j for j in judged if j.claim.paper == item.paper and item.item in j.claim.items and not j.claim.sanity]
+    return [j for j in judged if j.claim.paper == item.paper and item.item in j.items and not j.claim.sanity]

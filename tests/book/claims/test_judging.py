@@ -98,6 +98,12 @@ def test_trends_by_rank_correlation() -> None:
     assert words == ["holds", "fails", "within noise"]
 
 
+def test_a_trend_that_is_none() -> None:
+    at, noise = list(range(200)), list(np.random.default_rng(1).normal(size=200))
+    assert decide(Finding((judging.no_trend(at, noise, 0.3, "none"),))).word == "holds"
+    assert decide(Finding((judging.no_trend(at, [float(k) for k in at], 0.3, "none"),))).word == "fails"
+
+
 def test_holms_correction() -> None:
     """By hand: 3 x 0.01, then 2 x 0.02, then 1 x 0.03, never falling."""
     assert judging.holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
@@ -166,7 +172,10 @@ def test_a_claim_is_answered_in_each_setting() -> None:
     first, second = judge(claim)
     assert (first.ours.word, first.paper.word, second.ours.word) == ("holds", "holds", "not run")
     shown = Shown([first, second])
-    assert "Table 1 (toy, the paper's size, n = 30): reproduced" in repr(shown)
+    assert repr(shown).startswith(
+        "Table 1: reproduced (1 of 2 answers not run): "
+        "Reproduced on toy (n = 30); the paper's size. Not run on other; reduced size\n"
+    )
     assert "| a is below b | Section 1 | other, reduced size | – | no number for a, loss | not run |" in (
         shown._repr_markdown_()
     )

@@ -54,7 +54,8 @@ def test_trajectories_count_nan_and_keep_the_others() -> None:
     assert table.loc["Random", "NaN"] == frame.loc[frame["method"] == "Random", "test_mse"].isna().sum() > 0
     height = uci_trajectories.surface(frame)
     assert np.isfinite(uci_trajectories.grid(height, 5)[2]).all()
-    assert set(uci_trajectories.checks(frame, height).values()) <= {True, False}
+    found = uci_trajectories.ends(frame)
+    assert int(found["trajectories"]) == 3 - table.loc["WD+LR", "NaN"] >= int(found["in the valley"])
 
 
 def test_the_cut_off_of_the_embedded_set_is_one_and_a_half_variances() -> None:
