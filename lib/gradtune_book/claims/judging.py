@@ -105,8 +105,11 @@ def decide(finding: Finding) -> Answer:
     """Answer a statement from its comparisons.
 
     A statement that needs every comparison fails as soon as one fails, and holds when all hold. One that needs any
-    holds as soon as one holds, and fails when all fail. Between these it is within noise.
+    holds as soon as one holds, and fails when all fail. Between these it is within noise. Without any comparison
+    nothing was run.
     """
+    if not finding.comparisons:
+        return Answer("not run", words="nothing to compare")
     corrected = holm([c.p for c in finding.comparisons])
     words = [c.word(p) for c, p in zip(finding.comparisons, corrected)]
     good, bad = ("holds", "fails") if finding.every else ("fails", "holds")

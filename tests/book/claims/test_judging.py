@@ -127,6 +127,7 @@ def test_several_comparisons_make_an_answer() -> None:
         "fails",
     ]
     assert word(comparison(0.03, True), comparison(0.04, True)) == "within noise"  # by Holm
+    assert word() == "not run"
     assert decide(Finding((good, bad))).decisive == bad and decide(Finding((good, open_))).decisive == open_
 
 

@@ -71,11 +71,13 @@ def test_the_papers_own_numbers_do_not_refute_the_claim(claim: Claim) -> None:
 
 
 def decided() -> list[tuple[Claim, Setting]]:
-    """Claims whose answer rests on the error of an estimate, and hangs on one comparison."""
+    """Claims whose answer rests on the error of an estimate, hangs on one comparison, and is not all too clear."""
     found = []
     for judged in registry.answers():
         c, claim, setting = judged.ours.decisive, judged.claim, judged.setting
         if c is None or c.n <= 2 or claim.sanity or c.by.startswith(("count", "binomial", "Kendall")):
+            continue
+        if abs(c.size) > 9 * c.error:
             continue
         against = "fails" if claim.check(setting.ours()).every else "holds"
         if not re.search(rf"\b([2-9]|\d\d+) {against}", judged.ours.words):
@@ -110,12 +112,12 @@ class Reads(Estimates):
 def moves(table: Estimates, row: str, column: str) -> Iterator[Estimates]:
     """The table with one number moved by ten of its own standard errors, and by ten of the largest in its column."""
     one = table.at(row, column)
-    errors = [one.error, max(e.error for (_, c), e in table.cells.items() if c == column and e.error == e.error)]
-    for error in errors:
+    errors = [e.error for (_, c), e in table.cells.items() if c == column and e.error == e.error]
+    for error in (one.error, max(errors)) if errors else ():
         for sign in (1, -1):
             yield table.changed(row, column, one.moved(sign * 10 * error))
 
 
 def test_nothing_recorded_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path))
-    assert {judged.ours.word for judged in registry.answers("clip_quadratic")} == {"not run"}
+    assert {judged.ours.word for judged in registry.answers()} == {"not run"}
