@@ -109,6 +109,18 @@ def test_published_tables_repeat_one_another() -> None:
     columns = ["mean", "median", "best", "mean_error"]
     pd.testing.assert_frame_equal(usual[columns], first.loc[usual.index, columns])
     assert uci_tables.published("onepass_table6.csv").loc[("kin8nm", "Bayes"), "mean"] == 7.3
+    fifteen = uci_tables.published("onepass_table15.csv").loc["energy"]
+    pd.testing.assert_frame_equal(first[columns], fifteen.loc[first.index, columns])
+
+
+def test_published_tables_on_fashion_mnist_repeat_one_another() -> None:
+    columns = ["mean", "median", "best", "mean_error", "median_error"]
+    two, seven, eight, nine, twelve = (uci_tables.published(f"onepass_table{n}.csv") for n in (2, 7, 8, 9, 12))
+    first = two.loc["Fashion-MNIST", columns]
+    for other in (seven.loc["Fashion-MNIST"], nine.loc["without batch normalisation"], twelve.loc["cross-entropy"]):
+        pd.testing.assert_frame_equal(first, other.loc[first.index, columns])
+    errors = eight.loc["Fashion-MNIST", columns]
+    pd.testing.assert_frame_equal(errors, twelve.loc["error"].loc[errors.index, columns])
 
 
 def test_a_table_stands_beside_the_published_one() -> None:
