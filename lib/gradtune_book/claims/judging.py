@@ -25,7 +25,7 @@ FEW = 2
 """Up to so many runs nothing is decided."""
 
 Word = Literal["holds", "fails", "within noise", "not run"]
-ALONE, TOO_FEW = "by value alone", "too few runs"
+ALONE, TOO_FEW, COUNTED = "by value alone", "too few runs", "counted, one exception refutes"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Comparison:
         """Return the answer of this comparison with its corrected p-value."""
         if self.absent and self.n > FEW and not math.isnan(p):
             return "fails" if p < LEVEL else "holds"
-        if self.for_it is None or (self.by != ALONE and (0 < self.n <= FEW or not p < LEVEL)):
+        tested = self.by not in (ALONE, COUNTED)
+        if self.for_it is None or 0 < self.n <= FEW or (tested and not p < LEVEL):
             return "within noise"
         return "holds" if self.for_it else "fails"
 
@@ -196,7 +197,7 @@ def share(counted: tuple[int, int], least: float, what: str) -> Comparison:
     k, n = counted
     words, error = f"{what}: {k} of {n}", math.sqrt(k / n * (1 - k / n) / n)
     if least == 1:
-        return Comparison(words, k / n, error, n, 0.0, k == n, "count, one exception refutes")
+        return Comparison(words, k / n, math.nan, n, math.nan, k == n, COUNTED)
     p = float(scipy_stats.binomtest(k, n, least).pvalue)
     return Comparison(f"{words}, share less {least:g}", k / n - least, error, n, p, _sign(k / n - least, 1), "binomial")
 

@@ -17,18 +17,13 @@ def figure(value: float, digits: int = 3) -> str:
     return f"{float(f'{value:.{digits}g}') + 0.0:g}".replace("-", "\N{MINUS SIGN}")
 
 
-def rests_on(answer: Answer, what: bool = True) -> str:
-    """Write the number that an answer rests on, with its error, p-value, method and n.
-
-    Args:
-        answer: The answer.
-        what: Whether to say what is compared.
-    """
+def rests_on(answer: Answer) -> str:
+    """Write what an answer rests on: the number that is compared, its error, p-value, method and n."""
     c = answer.decisive
     if c is None:
         return answer.words
     size = figure(c.size) + ("" if math.isnan(c.error) else f"{PLUS_MINUS}{figure(c.error, 2)}")
-    parts = [f"{c.what}: {size}" if what else size]
+    parts = [f"{c.what}: {size}"]
     if not math.isnan(answer.p):
         parts.append("p < 0.001" if answer.p < 0.001 else f"p = {figure(answer.p, 2)}")
     parts += [c.by, *([f"n = {c.n}"] if c.n else []), *([answer.words] if answer.words else [])]
