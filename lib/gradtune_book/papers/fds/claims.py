@@ -135,6 +135,7 @@ FIGURE_2 = (
         "the bound has the shape of the measured error as a function of W: where one is larger, so is the other",
         _same_shape,
         "shape",
+        "the windows of one curve are no independent runs, so that the p-value is too small",
     ),
     _of_sharing("bound", "Section 5.1", "the bound of Theorem 4.1 holds", _bounded, "count", sanity=True),
     _of_sharing(

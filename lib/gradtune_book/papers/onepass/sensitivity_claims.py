@@ -201,7 +201,7 @@ CLAIMS = (
         "Diff-through-Opt achieves greater performance, in most cells",
         _exact_is_better,
         "count",
-        "cells with one term left out, where both are the same",
+        "cells with one term left out, where both are the same; cells share their starts",
     ),
     _of_grid(
         "gap",
@@ -222,14 +222,15 @@ CLAIMS = (
         "the error of the learning rate's hypergradient has no strong trend with i",
         _no_trend,
         "shape",
-        f"strong: a rank correlation above {_STRONG:g}; i = 1 left out, where the error is 0",
+        f"strong: a rank correlation above {_STRONG:g}; "
+        "i = 1 left out, where the error is 0; a run gives several values",
     ),
     _of_errors(
         "decay",
         "the weight decay's hypergradient is better at short look-backs",
         _grows,
         "shape",
-        "i = 1 left out, where the error is 0",
+        "i = 1 left out, where the error is 0; a run gives several values",
     ),
     _of_errors("one-term", "one term (i = 1) is exact", _one_term_is_exact, "equality", sanity=True),
     _of_shares(
