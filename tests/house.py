@@ -29,8 +29,10 @@ BOOK = (
     ("config", "paths", "papers.series", "papers.restarts", "papers.published"),
     ("data", "records"),
     ("notebooks", "tasks", "checks"),
+    ("claims",),
     ("papers.clip", "papers.fds", "papers.onepass", "papers.together"),
-    ("papers", "pages"),
+    ("papers",),
+    ("pages",),
     ("cli",),
 )
 # [end of the floors]

@@ -16,7 +16,7 @@ from pathlib import Path
 import gradtune
 from gradtune.errors import GradtuneError, unknown
 
-LISTS = ("studies", "notebooks", "methods", "scales", "records")
+LISTS = ("studies", "notebooks", "methods", "scales", "records", "claims")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,10 +129,22 @@ def _listed(what: str, wide: bool = False) -> list[str]:
         return _methods("method", "paper", "cost", "memory") if wide else _methods("method", "paper")[2:]
     if what == "records":
         return _recorded(None)
+    if what == "claims":
+        return _claims(wide)
     from gradtune_book import papers
 
     width = max(map(len, papers.STUDIES))
     return [f"{name:{width}}  {entry.title}" for name, entry in papers.STUDIES.items()]
+
+
+def _claims(judged: bool) -> list[str]:
+    """List the claims of the papers: with their answers, as the book's page of verdicts has them, or by name alone."""
+    from gradtune_book.claims import words
+    from gradtune_book.papers import registry
+
+    if judged:
+        return words.lines(registry.answers())
+    return [f"{claim.id}  {claim.statement}" for claim in registry.CLAIMS]
 
 
 def _recorded(study: str | None) -> list[str]:

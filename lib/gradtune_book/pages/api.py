@@ -106,6 +106,8 @@ PAGES = (
         (
             "gradtune_book.papers",
             "gradtune_book.papers.*",
+            "gradtune_book.claims",
+            "gradtune_book.claims.*",
             "gradtune_book.config",
             "gradtune_book.records",
             "gradtune_book.records.study",

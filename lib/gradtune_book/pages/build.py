@@ -18,8 +18,11 @@ from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
 from gradtune_book.notebooks import runner
 from gradtune_book.notebooks.runner import Execution
-from gradtune_book.pages import api
+from gradtune_book.pages import api, verdicts
 from gradtune_book.records import store
+
+GENERATED = ("provenance", "verdicts")
+"""Pages among the executed notebooks that no notebook is the source of."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Sphinx colours its messages even where no terminal shows them
 
@@ -40,6 +43,8 @@ def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path
     config.check_scale(scale)
     executions = [_refresh(name, scale, data, force) for name in contents()]
     _write_if_changed(executed() / "provenance.md", provenance_page(executions))
+    if "executed/verdicts" in _entries():
+        _write_verdicts()
     for name, text in api.pages().items():
         _write_if_changed(executed() / "api" / f"{name}.md", text)
     _jupyter_book(force)
@@ -55,9 +60,20 @@ def executed() -> Path:
 
 def contents() -> list[str]:
     """Return the names of the notebooks in the table of contents, in its order."""
-    toc = yaml.safe_load((paths.ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    entries = [Path(entry) for entry in files(toc)]
-    return [entry.name for entry in entries if entry.parent.name == "executed" and entry.name != "provenance"]
+    entries = [Path(entry) for entry in _entries()]
+    return [entry.name for entry in entries if entry.parent.name == "executed" and entry.name not in GENERATED]
+
+
+def _entries() -> list[str]:
+    return files(yaml.safe_load((paths.ROOT / "_toc.yml").read_text(encoding="utf-8")))
+
+
+def _write_verdicts() -> None:
+    """Write the page of verdicts and its picture."""
+    _write_if_changed(executed() / "verdicts.md", verdicts.page())
+    drawn = executed() / verdicts.PICTURE
+    if not drawn.is_file() or drawn.read_bytes() != (found := verdicts.picture()):
+        drawn.write_bytes(found)
 
 
 def files(node: Any) -> list[str]:

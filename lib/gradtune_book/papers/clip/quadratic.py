@@ -201,25 +201,6 @@ def tables_of(frame: pd.DataFrame, repeats: int = 50) -> pd.DataFrame:
     return frame.assign(table=number).groupby(["table", "method"], sort=False)[list(COLUMNS)].mean().reset_index()
 
 
-def checks(frame: pd.DataFrame) -> dict[str, bool]:
-    """Return whether the claims of Section 4.1 hold for the means over all instances."""
-    mean = frame.groupby("method", sort=False)[list(COLUMNS)].mean()
-    first, later, unrolled = mean["excess_1"], mean["excess_2_steps"], ["Unroll5", "Unroll10"]
-    return {
-        "longer unrolls are better, Clip2 better still, Clip5 best": bool(
-            first.loc[list(METHODS)].is_monotonic_decreasing
-        ),
-        "Unroll5 and Unroll10 get worse in phase 2, read as steps": bool((later > first)[unrolled].all()),
-        "Unroll5 and Unroll10 get worse in phase 2, read as updates": bool(
-            (mean["excess_2_updates"] > first)[unrolled].all()
-        ),
-        "Clip2 and Clip5 stay where they are in phase 2": bool(
-            ((later - first).abs()[["Clip2", "Clip5"]] < 0.01).all()
-        ),
-        "Clip5 ends at the optimum (0.00 %, 0.000)": bool(mean.loc["Clip5"].max() < 0.005),
-    }
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 

@@ -5,16 +5,15 @@ They are read off the runs of `clip_mnist` and `clip_ptb` and stand beside the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from gradtune_book.notebooks.stats import mean_error, mean_plus_minus, plus_minus
 from gradtune_book.papers.clip.mnist import Config
-from gradtune_book.papers.clip.training import FIXED, GTGV, METHODS
+from gradtune_book.papers.clip.training import FIXED
 from gradtune_book.paths import published_root
 
 UNROLLED, CLIPPED = ("Unroll1", "Unroll5", "Unroll10"), ("Clip5", "Clip10", "Clip20")
@@ -167,59 +166,6 @@ def moved(frame: pd.DataFrame) -> pd.DataFrame:
     return steps.groupby([online["method"], start], sort=False).median().unstack().rename_axis(columns="powers of ten")
 
 
-Claim = tuple[str, set[str], Callable[[], object]]
-
-
-def _answered(have: set[str], claims: list[Claim]) -> dict[str, bool | None]:
-    """Answer each claim, with None where rows that it needs are missing."""
-    return {text: bool(holds()) if needed <= have else None for text, needed, holds in claims}
-
-
-def mnist_checks(seeds: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, bool | None]:
-    """Return whether the claims of Section 4.2 hold for the means over seeds; None where runs are missing.
-
-    Args:
-        seeds: result of `mnist_seeds`.
-        gaps: result of `generalisation`.
-    """
-    mean = seeds.groupby("row")[list(HEADS)].mean().astype(float)
-    online, every, unrolled, short = {*METHODS} - {FIXED}, {*METHODS}, [GTGV, *UNROLLED], ["Unroll1", "Unroll5"]
-
-    def clip(column: str) -> pd.Series:
-        return mean.loc[list(CLIPPED), column]
-
-    def worse(column: str) -> bool:
-        return _below(clip(column), mean.loc[unrolled, column])
-
-    claims: list[Claim] = [
-        (f"every ClipR beats every unrolled method {head}", online, partial(worse, c))
-        for c, head in list(HEADS.items())[:2]
-    ]
-    claims += [
-        (
-            "larger r is better, with and without early stopping",
-            {*CLIPPED},
-            lambda: clip("best_val").is_monotonic_decreasing and clip("val").is_monotonic_decreasing,
-        ),
-        (
-            "Clip20 beats the best fixed weight decay",
-            {"Clip20", FIXED},
-            lambda: (mean.loc["Clip20"] < mean.loc[FIXED])[["best_val", "val"]].all(),
-        ),
-        (
-            "small unrolls are the most stable",
-            every,
-            lambda: _below(mean.loc[short, "stability"], mean["stability"].drop(short)),
-        ),
-        (
-            "online methods fit the validation images no more than the grid (gap to test at most 1 larger)",
-            every,
-            lambda: (gaps.drop(FIXED)["gap"] <= gaps.loc[FIXED, "gap"] + 1).all(),
-        ),
-    ]
-    return _answered({*mean.index}, claims)
-
-
 def choices(frame: pd.DataFrame, variations: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
     """Return the mean validation cross entropy at the end (times 1000) for each variation and method.
 
@@ -247,10 +193,6 @@ def choices(frame: pd.DataFrame, variations: Mapping[str, Mapping[str, object]])
     return pd.DataFrame(rows).T.reindex(columns=list(varied))
 
 
-def _below(first: pd.Series, second: pd.Series) -> bool:
-    return bool(first.max() < second.min())
-
-
 # --- Table 3 ----------------------------------------------------------------------------------------------------------
 
 
@@ -273,50 +215,6 @@ def ptb_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     return out[(out["row"] != SCALED) | (out["runs"] > 1)]
 
 
-def ptb_checks(frame: pd.DataFrame) -> dict[str, bool | None]:
-    """Return whether the claims of Section 4.3 hold for the means over seeds; None where runs are missing."""
-    mean = ptb_seeds(frame).groupby("row")[list(HEADS)].mean().astype(float)
-    fixed, unrolled = [row for row in mean.index if str(row).startswith(FIXED)], [GTGV, *UNROLLED]
-    online = {*METHODS} - {FIXED}
-    every = online | {*fixed} if fixed else online | {FIXED}
-
-    def worse(column: str) -> bool:
-        return _below(mean.loc[list(CLIPPED), column], mean.loc[unrolled, column])
-
-    def moved(names: Sequence[str]) -> pd.Series:
-        return drift(frame)["drift"][list(names)]
-
-    claims: list[Claim] = [
-        (f"every ClipR beats every unrolled method {head}", online, partial(worse, c))
-        for c, head in list(HEADS.items())[:2]
-    ]
-    claims += [
-        ("every unrolled method is less stable than every ClipR", online, lambda: worse("stability")),
-        (
-            "longer unrolls are more stable",
-            {*unrolled},
-            lambda: mean.loc[unrolled, "stability"].is_monotonic_decreasing,
-        ),
-        (
-            "unrolled methods drift to higher keep probabilities after their best point (by more than 0.01)",
-            {*unrolled},
-            lambda: (moved(unrolled) > 0.01).all(),
-        ),
-        ("clipped methods do not", {*CLIPPED}, lambda: (moved(CLIPPED) <= 0.01).all()),
-        (
-            "the best online method is as good as the best fixed keep probability",
-            every,
-            lambda: mean.loc[[*online], "best_val"].min() <= mean.loc[fixed, "best_val"].min(),
-        ),
-        (
-            "online methods fit the validation text no more than the grid (gap to test at most 0.01 nats larger)",
-            every,
-            lambda: (ptb_gaps(frame)["larger"].drop(FIXED) <= 0.01).all(),
-        ),
-    ]
-    return _answered({*mean.index}, claims)
-
-
 def ptb_gaps(frame: pd.DataFrame) -> pd.DataFrame:
     """Return how far choosing by validation text has fitted it, on Penn Treebank.
 
@@ -328,14 +226,19 @@ def ptb_gaps(frame: pd.DataFrame) -> pd.DataFrame:
         cross entropies where validation is best; `gap`, their difference; `larger`, by how much it exceeds that of the
         grid's best run of the same seed; and `larger_error`, the standard error of this.
     """
-    chosen = _with_gaps(frame[frame["outer_scale"] == 1] if len(frame) else frame)
-    if chosen.empty:
-        return pd.DataFrame(columns=["best_val", "best_test", "gap", "larger", "larger_error"])
-    grid = chosen[chosen["method"] == FIXED].set_index("seed")["gap"]
-    chosen["larger"] = chosen["gap"] - chosen["seed"].map(grid)
+    chosen = seed_gaps(frame)
     groups = chosen.groupby("method", sort=False)
     means = groups[["best_val", "best_test", "gap", "larger"]].mean()
     return means.assign(larger_error=groups["larger"].agg(lambda x: mean_error(x)[1]))
+
+
+def seed_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that `ptb_gaps` averages, with the columns `gap` and `larger`."""
+    chosen = _with_gaps(frame[frame["outer_scale"] == 1] if len(frame) else frame)
+    if chosen.empty:
+        return pd.DataFrame(columns=["method", "seed", "best_val", "best_test", "gap", "larger"])
+    grid = chosen[chosen["method"] == FIXED].set_index("seed")["gap"]
+    return chosen.assign(larger=chosen["gap"] - chosen["seed"].map(grid))
 
 
 def shown_gaps(gaps: pd.DataFrame) -> pd.DataFrame:

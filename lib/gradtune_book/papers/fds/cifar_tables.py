@@ -1,4 +1,4 @@
-"""Tables, figures and claims of the study `fds_cifar_regret`."""
+"""Tables and figures of the study `fds_cifar_regret`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradtune_book.notebooks.stats import mean_plus_minus
 from gradtune_book.papers.fds.cifar_regret import FDS, FULL, GRID, GRID_VALUES, HD, METHODS, SEARCHES
 from gradtune_book.papers.fds.cifar_training import DECAY, LR, MOMENTUM
-from gradtune_book.papers.fds.tables import less, line, mean_of
+from gradtune_book.papers.fds.tables import line
 from gradtune_book.paths import published_root
 
 Array = NDArray[np.float64]
@@ -165,41 +165,6 @@ def published() -> pd.DataFrame:
     return pd.read_csv(published_root() / "fds_figure1.csv").set_index(["quantity", "metric"])[
         ["value", "unit", "source"]
     ]
-
-
-def checks(frame: pd.DataFrame, grid: bool = True) -> dict[str, bool | None]:
-    """Return whether the claims of Sections 5.3 and 5.4 hold for the means over the seeds.
-
-    Args:
-        frame: runs of all methods and of the grid.
-        grid: whether the grid is recorded whole.
-
-    Returns:
-        An answer per claim, None where a method is missing, and for claims about the grid where `grid` is False.
-    """
-    best = best_of_grid(frame)[0] if grid else np.nan
-    end = {m: mean_of(frame, "accuracy", method=m) for m in COMPARED}
-    budget = mean_of(frame, "seconds", method=FDS)
-    there = float(np.max([_worth_by(frame, m, budget) for m in SEARCHES]))  # NaN where one is missing
-    found = float(np.max([end[m] for m in SEARCHES]))
-    return {
-        "FDS reaches zero regret against the best of the grid": _at_least(end[FDS], best),
-        "FDS comes within 2 points of the best of the grid": _at_least(end[FDS], best - 0.02),
-        "when FDS ends, no black-box search has a better answer": _at_least(end[FDS], there),
-        "no black-box search has one at the end of its whole budget": _at_least(end[FDS], found),
-        "HD is about 10 points below FDS (5 or more)": _at_least(end[FDS] - 0.05, end[HD]),
-    }
-
-
-def _worth_by(frame: pd.DataFrame, method: str, seconds: float) -> float:
-    """Return what a method's answers until then are worth, none as nothing; NaN without runs."""
-    runs = frame[frame["method"] == method]
-    return float(np.nan_to_num(worth_at(runs, [seconds], "seconds")).mean()) if len(runs) else float("nan")
-
-
-def _at_least(a: float, b: float) -> bool | None:
-    below = less(a, b)
-    return None if below is None else not below
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tables, figures and claims of the study `fds_schedules`."""
+"""Tables and figures of the study `fds_schedules`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gradtune_book.notebooks.stats import mean_plus_minus
 from gradtune_book.papers.fds.schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY, outer_lr_of
-from gradtune_book.papers.fds.tables import less, line, mean_of, whole
+from gradtune_book.papers.fds.tables import line, whole
 
 
 def by_step(frame: pd.DataFrame) -> pd.DataFrame:
@@ -88,36 +88,6 @@ def rates_at(frame: pd.DataFrame, data: str, points: int = 6, which: str = "sche
         columns[method] = np.repeat(rates, points).reshape(points, len(rates)).mean(axis=1)
     parts = [f"{k / points:.0%} to {(k + 1) / points:.0%}" for k in range(points)]
     return pd.DataFrame(columns, index=pd.Index(parts, name="part of the training"))
-
-
-def checks(frame: pd.DataFrame, sets: Sequence[str], hard: str) -> dict[str, bool | None]:
-    """Return whether the claims of Section 5.2 hold for the means over the seeds.
-
-    Args:
-        frame: runs, maybe by `by_step`.
-        sets: names of the sets.
-        hard: name of the set in the place of SVHN, with whatever outer learning rate.
-
-    Returns:
-        An answer per claim, None where a method is missing.
-    """
-    claims: dict[str, bool | None] = {}
-    for data in sets:
-        kept = {m: mean_of(frame, "test_accuracy", data=data, method=m) for m in METHODS}
-        last = {m: mean_of(frame, "last_test_accuracy", data=data, method=m) for m in METHODS}
-        greedy, exact = (_mean_rate(frame, data, m) for m in (GREEDY, NON_GREEDY))
-        claims[f"{data}: greedy learning rates are smaller than non-greedy ones"] = less(greedy, exact)
-        claims[f"{data}: FDS is better than greedy"] = less(kept[GREEDY], kept[FDS])
-        if data.startswith(hard):
-            fails = less(last[NON_GREEDY], last[FDS] - 0.05)
-            claims[f"{data}: without sharing, the last non-greedy schedule is 5 points below FDS's or more"] = fails
-            claims[f"{data}: FDS beats the cosine schedule"] = less(kept[COSINE], kept[FDS])
-    return claims
-
-
-def _mean_rate(frame: pd.DataFrame, data: str, method: str) -> float:
-    runs = frame[(frame["data"] == data) & (frame["method"] == method)]
-    return float(whole(runs, "schedule").mean()) if len(runs) else float("nan")
 
 
 _STYLES = {m: line(m) for m in (GREEDY, NON_GREEDY, FDS)} | {COSINE: {"color": "black", "linestyle": ":"}}

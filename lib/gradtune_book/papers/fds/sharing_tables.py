@@ -1,4 +1,4 @@
-"""Tables, figures and claims of the study `fds_sharing_mse`."""
+"""Tables and figures of the study `fds_sharing_mse`."""
 
 from __future__ import annotations
 
@@ -156,45 +156,6 @@ def bound_of_the_paper(correlations: Sequence[float] = (0.0, 0.5, 0.9)) -> pd.Da
         best = min(bounds, key=lambda k: bounds[k])
         rows[c] = {"best W": best, "bound there": bounds[best], "W = 1": bounds[1.0], f"W = {w:.0f}": bounds[w]}
     return pd.DataFrame(rows).T.rename_axis("c")
-
-
-CLAIMS = (
-    "sharing lowers the mean squared error for some window",
-    "it lowers it to less than half",
-    "the bound of Theorem 4.1 holds for every window",
-    "the best window is neither a single step nor the whole training",
-    "the bound's best window is within a factor of 3 of the measured one",
-    "greedy hypergradients are further off than shared exact ones",
-    "where epsilon is smaller, sharing helps more (Figure 6)",
-)
-
-
-def checks(found: Sequence[Sample]) -> dict[str, bool | None]:
-    """Return whether the claims of Section 5.1 and Appendix D hold.
-
-    Args:
-        found: settings of one set, by `samples`.
-
-    Returns:
-        An answer per claim, None for those that need a setting that is not there.
-    """
-    claims: dict[str, bool | None] = dict.fromkeys(CLAIMS)
-    if not found or not found[0].name.startswith("Figure 2"):
-        return claims
-    table = curves(found[0], points=200)
-    exact, best = table["non-greedy"], table["non-greedy"].min()
-    bounded = (exact <= table["bound"] * (1 + 1e-9)).all()
-    inside = 1 < exact.idxmin() < found[0].exact.shape[1]
-    ratio = table["bound"].idxmin() / exact.idxmin()
-    answers = [best < exact.iloc[0], best < exact.iloc[0] / 2, bounded, inside, 1 / 3 <= ratio <= 3]
-    claims |= {claim: bool(answer) for claim, answer in zip(CLAIMS, answers)}
-    if found[0].greedy is not None:
-        claims[CLAIMS[5]] = bool(table["greedy"].min() > best)
-    if len(found) > 1:
-        other = curves(found[1], points=200)["non-greedy"]
-        smaller = found[1].noise.epsilon < found[0].noise.epsilon
-        claims[CLAIMS[6]] = bool(smaller and other.min() / other.iloc[0] < best / exact.iloc[0])
-    return claims
 
 
 # --- Figure 5 ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""What tables and figures of the FDS studies share: recorded runs, claims that may lack a run, lines and legends."""
+"""What tables and figures of the FDS studies share: recorded runs, lines and legends."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -44,22 +43,3 @@ def legend(fig: Figure, columns: int = 6) -> None:
     pairs = [zip(*ax.get_legend_handles_labels()) for ax in fig.axes]
     entries = {label: handle for panel in pairs for handle, label in panel}
     fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize="small")
-
-
-def mean_of(frame: pd.DataFrame, metric: str, **fields: object) -> float:
-    """Return the mean of a metric over the runs with given fields; NaN where there are none.
-
-    Args:
-        frame: runs.
-        metric: name of the metric.
-        **fields: values of fields of the configuration.
-    """
-    if not len(frame):
-        return math.nan
-    chosen = np.logical_and.reduce([frame[name] == value for name, value in fields.items()])
-    return float(frame.loc[chosen, metric].mean())
-
-
-def less(a: float, b: float) -> bool | None:
-    """Return whether a < b; None where one of them is NaN, as the mean of runs that are not recorded is."""
-    return None if math.isnan(a) or math.isnan(b) else bool(a < b)

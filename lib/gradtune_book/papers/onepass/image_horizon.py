@@ -202,29 +202,3 @@ def draw_pair(axes: Sequence[Axes], frame: pd.DataFrame, dataset: str) -> None:
     uci_figures.draw_cdf(axes[0], frame, dataset, "test_ce", "test cross-entropy")
     uci_figures.draw_evolution(axes[1], frame, dataset, "ce_curve", "test cross-entropy")
     axes[1].set(xscale="log", xlabel="training step, restarts included")
-
-
-def claims(ours: pd.DataFrame, longer: str) -> dict[str, bool | None]:
-    """Verdicts on the statements of Appendices B.7.1 and B.7.2 on images; empty unless every method has runs.
-
-    Short horizons beat Random, and a longer one does not improve on them. The measure is the median cross-entropy; an
-    improvement counts from 5 % on.
-
-    Args:
-        ours: `summary` of the runs of one length.
-        longer: Method of the longer horizon: `LONG` (Appendix B.7.1) or `MEDIUM` (Appendix B.7.2).
-    """
-    if "cross-entropy" not in ours.index.get_level_values("dataset"):
-        return {}
-    t = ours.loc["cross-entropy"]
-    if not {*SHORT, longer} <= set(t.index):
-        return {}
-    short_horizon = t.loc[["WD+LR+M", "Diff-through-Opt"], "median"]
-    return {
-        "WD+LR+M and Diff-through-Opt have lower medians than Random": bool(
-            short_horizon.max() < t.loc["Random", "median"]
-        ),
-        f"{uci_tables.TITLES[longer]} does not improve on them by more than 5 %": bool(
-            t.loc[longer, "median"] > 0.95 * short_horizon.min()
-        ),
-    }

@@ -220,6 +220,15 @@ def medians(frame: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(order, level="method").rename_axis(["method", "i"]).rename_axis("T", axis=1)
 
 
+def complete(frame: pd.DataFrame, sizes: Sizes) -> bool:
+    """Whether every run of the grid of T and i at these sizes is there."""
+    cells = grid_runs(frame).groupby(["method", "look_back", "every"]).size().to_dict() if len(frame) else {}
+    wanted = [(TUNED, i, every) for every in sizes.intervals for i in sizes.look_backs]
+    wanted += [(EXACT, i, every) for _, i, every in wanted if i <= every]
+    wanted += [(RANDOM, 0, every) for every in sizes.intervals]
+    return all(cells.get(cell, 0) >= sizes.runs for cell in wanted)
+
+
 def gradient_errors(frame: pd.DataFrame, dtype: str = "float64") -> pd.DataFrame:
     """Errors of approximate hypergradients, a row for each run, T, i and hyperparameter.
 
@@ -257,6 +266,19 @@ def error_grid(errors: pd.DataFrame, name: str, measure: str, statistic: str = "
     """
     here = errors[errors["hyperparameter"] == name]
     return 100 * here.groupby(["i", "T"])[measure].agg(statistic).unstack("T")
+
+
+def sign_shares(errors: pd.DataFrame) -> pd.Series:
+    """Share of the published measure's values in which only the sign of a hypergradient is left, by hyperparameter.
+
+    These are the values for i > 1 that lie within one percentage point of 0 or of 200 %.
+
+    Args:
+        errors: Table of `gradient_errors`.
+    """
+    long = errors[errors["i"] > 1]
+    sign_only = (long["published"] < 0.01) | ((long["published"] - 2).abs() < 0.01)
+    return sign_only.groupby(long["hyperparameter"], sort=False).mean()
 
 
 def share_table(frame: pd.DataFrame, usual: pd.DataFrame) -> pd.DataFrame:

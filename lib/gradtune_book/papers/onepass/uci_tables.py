@@ -1,6 +1,6 @@
 """What the chapters on the OnePass paper's UCI experiments read off the runs.
 
-These are tables beside the published ones, and the verdicts on the text's claims.
+These are tables beside the published ones.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def shown(value: float, error: float = np.nan) -> str:
     return stats.plus_minus(value, error, digits)
 
 
-# --- claims ----------------------------------------------------------------------------------------------------------
+# --- ours and theirs --------------------------------------------------------------------------------------------------
 
 
 def pair(table: pd.DataFrame, method: str, name: str) -> tuple[float, float]:
@@ -238,7 +238,11 @@ def rank_correlation(ours: pd.Series, theirs: pd.Series) -> float:
 
 
 def ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of our averages with the published ones, set by set; NaN below three common methods.
+    """Say how near our averages are to the published ones, a row for each set.
+
+    The columns `within 2 s.e.` and `of` count the means and medians, and those of them that lie within two standard
+    errors of the difference. The others are rank correlations, NaN below three common methods; methods of `NOT_RANKED`
+    are left out of these.
 
     Args:
         ours: `summary` of the runs.
@@ -248,95 +252,14 @@ def ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     for dataset in SETS.values():
         if {dataset} <= set(ours.index.get_level_values("dataset")):
             a, b = ours.loc[dataset], theirs.loc[dataset]
-            common = [m for m in a.index.intersection(b.index) if m not in NOT_RANKED]
-            enough = len(common) > 2
-            rows[dataset] = {"methods": len(common)} | {
-                n: round(rank_correlation(a.loc[common, n], b.loc[common, n]), 2) if enough else np.nan
+            both = a.index.intersection(b.index)
+            gaps = [stats.apart(pair(a, m, n), pair(b, m, n)) for m in both for n in ("mean", "median")]
+            common = [m for m in both if m not in NOT_RANKED]
+            rows[dataset] = {"within 2 s.e.": sum(g <= 2 for g in gaps), "of": len(gaps), "methods": len(common)} | {
+                n: round(rank_correlation(a.loc[common, n], b.loc[common, n]), 2) if len(common) > 2 else np.nan
                 for n in ("mean", "median", "best")
             }
     return pd.DataFrame(rows).T.rename_axis("rank correlation")
-
-
-def claims(ours: pd.DataFrame, frame: pd.DataFrame, dataset: str) -> dict[str, bool | None]:
-    """Verdicts on the statements of Section 4.1 and Appendix B.5 about one set; None where runs are missing.
-
-    Two averages are indistinguishable, or one is as good as the other, within two standard errors of their difference.
-
-    Args:
-        ours: `summary` of `frame`.
-        frame: The runs.
-        dataset: The set. Without any run of it there are no verdicts.
-    """
-    if dataset not in ours.index.get_level_values("dataset"):
-        return {}
-    t = ours.loc[dataset]
-    cpu = frame[frame["dataset"] == dataset].groupby("method")["cpu_s"].median()
-    spread = frame[frame["dataset"] == dataset].groupby("method")["test_mse"].std()
-    scalar, plain = ("WD+LR", "WD+LR+M"), ("Random", "Lorraine", "Baydin")
-    both = ("mean", "median")
-
-    def lower(a: str, b: str, names: Sequence[str] = both) -> bool | None:
-        return bool((t.loc[a, list(names)] < t.loc[b, list(names)]).all()) if {a, b} <= set(t.index) else None
-
-    def agree(a: str, b: str, name: str) -> bool | None:
-        return stats.apart(pair(t, a, name), pair(t, b, name)) <= 2 if {a, b} <= set(t.index) else None
-
-    return {
-        "Random (× LR) averages worse than Random": lower("Random", "Random-xLR"),
-        "Lorraine is indistinguishable from Random (mean)": agree("Lorraine", "Random", "mean"),
-        "Lorraine is indistinguishable from Random (median)": agree("Lorraine", "Random", "median"),
-        "Baydin's mean is below Random's": lower("Baydin", "Random", ("mean",)),
-        "Baydin's losses vary less than Random's (below half the standard deviation)": _ratio(spread, "Baydin", 0.5),
-        "WD+LR and WD+LR+M average better than Random, Lorraine and Baydin": _all(
-            lower(a, b) for a in scalar for b in plain
-        ),
-        "WD+LR+M averages better than WD+LR": lower("WD+LR+M", "WD+LR"),
-        "Random (3-batched) does not average better than WD+LR+M": _not(lower("Random-3-batched", "WD+LR+M")),
-        "WD+LR+M is as good as the exact Diff-through-Opt (mean)": agree("WD+LR+M", "Diff-through-Opt", "mean"),
-        "WD+LR+M is as good as the exact Diff-through-Opt (median)": agree("WD+LR+M", "Diff-through-Opt", "median"),
-        "Bayesian optimisation averages better than every one-pass method": _all(
-            lower("Bayes", m) for m in t.index if m not in NOT_RANKED
-        )
-        if "Bayes" in t.index
-        else None,
-        "WD+LR+M takes no more than 3 times as long as Random": _ratio(cpu, "WD+LR+M", 3.0),
-    }
-
-
-def across(ours: pd.DataFrame) -> dict[str, bool | None]:
-    """Verdicts on the statements about WD+HDLR+M that speak of all sets; empty where its or WD+LR+M's runs are missing.
-
-    It helps on some sets and hurts on others (medians, beyond two standard errors), and diverges more often.
-
-    Args:
-        ours: `summary` of the runs.
-    """
-    wide = {m: ours.xs(m, level="method") for m in ("WD+LR+M", "WD+HDLR+M") if m in ours.index.get_level_values(1)}
-    if len(wide) < 2:
-        return {}
-    hd, scalar = wide["WD+HDLR+M"], wide["WD+LR+M"]
-    sets = hd.index.intersection(scalar.index)
-    gap = {d: hd.loc[d, "median"] - scalar.loc[d, "median"] for d in sets}
-    clear = {d: stats.apart(pair(hd, d, "median"), pair(scalar, d, "median")) > 2 for d in sets}
-    return {
-        "WD+HDLR+M has a lower median than WD+LR+M on some sets": any(clear[d] and gap[d] < 0 for d in sets),
-        "WD+HDLR+M has a higher median than WD+LR+M on some sets": any(clear[d] and gap[d] > 0 for d in sets),
-        "WD+HDLR+M diverges more often than WD+LR+M": bool(hd.loc[sets, "nan"].sum() > scalar.loc[sets, "nan"].sum()),
-    }
-
-
-def _ratio(values: pd.Series, method: str, limit: float) -> bool | None:
-    """Whether a method's value is at most `limit` times Random's."""
-    return bool(values[method] <= limit * values["Random"]) if {method, "Random"} <= set(values.index) else None
-
-
-def _all(parts: object) -> bool | None:
-    known = list(parts)  # type: ignore[call-overload]
-    return None if None in known else all(known)
-
-
-def _not(ok: bool | None) -> bool | None:
-    return None if ok is None else not ok
 
 
 def core_minutes(frame: pd.DataFrame, runs: int = 200) -> pd.DataFrame:

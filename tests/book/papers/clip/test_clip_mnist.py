@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from gradtune_book import papers
 from gradtune_book.notebooks import stats
 from gradtune_book.papers.clip import figures, mnist, tables, training
 from gradtune_book.papers.clip.training import METHODS, Schedule, Trained
-from gradtune_book.records import store
 from gradtune_book.records.study import batches
 from gradtune_book.tasks.classification import Classification, fully_connected
 from gradtune_book.tasks.images import load
@@ -215,17 +213,3 @@ def test_choices_stand_beside_the_chosen() -> None:
     assert table.loc["as chosen"].to_numpy() == pytest.approx([70.35, 71.4])
     assert table.loc["3 c"].to_numpy() == pytest.approx([90.45, 91.8])
     assert table.loc["slow"].isna().all()
-
-
-def test_verdicts_of_table_2(tmp_path: Path) -> None:
-    frame = made(PAPER)
-    claims = tables.mnist_checks(tables.mnist_seeds(frame), tables.generalisation(frame))
-    # of the printed numbers, averaged over initial values, Clip5 ties with Unroll1-gTgV
-    assert not claims["every ClipR beats every unrolled method with early stopping"]
-    assert claims["larger r is better, with and without early stopping"]
-    better = made({**PAPER, "Unroll1-gTgV": 0.09})
-    claims = tables.mnist_checks(tables.mnist_seeds(better), tables.generalisation(better))
-    assert claims["every ClipR beats every unrolled method with early stopping"]
-    empty = store.load(STUDY, "smoke", root=tmp_path)
-    none = tables.mnist_checks(tables.mnist_seeds(empty), tables.generalisation(empty))
-    assert stats.verdict(none) == "not run"

@@ -1,0 +1,12 @@
+"""All claims of the OnePass paper, in the order of the chapters."""
+
+from __future__ import annotations
+
+from gradtune_book.papers.onepass import horizon_claims, sensitivity_claims, trajectory_claims, uci_claims
+
+CLAIMS = (
+    *trajectory_claims.CLAIMS,
+    *uci_claims.CLAIMS,
+    *sensitivity_claims.CLAIMS,
+    *horizon_claims.CLAIMS,
+)

@@ -1,0 +1,33 @@
+"""All claims of the book, and their answers."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from gradtune_book import paths
+from gradtune_book.claims.claim import Claim, Judged, judge
+from gradtune_book.claims.words import Shown
+from gradtune_book.papers.clip import claims as clip
+from gradtune_book.papers.fds import claims as fds
+from gradtune_book.papers.onepass import claims as onepass
+
+CLAIMS: tuple[Claim, ...] = (*clip.CLAIMS, *onepass.CLAIMS, *fds.CLAIMS)
+"""The claims of all papers, in the order of the chapters."""
+
+
+def answers(notebook: str | None = None) -> list[Judged]:
+    """Return the claims that a chapter shows, or all, with the answers of our records and of the papers' numbers."""
+    chosen = [claim for claim in CLAIMS if notebook in (None, claim.notebook)]
+    return [judged for claim in chosen for judged in _judged(claim.id, paths.records_root())]
+
+
+@cache
+def _judged(name: str, root: Path) -> list[Judged]:
+    """Judge a claim once, as long as the records stay where they are."""
+    return judge(next(claim for claim in CLAIMS if claim.id == name))
+
+
+def show(notebook: str) -> Shown:
+    """Return what a chapter shows: the verdicts of its figures and tables, and a row for each answer."""
+    return Shown(answers(notebook))
