@@ -75,7 +75,10 @@ def quote(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{method} {metrics['ratio']:.2f}"
             )
     costs = "; ".join(f"{model}: {', '.join(parts)}" for model, parts in of.items())
-    return f"What it costs, in steps of a bare PyTorch loop with the same model (CPU time, one thread). {costs}."
+    return (
+        "What a step costs, once steps are replayed as in every long training, in steps of a bare PyTorch loop with the "
+        f"same model (CPU time, one thread). {costs}."
+    )
 
 
 def quoted(text: str, quote: str) -> str:
