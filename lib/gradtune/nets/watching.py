@@ -118,14 +118,20 @@ def names_of(code: CodeType) -> set[str]:
 
 @contextmanager
 def following(code: Code) -> Iterator[None]:
-    """Context: `code` takes note of all that is run. Cost: calls take several times as long."""
-    before = sys.getprofile()
+    """Context: `code` takes note of all that is run. Cost: calls take several times as long.
+
+    No garbage is collected meanwhile, as other packages have functions that are called then.
+    """
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.disable()
     sys.setprofile(code.seen)
     try:
         with torch.autograd.set_multithreading_enabled(False):
             yield
     finally:
         sys.setprofile(before)
+        if collects:
+            gc.enable()
 
 
 class Watched:

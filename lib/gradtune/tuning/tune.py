@@ -200,11 +200,12 @@ def tune(
         recipe if probe is None else probe,
         checkpoint,
     )
+    scaled = found is not None and not _plain(tuned)  # groups, windows and declarations keep their ratios
     tuned = defaults.raced(tuned, found, chosen, held, steps) if recipe else _from(found, tuned)
     if method is None:
         method, options = defaults.recipe(steps, tuned)
     tuner = Tuner(model, loss, hypers=tuned, method=method, options=options, **arguments)
-    if found is not None and not _plain(tuned):
+    if found is not None and scaled:
         tuner.scale_lr(found.factor)
     how = tuner.method
     _check_val(

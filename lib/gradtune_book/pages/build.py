@@ -71,8 +71,8 @@ def _entries() -> list[str]:
 def _write_verdicts() -> None:
     """Write the page of verdicts and its picture."""
     _write_if_changed(executed() / "verdicts.md", verdicts.page())
-    drawn = executed() / verdicts.PICTURE
-    if not drawn.is_file() or drawn.read_bytes() != (found := verdicts.picture()):
+    drawn, found = executed() / verdicts.PICTURE, verdicts.picture()
+    if not drawn.is_file() or drawn.read_bytes() != found:
         drawn.write_bytes(found)
 
 

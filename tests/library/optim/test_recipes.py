@@ -107,7 +107,9 @@ def logger_recipe(model: nn.Module, writer: Any) -> gradtune.tuning.tune.Result:
             writer.add_scalar(name, value, info.step)
 
     data = (x[:48], y[:48]), (x[48:], y[48:])
-    return gradtune.tune(model, cross_entropy, *data, hypers={"lr": 0.1}, steps=20, every=5, callbacks=log)
+    return gradtune.tune(
+        model, cross_entropy, *data, hypers={"lr": 0.1}, method="onepass", steps=20, every=5, callbacks=log
+    )
 
 
 # --- What they do -----------------------------------------------------------------------------------------------------
