@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,14 +31,14 @@ def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.Dat
         The columns are the median cost (and its quartiles) in a study, in steps of plain training that is replayed as a
         study is, and through a public call, in steps of a bare loop of torch; the milliseconds a step (method / base)
         of the way that the goal is about; the floor, the goal and the published program's cost; and whether the goal is
-        met. The index has the titles of the rows.
+        met. The index has the titles of the rows, with sizes at which no line breaks.
     """
     programs = kept.published()
     lines = {}
     for row in rows:
         of = {way: measured(row, way, found) for way in row.ways}
         judged, program = of[row.judged], programs.get(row.name)
-        lines[row.title] = {
+        lines[_whole(row.title)] = {
             **{title: _cost(of[way]) if way in of else "" for way, title in COLUMNS.items()},
             "ms a step": "" if judged is None else f"{_ms(judged['method_ms'])} / {_ms(judged['base_ms'])}",
             "floor": "" if row.floor is None else f"{row.floor:g}",
@@ -46,6 +47,11 @@ def table(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> pd.Dat
             "met": {True: "yes", False: "no", None: ""}[met(row, found)],
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("row")
+
+
+def _whole(title: str) -> str:
+    """Return a title with hyphens between numbers at which no line breaks."""
+    return re.sub(r"(?<=\d)-(?=\d)", "\u2011", title)
 
 
 def measured(row: Row, way: str, found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -101,11 +101,15 @@ PAGES = (
     ),
     Page(
         "studies",
-        "The book: studies and evidence",
-        "From a configuration to a figure: what is run, how it is recorded and summed up, and how it is drawn.",
+        "The book: studies",
+        "What is run for each figure and table, and how it is summed up, drawn and judged.",
+        ("gradtune_book.papers", "gradtune_book.papers.*"),
+    ),
+    Page(
+        "evidence",
+        "The book: evidence",
+        "What a study is, how its runs are recorded, what a claim is and how it is answered, and how notebooks show it.",
         (
-            "gradtune_book.papers",
-            "gradtune_book.papers.*",
             "gradtune_book.claims",
             "gradtune_book.claims.*",
             "gradtune_book.config",
