@@ -108,7 +108,7 @@ PAGES = (
     Page(
         "evidence",
         "The book: evidence",
-        "What a study is and how its runs are recorded, what a claim is and how it is answered, and what notebooks show.",
+        "What a study is and how its runs are recorded, what a claim is and how it is answered, what notebooks show.",
         (
             "gradtune_book.claims",
             "gradtune_book.claims.*",
