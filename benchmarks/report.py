@@ -83,7 +83,7 @@ def quote(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
     costs = "; ".join(f"{model}: {', '.join(parts)}" for model, parts in of.items())
     return (
         "What a step costs, once steps are replayed as in every long training, in steps of a bare PyTorch loop with "
-        f"the same model (CPU time, one thread). {costs}."
+        f"the same model (CPU time, one thread); trainings of a few seconds are not replayed. {costs}."
     )
 
 

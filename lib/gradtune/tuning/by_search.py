@@ -175,7 +175,7 @@ def tune_by_search(
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
-    return Found(model, result.best, result, None if test_feed is None else mean_losses([tuner], test_feed)[0])
+    return Found(model, result.best, result, None if test_feed is None else mean_losses([tuner], test_feed.once())[0])
 
 
 def _searched(

@@ -11,8 +11,8 @@ With neither rule nor method, `tune` trains by the recipe:
 4. a guard brings the training back where it diverges (`guard.Guard`);
 5. the training ends with the weights whose validation loss was lowest (`guard.Best`).
 
-The learning rate itself is not followed by its hypergradient: of a few steps, that favours small rates, and on small
-problems of many kinds it ended worse than the race and the schedule alone (`method="onepass"` has it).
+A learning rate that is one number is not moved by its hypergradient: that of a few steps favours small rates, and the
+schedule lowers the rate already. Rates by group, and declared ones, race as a whole and are tuned from there.
 
 No paper has this recipe, and none of its parts acts on a method that is asked for by name, but for the guard.
 """
@@ -53,7 +53,8 @@ def recipe(steps: int, tuned: Given) -> tuple[str, dict[str, Any]]:
         steps: steps of the training.
         tuned: what `raced` returned.
     """
-    if names(tuned) == ["lr"] and isinstance(tuned, Mapping):
+    lr = tuned.get("lr") if isinstance(tuned, Mapping) else None
+    if names(tuned) == ["lr"] and isinstance(lr, Hyper) and lr.bounds[0] == lr.bounds[1]:
         return "fixed", {}
     every = max(1, min(_EVERY, steps // _UPDATES))
     return "onepass", {"look_back": _LOOK_BACK, "every": every, "lr": _RATE}
@@ -84,8 +85,8 @@ def raced(tuned: Given, race: Race | None, chosen: str | Rule, fixed: Mapping[st
     """Return what the recipe tunes and from where, after a race: numbers where numbers were given.
 
     The weight decay starts from 1 / (rate steps), so that AdamW's decay over the training stays below exp(-1), and at
-    most from `_DECAY`; it is left out where it is fixed or where the rule has none. The learning rate stays the one
-    that won: the schedule lowers it, and OnePass, which sees a few steps ahead, would lower it too far.
+    most from `_DECAY`; it is left out where it is fixed or where the rule has none. A learning rate that was one number
+    stays the one that won, as the schedule lowers it; rates by group, and declared ones, are tuned from there.
 
     Args:
         tuned: what was given to tune.

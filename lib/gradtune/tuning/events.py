@@ -45,11 +45,9 @@ class Race(NamedTuple):
     Attributes:
         candidates: the candidates, the slowest learning rate first.
         best: the learning rate that won; None where the loss of every candidate was not finite.
-        factor: what the learning rates that were given are multiplied by to get there.
         steps: training steps of all candidates together.
     """
 
     candidates: tuple[Candidate, ...]
     best: float | None
-    factor: float
     steps: int

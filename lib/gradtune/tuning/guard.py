@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gradtune.tuning.events import Event
 from gradtune.tuning.info import Info
-from gradtune.tuning.judging import mean_loss
 from gradtune.tuning.streams import Batch
+from gradtune.tuning.trials import mean_losses
 from gradtune.tuning.tuner import Tuner
 
 FACTOR = 10.0
-"""How many times the size of the first loss a loss may lie above it before the training counts as diverged."""
+"""How many times as large as at the start a loss may be before the training counts as diverged."""
 FALL = 0.3
 """What the learning rate is multiplied by when a training is brought back."""
 _IN_A_ROW = 3  # losses above the limit: one may be a hard batch
@@ -53,7 +53,7 @@ class Guard:
 
     def begin(self) -> None:
         """Begin a training from the weights that the model has."""
-        before = mean_loss(self._tuner, self._judged) if self._judged else 0.0
+        before = mean_losses([self._tuner], self._judged)[0] if self._judged else 0.0
         self._before = before if math.isfinite(before) else 0.0
         self._first: float | None = None
         self._losses: deque[Tensor | float] = deque(maxlen=max(self._pace, _IN_A_ROW))
@@ -157,7 +157,7 @@ class Best:
         done = self._tuner.steps
         if done % self._pace and done != self._steps:
             return
-        loss = mean_loss(self._tuner, self._judged)
+        loss = mean_losses([self._tuner], self._judged)[0]
         if loss <= self._loss:
             self._loss, self._since, self._kept = loss, done, self._tuner.state_dict()
 

@@ -1,14 +1,11 @@
-"""The first batches of a stream, taken aside, and the validation loss over them: what candidates are compared by."""
+"""The first batches of a stream, taken aside: what candidates train on, and what they are compared by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import torch
+from collections.abc import Iterator
 
 from gradtune.tuning.batches import rows
 from gradtune.tuning.streams import Batch, Loaded, Resident
-from gradtune.tuning.tuner import Tuner
 
 _LEAST, _STEPS = 4, 75
 
@@ -44,10 +41,3 @@ def sample(val: Resident | Loaded, steps: int, like: int) -> list[Batch]:
     one = first(val, 1)
     count, length = max(1, round(enough / rows(one[0]))), val.steps_per_epoch
     return list(val.once()) if length is not None and length <= count else [*one, *first(val, count)[1:]]
-
-
-def mean_loss(tuner: Tuner, batches: Sequence[Batch]) -> float:
-    """Return the validation loss over some batches, in which a batch counts by its rows."""
-    counts = [rows(b) for b in batches]
-    losses = [tuner.evaluate(b) * n for b, n in zip(batches, counts, strict=True)]
-    return float(torch.stack(losses).sum()) / sum(counts)

@@ -9,12 +9,15 @@ The model is left as it was; the training that follows starts anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from gradtune.tuning.events import Candidate, Race
-from gradtune.tuning.judging import first, mean_loss
+from gradtune.tuning.judging import first
 from gradtune.tuning.streams import Batch, Loaded, Resident
+from gradtune.tuning.trials import mean_losses
 from gradtune.tuning.tuner import Tuner
 
 _ROOT = 10**0.5  # ratio of two neighbours
@@ -67,27 +70,30 @@ def race(
     """
     short, long = lengths(steps)
     taken = first(train, long * accumulate, accumulate)
-    field = _Field(tuner, taken, judged)
-    around, start, untrained = tuner.note(), tuner.lr, mean_loss(tuner, judged)
+    around, untrained = tuner.note(), mean_losses([tuner], judged)[0]
     rates = candidates(rule)
-    for lr in rates:
-        field.run(lr, short)
-    while (beyond := field.beyond()) is not None:
-        field.run(beyond, short)
-    for lr in field.best(_ON):
-        field.run(lr, long)
+    with tqdm(desc="probing the learning rate", unit="step", disable=None, leave=False) as bar:
+        field = _Field(tuner, taken, judged, bar.update)
+        for lr in rates:
+            field.run(lr, short)
+        while (beyond := field.beyond()) is not None:
+            field.run(beyond, short)
+        for lr in field.best(_ON):
+            field.run(lr, long)
     tuner.load_state_dict(field.begin)
     tuner.bring_back(around)
     every = field.found()
     best = _winner(every, untrained, rates[len(rates) // 2])
-    return Race(every, best, 1.0 if best is None else best / start, sum(c.steps for c in every))
+    return Race(every, best, sum(c.steps for c in every))
 
 
 class _Field:
     """The candidates of a race and where they are."""
 
-    def __init__(self, tuner: Tuner, taken: Sequence[Batch], judged: Sequence[Batch]) -> None:
-        self._tuner, self._taken, self._judged = tuner, taken, judged
+    def __init__(
+        self, tuner: Tuner, taken: Sequence[Batch], judged: Sequence[Batch], tick: Callable[[], object]
+    ) -> None:
+        self._tuner, self._taken, self._judged, self._tick = tuner, taken, judged, tick
         self.begin = tuner.state_dict()
         self._found: dict[float, tuple[Candidate, dict[str, Any]]] = {}
 
@@ -98,7 +104,8 @@ class _Field:
         tuner.lr = lr
         for k in range(tuner.steps, to):
             tuner.step(self._taken[k])
-        loss = mean_loss(tuner, self._judged)
+            self._tick()
+        loss = mean_losses([tuner], self._judged)[0]
         self._found[lr] = Candidate(lr, to, loss if math.isfinite(loss) else math.inf), tuner.state_dict()
         for slow in sorted(self._found, key=lambda r: self._found[r][0].val)[_ON:]:
             self._found[slow] = self._found[slow][0], {}

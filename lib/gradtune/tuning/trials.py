@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from gradtune.search import MULTIPLIER, Dimension
 from gradtune.tuning import declared
 from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.batches import rows as rows_of
-from gradtune.tuning.streams import Loaded, Resident
+from gradtune.tuning.streams import Batch, Loaded, Resident
 from gradtune.tuning.tuner import Tuner
 
 State = dict[str, Any]
@@ -102,7 +102,7 @@ class Trials:
             trial.schedule.step()
 
     def val_loss(self, members: list[Trial]) -> list[float]:
-        return mean_losses([trial.tuner for trial in members], self.val, self.val_batches)
+        return mean_losses([trial.tuner for trial in members], islice(self.val.once(), self.val_batches))
 
     def select(self, members: list[Trial], rows: Sequence[int], configs: Sequence[Mapping[str, float]]) -> list[Trial]:
         if MULTIPLIER in configs[0]:
@@ -160,17 +160,16 @@ def held(name: str, value: float, space: Mapping[str, Dimension]) -> Hyper:
         return Hyper(name, value, space[name].transform if name in space else "identity", tuned=False)
 
 
-def mean_losses(tuners: Sequence[Tuner], feed: Resident | Loaded, batches: int | None = None) -> list[float]:
-    """Return each tuner's mean validation loss over one pass through the data, in which a batch counts by its rows.
+def mean_losses(tuners: Sequence[Tuner], batches: Iterable[Batch]) -> list[float]:
+    """Return each tuner's mean validation loss over some batches, in which a batch counts by its rows.
 
     Args:
         tuners: the tuners.
-        feed: the data.
-        batches: the number of batches after which the pass ends; None for all.
+        batches: the batches, at least one.
     """
     losses: list[list[Tensor]] = [[] for _ in tuners]
     counts = []
-    for batch in islice(feed.once(), batches):
+    for batch in batches:
         counts.append(rows_of(batch))
         for tuner, own in zip(tuners, losses, strict=True):
             own.append(tuner.evaluate(batch).detach())

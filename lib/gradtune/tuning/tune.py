@@ -189,24 +189,16 @@ def tune(
     arguments: dict[str, Any] = {"rule": chosen, "fixed": held, "val_loss": val_loss, "seed": seed, "horizon": steps}
     arguments |= {"accumulate": accumulate, "clip_norm": clip_norm, "clip_value": clip_value}
     arguments |= {"scaler": scaler, "statistics": statistics, "replay": replay}
-    judged = _judged(feed, val_feed, steps)
-    found = _race(
-        model,
-        loss,
-        {**arguments, "hypers": tuned},
-        feed,
-        judged,
-        steps,
-        recipe if probe is None else probe,
-        checkpoint,
-    )
-    scaled = found is not None and not _plain(tuned)  # groups, windows and declarations keep their ratios
-    tuned = defaults.raced(tuned, found, chosen, held, steps) if recipe else _from(found, tuned)
-    if method is None:
+    probe, keeps = recipe if probe is None else probe, keep == "best" or (keep is None and recipe)
+    judged = _judged(feed, val_feed, steps) if probe or keeps else []
+    found = _race(model, loss, {**arguments, "hypers": tuned}, feed, judged, steps, probe, checkpoint)
+    if recipe:
+        tuned = defaults.raced(tuned, found, chosen, held, steps)
         method, options = defaults.recipe(steps, tuned)
+    assert method is not None
     tuner = Tuner(model, loss, hypers=tuned, method=method, options=options, **arguments)
-    if found is not None and scaled:
-        tuner.scale_lr(found.factor)
+    if found is not None and found.best is not None:
+        tuner.lr = found.best
     how = tuner.method
     _check_val(
         "the default method" if recipe else f"the method {method if isinstance(method, str) else how}", how, val_feed
@@ -219,17 +211,16 @@ def tune(
     training.history.race = found
     if how.estimator is not None or recipe if guard is None else guard:
         training.guard = Guard(tuner, steps, judged if recipe else ())
-    keeps = bool(judged) and (keep == "best" or (keep is None and recipe))
-    if keeps:
+    if keeps and judged:
         training.best = Best(tuner, judged, steps)
     if checkpoint is not None:
         training.file, training.pause = Path(checkpoint), checkpoint_seconds
         training.resume()
     training.run([callbacks] if callable(callbacks) else callbacks)
-    if keeps and val_feed is not None:
-        training.history.val = mean_losses([tuner], val_feed)[0]
+    if training.best is not None and val_feed is not None:
+        training.history.val = mean_losses([tuner], val_feed.once())[0]
     if test_feed is not None:
-        training.history.test = mean_losses([tuner], test_feed)[0]
+        training.history.test = mean_losses([tuner], test_feed.once())[0]
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
@@ -301,16 +292,6 @@ def _race(
             stacklevel=3,
         )
     return found
-
-
-def _plain(tuned: declared.Given) -> bool:
-    """Whether the learning rate is given as one number."""
-    return isinstance(tuned, Mapping) and isinstance(tuned["lr"], (int, float))
-
-
-def _from(race: Race | None, tuned: declared.Given) -> declared.Given:
-    """Return what is tuned, from the learning rate that won, where it is one number."""
-    return {**tuned, "lr": race.best} if race and _plain(tuned) and race.best is not None else tuned  # type: ignore[dict-item]
 
 
 def _check_val(what: str, how: Method, val_feed: Resident | Loaded | None) -> None:

@@ -183,6 +183,10 @@ def test_without_plain_trainings_there_is_no_cost() -> None:
 
 def test_claims_follow_the_table() -> None:
     runs = start_tables.ratios(frame())
+    assert list(start_tables.claims(runs).values()) == [True, True, True, None, True]  # not all methods have run
+    poor = runs[runs["method"] == "hd"]
+    every = [poor.assign(method=m) for m in STARTED if m not in ("default", "fds", "AdamW", "hd")]
+    runs = pd.concat([runs, *every], ignore_index=True)
     assert list(start_tables.claims(runs).values()) == [True, True, True, False, True]
     without = runs[~runs["method"].isin(["Prodigy"])]
     assert list(start_tables.claims(without).values()) == [True, True, True, True, True]
