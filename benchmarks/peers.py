@@ -28,7 +28,6 @@ from benchmarks.timing import Pair, Work
 from gradtune.errors import GradtuneError
 from gradtune.estimators.reverse import Reverse
 from gradtune.nets.plain import mlp
-from gradtune.recursion import rules
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.outer import SGD
 from gradtune.training.loop import Method
@@ -120,30 +119,30 @@ def _torchopt() -> Any:
     return installed("torchopt", "MetaAdam")
 
 
-def ours(subject: Subject, adam: bool) -> Tensor:
-    """Compute the hypergradient by `gradtune.hypergradient`.
+def ours(subject: Subject, rule: str) -> Tensor:
+    """Compute the hypergradient by `gradtune.hypergradient`, called again and again as in an outer loop.
 
     Args:
         subject: The net, its loss and its batches.
-        adam: Whether the steps are Adam's, else those of SGD without momentum.
+        rule: "sgd", without momentum, or "adam".
     """
-    fixed = {"lr": ADAM_LR, "beta1": 0.9, "beta2": 0.999} if adam else {"lr": LR}
     found = gradtune.hypergradient(
         subject.net,
         subject.loss,
         [subject.train] * STEPS,
         subject.val,
         hypers={"weight_decay": DECAY},
-        fixed=fixed,
-        rule=rules.adam(weight_decay=True) if adam else rules.sgd(momentum=False),
+        fixed={"lr": ADAM_LR if rule == "adam" else LR},
+        rule=rule,
+        replay=True,
     )
     return torch.tensor(found.natural["weight_decay"])
 
 
-def _on_the_mlp(theirs: Callable[[Subject, Tensor], Tensor], adam: bool, device: torch.device) -> Both:
+def _on_the_mlp(theirs: Callable[[Subject, Tensor], Tensor], rule: str, device: torch.device) -> Both:
     subject = classifier(mlp([784, 128, 128, 128, 10]), [784], 100, device)
     decay = torch.tensor(DECAY, device=device, requires_grad=True)
-    return Both(lambda: theirs(subject, decay), lambda: ours(subject, adam))
+    return Both(lambda: theirs(subject, decay), lambda: ours(subject, rule))
 
 
 # --- logistic regression ----------------------------------------------------------------------------------------------
@@ -216,9 +215,10 @@ def ours_of_features(model: Linear, train: Batch, val: Batch) -> Tensor:
         val,
         hypers=[Hyper("l2", torch.ones(FEATURES), "identity", shape=(FEATURES,))],
         fixed={"lr": DESCENT_LR},
-        rule=rules.sgd(momentum=False, weight_decay=False),
+        rule="sgd",
         method=Method(Reverse(LOOK_BACK, "graph"), SGD(0.0), every=DESCENT),
         val_loss=_unpenalised,
+        replay=True,
     )
     return torch.tensor([*found.natural.values()])
 
@@ -264,15 +264,15 @@ PEERS = {
     for p in (
         Peer(
             *("sgd-by-hand", f"{STEPS} unrolled SGD steps and autograd by hand", 1.0, "autograd by hand", lambda: None),
-            lambda device: _on_the_mlp(unrolled, False, device),
+            lambda device: _on_the_mlp(unrolled, "sgd", device),
         ),
         Peer(
             *("sgd-higher", f"{STEPS} unrolled SGD steps and higher", 0.6, "higher", _higher),
-            lambda device: _on_the_mlp(with_higher, False, device),
+            lambda device: _on_the_mlp(with_higher, "sgd", device),
         ),
         Peer(
             *("adam-torchopt", f"{STEPS} unrolled Adam steps and TorchOpt", 0.7, "torchopt", _torchopt),
-            lambda device: _on_the_mlp(with_torchopt, True, device),
+            lambda device: _on_the_mlp(with_torchopt, "adam", device),
         ),
         Peer(
             *("hypertorch", "hypertorch's logistic regression, an outer step", 0.9, "hypertorch", _hypertorch),

@@ -58,6 +58,7 @@ class Single:
         layout: where the module's parameters lie in a row of `w`.
         buffers: the module's buffers.
         own: the module's trained parameters, in the order of the layout.
+        frozen: its other parameters.
         parts: the module's parts.
         around: what else a call may change.
         aliased: whether an attribute is one of the buffers.
@@ -85,7 +86,7 @@ class Single:
                 raise self._changed(f"{name} is gone, tied or of another shape")
         self.own = tuple(named[n] for n in self.layout.names)
         trained = {id(p) for p in self.own}
-        self._frozen = [p for p in named.values() if not p.requires_grad]
+        self.frozen = [p for p in named.values() if not p.requires_grad]
         self._slots = _slots(self.module, self.own)
         self.parts, self._lean = list(self.module.modules()), layers_in(self.module)
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.parts)
@@ -142,7 +143,7 @@ class Single:
             if p._post_accumulate_grad_hooks:
                 raise self._changed(f"{self.layout.names[k]} has a hook of register_post_accumulate_grad_hook")
             same = same and p is self.own[k] and (not p.numel() or p.data_ptr() == place + self._offsets[k] * size)
-        if any(p.requires_grad for p in self._frozen):
+        if any(p.requires_grad for p in self.frozen):
             raise self._changed("a frozen parameter has become trainable")
         if self.curvature and any(m._backward_hooks or m._backward_pre_hooks for m in self.parts):
             raise self._changed("a part has a backward hook, which would act on Hessian products too")
@@ -162,6 +163,10 @@ class Single:
         for p, part, shape in zip(self.own, parts, self.layout.shapes, strict=True):
             p.data = part.view(shape)
         self._shown = w.data_ptr()
+
+    def hide(self) -> None:
+        """Note that the module's parameters are no longer views of what `show` was given."""
+        self._shown = -1
 
     @contextmanager
     def at(self, w: Tensor, apart: bool = False) -> Iterator[None]:

@@ -159,10 +159,10 @@ class Loop:
     def _handed_over(self) -> bool:
         return not self.problem.stationary and isinstance(self.problem, WithBatches)
 
-    def start(self, w: Tensor) -> Run:
-        """Return a run at weights `w [R, D]` and the hyperparameters' initial values."""
+    def start(self, w: Tensor, hypers: Hypers | None = None) -> Run:
+        """Return a run at weights `w [R, D]` and the initial values of the hyperparameters, or of others like them."""
         state = initial_state(w, self.rule)
-        raw, fixed = self.hypers.init(state.w)
+        raw, fixed = (hypers or self.hypers).init(state.w)
         m = self.method
         memory = m.estimator.init(state, self.hypers.at(raw, fixed)) if m.estimator else ()
         return Run(0, state, raw, fixed, memory, m.outer.init(raw) if m.outer else ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
@@ -18,14 +19,13 @@ from torch import Tensor, nn
 
 from gradtune.errors import GradtuneError
 from gradtune.estimators.reverse import Reverse
-from gradtune.nets.second_order import counting
+from gradtune.nets.second_order import Count, counting
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
 from gradtune.tuning import declared, reading
-from gradtune.tuning.assembly import copy_of
+from gradtune.tuning.kept import Asked, tuner_for
 from gradtune.tuning.streams import Batch
-from gradtune.tuning.tuner import Tuner
 
 _Parts = tuple[type[nn.Module], ...]
 _tried: WeakKeyDictionary[nn.Module, tuple[_Parts, WeakSet[Any]]] = WeakKeyDictionary()
@@ -54,6 +54,7 @@ class Hypergradient(NamedTuple):
         val_loss: validation loss after the steps.
         weights: dL/dw0 by name of parameter, the derivative by the initial weights; None where it was not asked for.
         cost: what it has cost.
+        replay: whether steps are replayed: "on", or "not yet: ..." or "off: ..." with the reason.
     """
 
     values: dict[str, float]
@@ -61,6 +62,7 @@ class Hypergradient(NamedTuple):
     val_loss: float
     weights: dict[str, Tensor] | None
     cost: Cost
+    replay: str
 
 
 def hypergradient(
@@ -78,14 +80,22 @@ def hypergradient(
     statistics: str = "following",
     initial_weights: bool = False,
     seed: int = 0,
+    replay: bool | None = None,
 ) -> Hypergradient:
     """Return the derivative of the validation loss after some training steps by hyperparameters.
 
-    The model is left as it is: a copy takes the steps, from its weights and an optimiser without memory. The arguments
-    are those of `Tuner` but for the following.
+    The model takes the steps, from its weights and an optimiser without memory, and is brought back to where it was:
+    its parameters, buffers and attributes are the same afterwards. The arguments are those of `Tuner` but for the
+    following.
+
+    Calls in a row for one model, with the same loss, rule and method, share what is made once (`kept`): from the third
+    on only the numbers may differ, that is weights, buffers, batches, and values of hyperparameters. A loss, a `Rule`
+    or a `Method` of one's own is the same if it is made once, outside of the loop. Where it pays, the steps are then
+    replayed, to the same bits.
 
     Cost: with "exact" a gradient with its graph and a Hessian product a step, and a validation gradient; else that of
-    the method. Memory: with "exact" a graph a step.
+    the method. Memory: with "exact" a graph a step. After a second call for a model, that model and the records of its
+    steps are kept until a call for another one.
 
     Args:
         model: the model, as in `Tuner`.
@@ -102,6 +112,8 @@ def hypergradient(
         statistics: batch norm's statistics in validation, as in `Tuner`.
         initial_weights: whether to differentiate by the initial weights too (MAML); for "exact".
         seed: seed of the random numbers in the forward pass.
+        replay: as in `Tuner`; False keeps nothing between two calls. The derivative by the initial weights is never
+            replayed.
 
     Raises:
         GradtuneError: there is no batch, the method has no hypergradient on validation data, or `Tuner` raises it.
@@ -117,34 +129,31 @@ def hypergradient(
     if initial_weights and not exact:
         raise GradtuneError("the derivative by the initial weights is that of method='exact'; leave out the method")
     how = replace(how, every=count + initial_weights, warm_up=0, outer=SGD(0.0))
+    if replay and initial_weights:
+        raise GradtuneError("replay=True was given, and the derivative by the initial weights is not replayed; choose")
+    name, kept_on = method if isinstance(method, str) else "", False if initial_weights else replay
+    asked = Asked(
+        *(loss, val_loss, rule, hypers, fixed or {}, how, name, options or {}, statistics, seed, count, kept_on)
+    )
     begun = time.perf_counter()
-    with counting() as products:
-        tuner = Tuner(
-            copy_of(model),
-            loss,
-            rule=rule,
-            hypers=hypers,
-            fixed=fixed,
-            method=how,
-            val_loss=val_loss,
-            statistics=statistics,
-            seed=seed,
-            horizon=count,
-        )
+    with tuner_for(model, asked, keep=kept_on is not False) as kept:
+        tuner, before = kept.tuner, kept.tuner.gradients
         tuner._checked = tuner._checked or _is_tried(model, loss)
         start = tuner.raw.clone()
-        for batch in batches:
-            info = tuner.step(batch, val_batch)
-        _note_tried(model, loss)
-        if initial_weights:
-            raw, w0, val = tuner.pulled_back(val_batch)
-        else:
-            raw, w0, val = tuner.raw_hypergradient, None, info.val_loss
-    cost = Cost(tuner.gradients, products.count, time.perf_counter() - begun)
+        with counting() if kept.products is None else nullcontext(Count()) as products:
+            for batch in batches:
+                info = tuner.step(batch, val_batch)
+            _note_tried(model, loss)
+            if initial_weights:
+                raw, w0, val = tuner.pulled_back(val_batch)
+            else:
+                raw, w0, val = tuner.raw_hypergradient, None, info.val_loss
+        kept.products = products.count if kept.products is None else kept.products
+        spent = Cost(tuner.gradients - before, kept.products, time.perf_counter() - begun)
     names, slopes = reading.columns(tuner.hypers, tuner.names), reading.slopes(tuner.hypers, start[None])
     values = dict(zip(names, raw.tolist(), strict=True))
     natural = dict(zip(names, (raw / slopes).tolist(), strict=True))
-    return Hypergradient(values, natural, val, w0, cost)
+    return Hypergradient(values, natural, val, w0, spent, tuner.replay)
 
 
 def _is_tried(model: nn.Module, loss: Any) -> bool:

@@ -149,6 +149,7 @@ class Replay:
         if single.hooked or single.aliased or is_counting() or torch.is_autocast_enabled(run.state.w.device.type):
             self._why = "a parameter has a hook" if single.hooked else "a step is computed in other types by autocast"
             self._why = "an attribute of the model is one of its buffers" if single.aliased else self._why
+            self._why = "Hessian products are being counted" if is_counting() else self._why
             return None
         k, length = self._position(run.t)
         kind = self._kind(run.t - k, length, given)

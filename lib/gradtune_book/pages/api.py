@@ -127,6 +127,7 @@ BEHIND_THE_SCENES = (
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),
     *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "settings", "shards")),
     *("gradtune.search.asking", "gradtune.tuning.assembly", "gradtune.tuning.scaling", "gradtune.tuning.recorded"),
+    *("gradtune.tuning.kept",),
     *("gradtune.training.checkpoints", "gradtune.training.tracing", "gradtune.nets.watching"),
     *("gradtune.training.recording", "gradtune.training.programs"),
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),

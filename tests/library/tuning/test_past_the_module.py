@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
-from gradtune import Tuner, hypergradient, tune
+from gradtune import Tuner, tune
 from gradtune.errors import GradtuneError
 from library.tuning.patterns import OPTIMISERS, VAL, Base, X, Y, apart, batches, by_torch, by_tuner, made
 
@@ -492,7 +492,6 @@ def cached() -> nn.Module:
             lambda: tune(cached(), cross_entropy, (X, Y), steps=1, hypers={"lr": 0.1}, in_place=False),
             "cannot be copied",
         ),
-        (lambda: hypergradient(cached(), cross_entropy, [(X, Y)], VAL, hypers={"lr": 0.1}), "cannot be copied"),
         (lambda: fixed(schedule=lambda f: lr_scheduler.OneCycleLR(f, 1.0, 12)), "cycle_momentum=False"),
         (lambda: fixed(schedule=lambda f: lr_scheduler.ReduceLROnPlateau(f)), "ReduceLROnPlateau needs a loss"),
         (lambda: fixed(hypers={"lr": "0.1"}), "lr"),
