@@ -16,6 +16,7 @@ from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any
 
 from gradtune.errors import GradtuneError
+from gradtune_book.notebooks.tables import Table
 from gradtune_book.records.store import NOTHING
 
 if TYPE_CHECKING:
@@ -73,14 +74,18 @@ def show(fig: "Figure | Callable[[], Figure]", caption: str, alt: str, name: str
     )
 
 
-def table(make: Callable[[], Any], of: Sized) -> Any:
-    """Return what `make` gives, mostly a table, or a sentence that says there are no runs.
+def table(make: Callable[[], Any], of: Sized, caption: str = "", digits: int = 3) -> Any:
+    """Return the table that `make` gives, or a sentence that says there are no runs.
 
     Args:
         make: Function without arguments, called only where there are runs.
         of: The runs that the table sums up.
+        caption: What is in the table, see `tables.Table`; without one the table is returned as it is.
+        digits: Significant digits of the numbers, with a caption.
     """
-    return make() if len(of) else NOTHING
+    if not len(of):
+        return NOTHING
+    return Table(make(), caption, digits) if caption else make()
 
 
 def _one_paragraph(what: str, text: str) -> str:

@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import html
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
+
+
+class Table:
+    """A table with a caption, whose numbers have few digits, as a notebook shows it.
+
+    Args:
+        frame: The table; or one in Markdown, from `markdown`, whose numbers are text already.
+        caption: One sentence or two: what is in the table, in which unit, from which runs.
+        digits: Significant digits of the numbers; whole numbers from 1000 on are written in full.
+    """
+
+    def __init__(self, frame: pd.DataFrame | str, caption: str, digits: int = 3) -> None:
+        self._text = frame if isinstance(frame, str) else ""
+        self.frame = pd.DataFrame() if isinstance(frame, str) else frame.map(lambda x: readable(x, digits))
+        self.caption = " ".join(caption.split())
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self._text or self.frame}"
+
+    def _repr_markdown_(self) -> str | None:
+        return f"**Table.** {self.caption}\n\n{self._text}" if self._text else None
+
+    def _repr_html_(self) -> str | None:
+        if self._text:
+            return None
+        text = self.frame.to_html(notebook=True)
+        start = text.index(">", text.index("<table")) + 1
+        return f"{text[:start]}\n<caption>{html.escape(self.caption)}</caption>{text[start:]}"
+
+
+def readable(x: Any, digits: int = 3) -> Any:
+    """Write a number with few significant digits, a dash where there is none; what is no float stays as it is."""
+    if not isinstance(x, float):
+        return x
+    if math.isnan(x):
+        return "\N{EN DASH}"
+    return f"{x:.0f}" if 1000 <= abs(x) < 1e7 else f"{x:.{digits}g}"
 
 
 def markdown(table: pd.DataFrame) -> str:
