@@ -108,7 +108,11 @@ class Forward:
 
     def _project(self, z: Tangent) -> Tangent:
         norm = z.w.norm(dim=-1, keepdim=True)
-        r = self.radius[:, None, None] if isinstance(self.radius, Tensor) else torch.full_like(norm, self.radius or 0.0)
+        r = (
+            self.radius.reshape(-1, 1, 1)
+            if isinstance(self.radius, Tensor)
+            else torch.full_like(norm, self.radius or 0.0)
+        )
         scale = r / torch.maximum(norm, r)
         return Tangent(z.w * scale, {n: b * scale for n, b in z.buf.items()})
 

@@ -145,6 +145,8 @@ def test_clip_becomes_exact_as_the_radius_grows() -> None:
     exact = hypergradient(*case, Forward())
     errors = [relative(hypergradient(*case, Forward(radius=r)), exact) for r in (0.01, 0.1, 100.0)]
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-12
+    number, tensor = (hypergradient(*case, Forward(radius=r)) for r in (0.1, torch.tensor(0.1, dtype=torch.float64)))
+    assert torch.equal(number, tensor)
 
 
 def test_reset_counts_the_last_k_steps_only() -> None:
