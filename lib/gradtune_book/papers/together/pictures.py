@@ -69,11 +69,20 @@ def lanes() -> tuple[Lane, ...]:
         Lane("UnrollK", "Unroll5", _last(PERIOD), NOW, some, val, "steps since the reset", period=PERIOD),
         Lane("greedy, Unroll1", "greedy", _last(1), NOW, each, val, "the last step"),
         Lane(
-            "OnePass, Lorraine", "OnePass", _last(1), NOW, some, val, "the last step, i times", tuple(range(NOW - 5, NOW - 1))
+            "OnePass, Lorraine",
+            "OnePass",
+            _last(1),
+            NOW,
+            some,
+            val,
+            "the last step, $i$ times",
+            tuple(range(NOW - 5, NOW - 1)),
         ),
-        Lane("Diff-through-Opt", "Diff-through-Opt", _last(5), NOW, some, val, "the last h steps, exactly"),
-        Lane("MetaOptimize", "MetaOptimize", _last(NOW, fade=0.9), NOW, each, train, "the past, discounted by γ"),
-        Lane("IDBD", "Fixed", _last(NOW, fade=0.9), NOW, each, train, "the past, shrunk by the curvature"),
+        Lane("Diff-through-Opt", "Diff-through-Opt", _last(5), NOW, some, val, "the last $h$ steps, exactly"),
+        Lane(
+            "MetaOptimize", "MetaOptimize", _last(NOW, fade=0.9), NOW, each, train, r"the past, discounted by $\gamma$"
+        ),
+        Lane("IDBD", "MetaOptimize", _last(NOW), NOW, each, train, "the past; diagonal of the Hessian"),
         Lane("HD, Baydin", "HD", _last(1), NOW, each, train, "the last step"),
         Lane("FDS", "FDS", _last(STEPS, STEPS), STEPS, end, val, "every step; one value a window", period=PERIOD),
         Lane("per-step", "non-greedy", _last(STEPS, STEPS), STEPS, end, val, "every step; one value each", period=1),
@@ -86,13 +95,15 @@ def timeline() -> Figure:
     rows = lanes()
     fig, ax = plt.subplots(figsize=(10.5, 0.5 * len(rows) + 1.5), layout="constrained")
     ax.grid(False)
-    ax.axvline(NOW + 0.02, color=_GREY, lw=0.9, ls=(0, (3, 2)), ymax=0.985, zorder=0)
+    online = sum(lane.asked == NOW for lane in rows)
+    ax.plot([NOW, NOW], [0.55, 0.5 - online], color=_GREY, lw=0.9, ls=(0, (3, 2)), zorder=0)
+    ax.plot([-5.4, STEPS + 11], [0.32 - online] * 2, color="#cccccc", lw=0.8)
     for k, lane in enumerate(rows):
-        _lane(ax, lane, -k)
-    ax.text(NOW, 0.72, "now", ha="center", va="bottom", color=_INK, fontsize=10)
-    ax.set(xlim=(-5.6, STEPS + 10.5), ylim=(-len(rows) + 0.35, 1.25), yticks=[])
-    ax.set_xticks([0, PERIOD, 2 * PERIOD, NOW, STEPS], ["0", "", "", "t", "T"])
-    ax.set_xlabel("training steps", x=(5.6 + STEPS / 2) / (STEPS + 16.1))
+        _lane(ax, lane, -k - 0.4 * (k >= online))
+    ax.text(NOW, 0.62, "now", ha="center", va="bottom", color=_INK, fontsize=10)
+    ax.set(xlim=(-5.6, STEPS + 11), ylim=(-len(rows) - 0.05, 1.15), yticks=[])
+    ax.set_xticks([0, STEPS], ["0", "$T$"])
+    ax.set_xlabel("training steps", x=(5.6 + STEPS / 2) / (STEPS + 16.6), labelpad=-8)
     ax.tick_params(axis="x", length=3, color=_GREY, bottom=True)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -108,7 +119,7 @@ def _lane(ax: Axes, lane: Lane, y: float) -> None:
     for t, weight in enumerate(lane.seen):
         copied = t in lane.copies
         face = "white" if not weight else tuple(1 - weight * (1 - colour))
-        edge = colour if weight or copied else "#d5d5d5"
+        edge = 0.8 * colour if weight or copied else "#d5d5d5"
         box = Rectangle((t + 0.07, y - 0.28), 0.86, 0.56, facecolor=face, edgecolor=edge, lw=0.8)
         if copied:
             box.set_hatch("//////")
@@ -123,7 +134,6 @@ def _lane(ax: Axes, lane: Lane, y: float) -> None:
 
 def _key(fig: Figure) -> None:
     """Explain the signs of `timeline` below it."""
-    blue = plots.method_style("OHO")["color"]
 
     def box(face: str, edge: str, hatch: str = "") -> Rectangle:
         return Rectangle((0, 0), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch)
@@ -133,16 +143,16 @@ def _key(fig: Figure) -> None:
 
     fig.legend(
         [
-            box(blue, blue),
+            box("#777777", "#555555"),
             box("white", "#d5d5d5"),
-            box("white", blue, "//////"),
+            box("white", "#777777", "//////"),
             plt.Line2D([], [], color=_INK, lw=1.6, marker="|", ms=9, ls=""),
             sign(marker="^", ms=5),
             sign(marker="D", ms=7),
             sign(marker="o", ms=7, mfc="white"),
         ],
         [
-            "seen (paler: counts less)",
+            "seen (paler: for less than it should)",
             "forgotten, or never seen",
             "last step in its place",
             "reset, or new window",
@@ -190,11 +200,15 @@ def _paths(ax: Axes, exact: np.ndarray, ball: np.ndarray, limit: np.ndarray) -> 
     ax.plot(*limit, marker="*", ms=15, color=_INK, ls="", zorder=5)
     ax.annotate(r"$y^*$", limit, (8, 6), textcoords="offset points", fontsize=13)
     ax.annotate(
-        "where the ball's\npath ends", ball[-1], (1.72, 0.42), ha="left", arrowprops={"arrowstyle": "->", "color": _INK}
+        "where the path\nin the ball ends",
+        ball[-1],
+        (1.6, 0.45),
+        ha="left",
+        arrowprops={"arrowstyle": "->", "color": _INK},
     )
     ax.text(-0.05, -0.12, "0", ha="right", va="top")
-    ax.set(xlim=(-0.35, 3.15), ylim=(-0.35, 2.45), title="the whole path")
-    ax.legend(loc="upper left", fontsize=10)
+    ax.set(xlim=(-0.4, 3.2), ylim=(-0.4, 3.2), title="the whole path")
+    ax.legend(loc="upper right", fontsize=10)
 
 
 def _step(ax: Axes, start: np.ndarray, moved: np.ndarray, end: np.ndarray) -> None:
@@ -204,12 +218,20 @@ def _step(ax: Axes, start: np.ndarray, moved: np.ndarray, end: np.ndarray) -> No
     ax.annotate("", moved, start, arrowprops={**arrow, "color": plots.method_style("Forward")["color"]})
     ax.annotate("", end, moved, arrowprops={**arrow, "color": style["color"]})
     ax.plot([0, moved[0]], [0, moved[1]], color=_GREY, lw=1.0, ls=(0, (1, 2)))
-    points = ((start, r"$y_t$", (-6, 12), "right"), (moved, r"$y_t-\eta\,(A y_t+B)$", (8, 6), "left"), (end, r"$y_{t+1}$", (-2, -18), "right"))
+    points = (
+        (start, r"$y_t$", (-10, -4), "right"),
+        (moved, r"$y_t-\eta\,(A y_t+B)$", (20, 12), "center"),
+        (end, r"$y_{t+1}$", (12, -4), "left"),
+    )
+    ax.text(*((start + moved) / 2 + (-0.035, 0.021)), "1  a step", ha="center", fontsize=11, color=_INK)
+    ax.text(*((end + moved) / 2 + (0.018, -0.012)), "2  back along\n    the ray", va="center", fontsize=11, color=_INK)
     for point, text, at, side in points:
         ax.plot(*point, marker="o", ms=6, color=_INK, ls="", mfc="white" if point is moved else _INK)
         ax.annotate(text, point, at, textcoords="offset points", ha=side, fontsize=12)
     middle = (start + moved + end) / 3
-    ax.set(xlim=(middle[0] - 0.2, middle[0] + 0.2), ylim=(middle[1] - 0.19, middle[1] + 0.19), title="one step, enlarged")
+    ax.set(
+        xlim=(middle[0] - 0.2, middle[0] + 0.2), ylim=(middle[1] - 0.19, middle[1] + 0.19), title="one step, enlarged"
+    )
 
 
 # -- time windows ------------------------------------------------------------------------------------------------------
@@ -224,7 +246,7 @@ def draw_windows(found: toys.Windows) -> Figure:
     fig, (left, right) = plots.panels(2, width=5.2, height=3.9)
     steps, count = found.lengths.shape
     colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, count))
-    t = np.arange(1, steps + 1)
+    t, top = np.arange(1, steps + 1), 1.17 * float(found.lengths.max())
     for ax in (left, right):
         ax.grid(False)
         for n in range(0, count, 2):
@@ -235,13 +257,17 @@ def draw_windows(found: toys.Windows) -> Figure:
         own = slice(born, born + found.width)
         left.plot(t[born:], length[born:], color=colours[n], lw=1.3, ls=(0, (2, 1.5)))
         left.plot(t[own], length[own], color=colours[n], lw=3.2, solid_capstyle="butt")
-        left.annotate(f"$Z_{n + 1}$", (t[born] + found.width / 2 - 1, length[own].max()), (0, 7), textcoords="offset points", color=colours[n], ha="center", fontsize=12)  # fmt: skip
+        left.text(
+            born + 0.5 + found.width / 2, top, f"$Z_{n + 1}$", color=colours[n], ha="center", va="top", fontsize=13
+        )
         mean = float(found.columns[n]) / found.width
         right.plot([born + 0.5, born + found.width + 0.5], [mean, mean], color=colours[n], lw=3.2)
-    right.bar(t, found.per_step.numpy(), width=0.7, color="#b9b9b9", zorder=1)
+    right.bar(t, found.per_step.numpy(), width=0.7, color="#b0b0b0", zorder=1, label="of a step")
+    right.plot([], [], color=_INK, lw=3.2, label="mean of a window")
+    right.legend(loc="best", fontsize=10)
     right.axhline(0, color=_INK, lw=0.8)
-    left.set(ylabel=r"length of the column, $|Z_n|$", title="what is carried", ylim=(0, 1.15 * float(found.lengths.max())))
-    right.set(ylabel="hypergradient of the learning rate", title="what comes out")
+    left.set(ylabel=r"length of the column, $|Z_n|$", title="what is carried", ylim=(0, 1.02 * top))
+    right.set(ylabel=r"$dL_V/d\eta$", title="what comes out")
     return fig
 
 
@@ -263,7 +289,7 @@ def draw_neumann(frame: pd.DataFrame) -> Figure:
         for column, method in (("exact window", "Reverse"), ("Neumann series", "Neumann")):
             ax.plot(part["look-back"], part[column], **plots.method_style(method), ms=5, label=column)
         ax.set(xlabel="steps or terms, $i$", title=f"{names[tuned]}, training {training}")
-    axes[0].set_ylabel(r"hypergradient in $\log_{10}$")
+    axes[0].set_ylabel(r"hypergradient, per factor of 10")
     axes[0].legend(fontsize=10)
     return fig
 

@@ -21,6 +21,7 @@ from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import Rule, sgd
 from gradtune.training.loop import Loop, Method, Run
+from gradtune_book.notebooks import stats
 from gradtune_book.tasks.quadratic import Quadratic
 
 _PLAIN = sgd(momentum=False, weight_decay=False)
@@ -132,7 +133,7 @@ def ball_table(frame: pd.DataFrame) -> pd.DataFrame:
         y = torch.tensor(frame.loc[len(frame) - 1, [f"{name} 1", f"{name} 2"]].tolist(), dtype=torch.float64)
         cosine = float(y @ target / y.norm() / target.norm())
         rows[name] = {"length": float(y.norm()), "angle to y*": float(torch.rad2deg(torch.acos(torch.tensor(cosine))))}
-    return pd.DataFrame(rows).T.rename({"exact": "without a ball", "ball": "in the ball"})
+    return pd.DataFrame(rows).T.round(3).rename({"exact": "without a ball", "ball": "in the ball"})
 
 
 # -- time windows ------------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class Windows:
         return len(self.per_step) // len(self.columns)
 
     def table(self) -> pd.DataFrame:
-        """Return a row for each window: the sum over its steps, its column, and the mean that FDS steps along."""
+        """Return a row for each window: the sum over its steps, its column, how far these are apart, and the mean."""
         sums = self.per_step.reshape(len(self.columns), -1).sum(-1)
         first = [1 + n * self.width for n in range(len(sums))]
         index = pd.Index([f"{n + 1} (steps {a} to {a + self.width - 1})" for n, a in enumerate(first)], name="window")
@@ -166,13 +167,14 @@ class Windows:
             {
                 "sum over its steps, reverse mode": sums.tolist(),
                 "its column, forward mode": self.columns.tolist(),
-                "mean": (self.columns / self.width).tolist(),
+                "difference": [stats.bound(abs(float(d))) for d in sums - self.columns],
+                "mean over its steps": (self.columns / self.width).tolist(),
             },
             index,
         )
 
 
-def windows(steps: int = 48, count: int = 4, lr: float = 0.3, noise: float = 0.6) -> Windows:
+def windows(steps: int = 48, count: int = 4, lr: float = 0.3, noise: float = 0.3) -> Windows:
     """Train on a noisy bowl and take the hypergradient of every step's learning rate, and of every window's.
 
     Args:
@@ -222,6 +224,4 @@ def neumann(look_backs: Sequence[int] = (1, 2, 3, 5, 8, 12, 20, 30, 40), settled
             exact, series = (_hypergradient(problem, rule, hypers, w, e, longest) for e in (Reverse(i), Neumann(i)))
             for k, tuned in enumerate(hypers.tuned):
                 rows.append((name, tuned, i, float(exact[k]), float(series[k]), float(full[k])))
-    return pd.DataFrame(
-        rows, columns=["training", "tuned", "look-back", "exact window", "Neumann series", "all steps"]
-    )
+    return pd.DataFrame(rows, columns=["training", "tuned", "look-back", "exact window", "Neumann series", "all steps"])
