@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 
 from gradtune_book.notebooks import plots
@@ -138,18 +140,18 @@ def _key(fig: Figure) -> None:
     def box(face: str, edge: str, hatch: str = "") -> Rectangle:
         return Rectangle((0, 0), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch)
 
-    def sign(**style: object) -> object:
-        return plt.Line2D([], [], ls="", color=_INK, **style)  # type: ignore[arg-type]
+    def sign(marker: str, size: float, **style: Any) -> Line2D:
+        return Line2D([], [], ls="", color=_INK, marker=marker, ms=size, **style)
 
     fig.legend(
         [
             box("#777777", "#555555"),
             box("white", "#d5d5d5"),
             box("white", "#777777", "//////"),
-            plt.Line2D([], [], color=_INK, lw=1.6, marker="|", ms=9, ls=""),
-            sign(marker="^", ms=5),
-            sign(marker="D", ms=7),
-            sign(marker="o", ms=7, mfc="white"),
+            sign("|", 9, mew=1.6),
+            sign("^", 5),
+            sign("D", 7),
+            sign("o", 7, mfc="white"),
         ],
         [
             "seen (paler: for less than it should)",
@@ -198,10 +200,10 @@ def _paths(ax: Axes, exact: np.ndarray, ball: np.ndarray, limit: np.ndarray) -> 
     ax.plot(*exact.T, **{**plots.method_style("Forward"), **small, "mfc": "white"}, label="exact")
     ax.plot(*ball.T, **{**plots.method_style("ClipR"), **small}, label="in the ball")
     ax.plot(*limit, marker="*", ms=15, color=_INK, ls="", zorder=5)
-    ax.annotate(r"$y^*$", limit, (8, 6), textcoords="offset points", fontsize=13)
+    ax.annotate(r"$y^*$", _pair(limit), (8, 6), textcoords="offset points", fontsize=13)
     ax.annotate(
         "where the path\nin the ball ends",
-        ball[-1],
+        _pair(ball[-1]),
         (1.6, 0.45),
         ha="left",
         arrowprops={"arrowstyle": "->", "color": _INK},
@@ -213,25 +215,27 @@ def _paths(ax: Axes, exact: np.ndarray, ball: np.ndarray, limit: np.ndarray) -> 
 
 def _step(ax: Axes, start: np.ndarray, moved: np.ndarray, end: np.ndarray) -> None:
     """Draw one step of the recursion and the projection after it."""
-    style = plots.method_style("ClipR")
     arrow = {"arrowstyle": "-|>", "lw": 1.8, "shrinkA": 4, "shrinkB": 4, "mutation_scale": 14}
-    ax.annotate("", moved, start, arrowprops={**arrow, "color": plots.method_style("Forward")["color"]})
-    ax.annotate("", end, moved, arrowprops={**arrow, "color": style["color"]})
+    for tip, tail, method in ((moved, start, "Forward"), (end, moved, "ClipR")):
+        ax.annotate("", _pair(tip), _pair(tail), arrowprops={**arrow, "color": plots.method_style(method)["color"]})
     ax.plot([0, moved[0]], [0, moved[1]], color=_GREY, lw=1.0, ls=(0, (1, 2)))
+    step, back = _pair((start + moved) / 2 + (-0.035, 0.021)), _pair((end + moved) / 2 + (0.018, -0.012))
+    ax.text(*step, "1  a step", ha="center", fontsize=11, color=_INK)
+    ax.text(*back, "2  back along\n    the ray", va="center", fontsize=11, color=_INK)
     points = (
         (start, r"$y_t$", (-10, -4), "right"),
         (moved, r"$y_t-\eta\,(A y_t+B)$", (20, 12), "center"),
         (end, r"$y_{t+1}$", (12, -4), "left"),
     )
-    ax.text(*((start + moved) / 2 + (-0.035, 0.021)), "1  a step", ha="center", fontsize=11, color=_INK)
-    ax.text(*((end + moved) / 2 + (0.018, -0.012)), "2  back along\n    the ray", va="center", fontsize=11, color=_INK)
     for point, text, at, side in points:
         ax.plot(*point, marker="o", ms=6, color=_INK, ls="", mfc="white" if point is moved else _INK)
-        ax.annotate(text, point, at, textcoords="offset points", ha=side, fontsize=12)
-    middle = (start + moved + end) / 3
-    ax.set(
-        xlim=(middle[0] - 0.2, middle[0] + 0.2), ylim=(middle[1] - 0.19, middle[1] + 0.19), title="one step, enlarged"
-    )
+        ax.annotate(text, _pair(point), at, textcoords="offset points", ha=side, fontsize=12)
+    x, y = _pair((start + moved + end) / 3)
+    ax.set(xlim=(x - 0.2, x + 0.2), ylim=(y - 0.19, y + 0.19), title="one step, enlarged")
+
+
+def _pair(point: np.ndarray) -> tuple[float, float]:
+    return float(point[0]), float(point[1])
 
 
 # -- time windows ------------------------------------------------------------------------------------------------------
