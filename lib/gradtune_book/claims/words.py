@@ -86,8 +86,13 @@ def lines(judged: Sequence[Judged]) -> list[str]:
 
 
 def summed_up(judged: Sequence[Judged], item: str) -> str:
-    """Write the verdict of a figure or table, and on what each verdict rests where its settings differ."""
+    """Write the verdict of a figure or table, and on what each verdict rests where its settings differ.
+
+    Where all that is judged is true by construction, the item is "shown".
+    """
     of = [j for j in judged if item in j.items and not j.claim.sanity]
+    if not of:
+        return "shown"
     found: dict[tuple[str, str], list[str]] = {}
     for data, size in dict.fromkeys((j.setting.data, j.setting.size) for j in of):
         here = [j.ours for j in of if (j.setting.data, j.setting.size) == (data, size)]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from gradtune_book.claims import inventory, judging
 from gradtune_book.claims.claim import RULE, Judged, verdict
-from gradtune_book.claims.inventory import PAPERS, Item
+from gradtune_book.claims.inventory import OWN, PAPERS, Item
 from gradtune_book.claims.words import as_markdown, summed_up, table
 from gradtune_book.papers import registry
 
@@ -38,6 +38,7 @@ refuted by the paper's own table; what was, has been reworded to what the text s
 
 {RULE} An item that is recomputed but about which no claim can be judged is "shown".
 """
+_OWN = "What this book says of its own library, judged by the same rules. None of it counts in the numbers above."
 
 
 def page() -> str:
@@ -47,6 +48,7 @@ def page() -> str:
     for paper in PAPERS:
         mine = [j for j in judged if j.claim.paper == paper]
         lines += ["", f"## {paper}", "", *_overview([i for i in items if i.paper == paper], mine), "", *_claims(mine)]
+    lines += ["", "## This book", "", _OWN, "", *_claims([j for j in judged if j.claim.paper == OWN])]
     return "\n".join(lines) + "\n"
 
 
@@ -100,9 +102,10 @@ def _counts(items: Sequence[Item], judged: Sequence[Judged]) -> list[str]:
     body = [[p, *(str(c[w]) for w in [*WORDS, "no result"]), str(sum(c.values()))] for p, c in found.items()]
     total = sum(found.values(), Counter())
     body.append(["all", *(str(total[w]) for w in [*WORDS, "no result"]), str(len(items))])
-    answers = Counter(j.ours.word for j in judged if not j.claim.sanity)
+    counted = [j for j in judged if not j.claim.sanity and j.claim.paper != OWN]
+    answers = Counter(j.ours.word for j in counted)
     said = ", ".join(f"{answers[w]} *{w}*" for w in ("holds", "fails", "within noise", "not run"))
-    claims = len({j.claim.id for j in judged if not j.claim.sanity})
+    claims = len({j.claim.id for j in counted})
     return [
         f"Every figure and table of the five papers, {len(items)} in all, with what our runs say about it. Every build "
         "of the book writes this page anew, from the run records.",
@@ -139,9 +142,10 @@ def _claims(judged: Sequence[Judged]) -> list[str]:
     groups = dict.fromkeys(j.items for j in judged)
     for group in groups:
         of = [j for j in judged if j.items == group]
-        paper, name = of[0].claim.paper, " and ".join(group) or "No single figure or table"
+        paper, name = of[0].claim.paper, " and ".join(group) or "no single figure or table"
         chapters = ", ".join(f"{{doc}}`{n}`" for n in dict.fromkeys(j.claim.notebook for j in of))
-        lines += [f"### {paper}: {name}", "", f"Chapter: {chapters}.", "", as_markdown(of), ""]
+        title = f"{paper}: {name}" if paper != OWN else "The library"
+        lines += [f"### {title}", "", f"Chapter: {chapters}.", "", as_markdown(of), ""]
     return lines or ["No claim of this paper has been put to the test yet."]
 
 

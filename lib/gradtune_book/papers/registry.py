@@ -11,9 +11,10 @@ from gradtune_book.claims.words import Shown
 from gradtune_book.papers.clip import claims as clip
 from gradtune_book.papers.fds import claims as fds
 from gradtune_book.papers.onepass import claims as onepass
+from gradtune_book.papers.together import claims as together
 
-CLAIMS: tuple[Claim, ...] = (*clip.CLAIMS, *onepass.CLAIMS, *fds.CLAIMS)
-"""The claims of all papers, in the order of the chapters."""
+CLAIMS: tuple[Claim, ...] = (*clip.CLAIMS, *onepass.CLAIMS, *fds.CLAIMS, *together.CLAIMS)
+"""The claims of all papers, in the order of the chapters, and the book's own."""
 
 
 def answers(notebook: str | None = None) -> list[Judged]:

@@ -26,7 +26,13 @@ def cells(notebook: str) -> list[dict[str, object]]:
 
 def test_claims_have_a_name_of_their_own_and_settings() -> None:
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
-    assert all(claim.settings and claim.statement and claim.paper in inventory.PAPERS for claim in CLAIMS)
+    known = {*inventory.PAPERS, inventory.OWN}
+    assert all(claim.settings and claim.statement and claim.paper in known for claim in CLAIMS)
+
+
+def test_claims_of_the_books_own_are_about_no_item_and_have_no_paper_behind_them() -> None:
+    own = [claim for claim in CLAIMS if claim.paper == inventory.OWN]
+    assert own and not any(claim.items or any(s.items or s.paper for s in claim.settings) for claim in own)
 
 
 def test_claims_are_about_figures_and_tables_of_the_inventory() -> None:
@@ -120,4 +126,6 @@ def moves(table: Estimates, row: str, column: str) -> Iterator[Estimates]:
 
 def test_nothing_recorded_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path))
-    assert {judged.ours.word for judged in registry.answers()} == {"not run"}
+    found = {judged.ours.word for judged in registry.answers() if judged.setting.scale != "closed form"}
+    assert found == {"not run"}
+    assert all(j.claim.sanity for j in registry.answers() if j.setting.scale == "closed form")

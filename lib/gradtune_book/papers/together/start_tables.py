@@ -1,4 +1,4 @@
-"""What is read off the runs of the study `starts`: ratios to the grid, costs, the figure and the claims.
+"""What is read off the runs of the study `starts`: ratios to the grid, costs and the figure.
 
 The ratio of a run is its final validation loss over the lowest of the grids' runs of the same problem and seed, one of
 the two grids of 25 points each. A run that has ended in NaN has an infinite ratio, so that medians count it.
@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gradtune_book.notebooks import plots
-from gradtune_book.papers.together.start_trainings import STARTED
 
 NEAR = 1.5
 """Largest ratio that counts as near the grid's best."""
@@ -155,37 +154,3 @@ def draw(runs: pd.DataFrame, titles: dict[str, str], methods: Sequence[str] | No
     handles, labels = axes.flat[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2 * columns - 1, fontsize="small")
     return fig
-
-
-def claims(runs: pd.DataFrame) -> dict[str, bool | None]:
-    """Return what the study says of the default; None for what has no runs, or not those of every method.
-
-    Args:
-        runs: What `ratios` gave.
-    """
-    table = summary(runs)
-    if "Default" not in table.index:
-        return dict.fromkeys(STATEMENTS)
-    ours, others = table.loc["Default"], table.drop(index="Default")
-    from_each = by_start(runs).loc["Default"]
-    needed = [TITLES[m] for m in STARTED if m not in ("default", "fds")]
-    complete = {*needed} <= {*others.index} and bool((others.loc[needed, "n"] >= ours["n"]).all())
-    rivals = [m for m in others.index if m not in (TITLES["Bayes"], TITLES["fds"])]  # of one training
-    found = [
-        bool(ours["share"] >= 90),
-        bool(ours["NaN"] == 0),
-        bool(from_each.max() <= NEAR),
-        bool(others.loc[rivals, "share"].max() < ours["share"]) if complete else None,
-        None if np.isnan(ours["cost"]) else bool(ours["cost"] <= 3),
-    ]
-    return dict(zip(STATEMENTS, found))
-
-
-STATEMENTS = (
-    "nine in ten of these trainings by the default end within 1.5 times the grid's best",
-    "none of them ends in NaN",
-    "the default's median ratio is below 1.5 from every start",
-    "no other method of one training is within 1.5 times as often",
-    "a training by the default takes at most three times as long as a plain one",
-)
-"""The statements that `claims` answers."""
