@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import mean_plus_minus
 from gradtune_book.papers.fds.cifar_regret import FDS, FULL, GRID, GRID_VALUES, HD, METHODS, SEARCHES
 from gradtune_book.papers.fds.cifar_training import DECAY, LR, MOMENTUM
-from gradtune_book.papers.fds.tables import line
+from gradtune_book.papers.fds.tables import legend, line
 from gradtune_book.paths import published_root
 
 Array = NDArray[np.float64]
@@ -102,25 +104,35 @@ def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") ->
     return pd.DataFrame(rows, index=[f"{p:.0f}" for p in places]).T.rename_axis(f"method | {axis}")
 
 
-def to_regret(frame: pd.DataFrame, regret: float = 0.0) -> pd.DataFrame:
-    """Return the cost of an answer within `regret` of the grid's best.
+def to_regret(frame: pd.DataFrame, levels: Sequence[float] = (0.05, 0.0)) -> pd.DataFrame:
+    """Return the cost of a first answer within some regrets of the grid's best.
+
+    The first such answer is found by test accuracy, which no method sees, and the next one may fall below the level
+    again: the last column counts the seeds whose last answer is there.
 
     Args:
         frame: runs of all methods and of the grid.
-        regret: test accuracy, as a share, that the answer may lack.
+        levels: test accuracies, as shares, that the answer may lack.
 
     Returns:
-        A row per method: how many seeds got there, and seconds and training steps until then, means over these seeds.
+        A row per level and method: how many seeds got there, seconds and training steps until then, means over these
+        seeds, and how many of them ended there.
     """
     best, _ = best_of_grid(frame)
     rows = {}
-    for method in COMPARED:
-        runs = frame[frame["method"] == method]
-        first = [_first(run, best - regret) for _, run in runs.iterrows()]
-        there = [x for x in first if x is not None]
-        seconds, steps = np.mean(there, axis=0) if there else (np.nan, np.nan)
-        rows[method] = {"seeds that get there": f"{len(there)} of {len(runs)}", "seconds": seconds, "steps": steps}
-    return pd.DataFrame(rows).T.rename_axis("method")
+    for regret in levels:
+        for method in COMPARED:
+            runs = frame[frame["method"] == method]
+            first = [_first(run, best - regret) for _, run in runs.iterrows()]
+            there = [x for x in first if x is not None]
+            seconds, steps = np.mean(there, axis=0) if there else (np.nan, np.nan)
+            rows[f"{100 * regret:g} points", method] = {
+                "seeds that get there": f"{len(there)} of {len(runs)}",
+                "seconds": float(seconds),
+                "steps": float(steps),
+                "last answer there": f"{int((runs['accuracy'] >= best - regret).sum())} of {len(runs)}",
+            }
+    return pd.DataFrame(rows).T.rename_axis(["regret", "method"])
 
 
 def _first(run: pd.Series, level: float) -> tuple[float, float] | None:
@@ -261,3 +273,34 @@ def draw_grid(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     axes[0].set(ylabel="test accuracy [%]")
     axes[4].hist(100 * runs["accuracy"], bins=20, color="#949494")
     axes[4].set(xlabel="test accuracy [%]", ylabel="settings")
+
+
+def figure_one(frame: pd.DataFrame) -> Figure:
+    """Draw Figure 1 (`draw_regret`)."""
+    fig, axes = plots.panels(2, width=4.8, height=3.6)
+    draw_regret(axes, frame)
+    legend(fig)
+    return fig
+
+
+def figure_four(frame: pd.DataFrame, height: float = 3.4) -> Figure:
+    """Draw Figure 4 (`draw_learned`)."""
+    fig, axes = plots.panels(4, width=3.0, height=height)
+    draw_learned(axes, frame)
+    legend(fig)
+    return fig
+
+
+def figure_seven(frame: pd.DataFrame, method: str = FDS) -> Figure:
+    """Draw Figure 7 (`draw_hypergradients`)."""
+    fig, (ax,) = plots.panels(1, width=7.5, height=4.0)
+    draw_hypergradients(ax, hypergradients(frame, method))
+    legend(fig, 5)
+    return fig
+
+
+def figure_eight(frame: pd.DataFrame) -> Figure:
+    """Draw Figure 8 (`draw_grid`)."""
+    fig, axes = plots.panels(5, width=2.8, height=3.0)
+    draw_grid(axes, frame)
+    return fig
