@@ -22,6 +22,8 @@ from gradtune_book.paths import published_root
 Array = NDArray[np.float64]
 COMPARED = (FDS, *SEARCHES, HD)
 """The methods of Figure 1."""
+GRID_LABELS = ("first learning rate", "its factor", "momentum", "weight decay")
+"""The hyperparameters of the grid in words."""
 
 
 def grid_means(frame: pd.DataFrame) -> pd.Series:
@@ -36,6 +38,25 @@ def best_of_grid(frame: pd.DataFrame) -> tuple[float, pd.Series]:
     """
     means = grid_means(frame)
     return float(means.max()), pd.Series(dict(zip(GRID_VALUES, means.idxmax())), name="best of the grid")
+
+
+def grid_summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the best setting of the grid, and how its settings are distributed, in per cent of test accuracy."""
+    means, (best, setting) = 100 * grid_means(frame), best_of_grid(frame)
+    low, middle, high = means.quantile([0.25, 0.5, 0.75])
+    quartiles = {"its accuracy": 100 * best, "lower quartile": low, "median": middle, "upper quartile": high}
+    labels = dict(zip(GRID_VALUES, GRID_LABELS))
+    return pd.DataFrame({**setting.rename(labels), **quartiles}, index=pd.Index(["best setting"]))
+
+
+def grid_by_value(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean test accuracy in per cent of the grid's settings by each value of each hyperparameter."""
+    means = (100 * grid_means(frame)).reset_index()
+    found = {
+        label: means.groupby(name)["accuracy"].agg(["mean", "min", "max"]).rename(index="{:g}".format)
+        for name, label in zip(GRID_VALUES, GRID_LABELS)
+    }
+    return pd.concat(found, names=["hyperparameter", "value"])
 
 
 def account(frame: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +81,7 @@ def account(frame: pd.DataFrame) -> pd.DataFrame:
                 "evaluation s": round(runs["evaluation_seconds"].mean()),
             }
             if method == GRID:
-                rows[method] |= {"seconds": "-", "ms a step": "-"}
+                rows[method] |= {"seconds": "–", "ms a step": "–"}
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
@@ -92,7 +113,7 @@ def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") ->
         axis: "steps" or "seconds".
 
     Returns:
-        A row per method and a column per place: mean ± standard error over the seeds, "-" where some seed has no answer
+        A row per method and a column per place: mean ± standard error over the seeds, a dash where some seed has no answer
         yet.
     """
     rows = {}
@@ -100,7 +121,7 @@ def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") ->
         runs = frame[frame["method"] == method]
         if len(runs):
             values = 100 * worth_at(runs, places, axis)
-            rows[method] = ["-" if np.isnan(v).any() else mean_plus_minus(v) for v in values.T]
+            rows[method] = ["–" if np.isnan(v).any() else mean_plus_minus(v) for v in values.T]
     return pd.DataFrame(rows, index=[f"{p:.0f}" for p in places]).T.rename_axis(f"method | {axis}")
 
 
@@ -264,8 +285,7 @@ def draw_grid(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
         frame: runs of the grid, and maybe others.
     """
     runs = grid_means(frame).reset_index()
-    labels = ("first learning rate", "its factor", "momentum", "weight decay")
-    for ax, name, label in zip(axes, GRID_VALUES, labels):
+    for ax, name, label in zip(axes, GRID_VALUES, GRID_LABELS):
         values = sorted(runs[name].unique())
         ax.boxplot([100 * runs.loc[runs[name] == v, "accuracy"] for v in values])
         ax.set_xticks(range(1, len(values) + 1), [f"{v:g}" for v in values])
