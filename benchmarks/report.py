@@ -133,6 +133,7 @@ def draw_growth(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     for ax, (series, (label, title)) in zip(axes, _AXES.items(), strict=True):
         part = frame[frame["series"] == series]
         ax.plot(part["x"], part["ratio"], "o-")
-        ax.set(xscale="log", yscale="log", xlabel=label, ylabel="cost in plain steps", title=title)
+        ax.set(xscale="log", yscale="log", title=title)
+        ax.set(xlabel=f"{label} (log scale)", ylabel="cost in plain steps (log scale)")
         ax.set_xticks(part["x"], [str(x) for x in part["x"]], minor=False)
         ax.minorticks_off()

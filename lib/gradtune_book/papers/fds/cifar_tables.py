@@ -206,6 +206,9 @@ _STYLES = {m: line(m) for m in (FDS, *SEARCHES)} | {HD: line("greedy"), FULL: li
 """HD is the greedy method of Figures 2 and 3."""
 
 
+_AXES = {"seconds": "time without evaluation [s]", "steps": "training steps"}
+
+
 def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     """Draw Figure 1: regret in test accuracy by seconds and by training steps.
 
@@ -228,7 +231,7 @@ def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
                 ax.plot(places, regret.T, linewidth=0.4, alpha=0.5, **_STYLES[method])
                 ax.plot(places, regret.mean(0), label=method, **_STYLES[method])
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set(xscale="log", xlabel={"seconds": "time without evaluation [s]", "steps": "training steps"}[axis])
+        ax.set(xscale="log", xlabel=f"{_AXES[axis]} (log scale)")
         ax.set_ylabel("regret [points]")
 
 
@@ -273,7 +276,7 @@ def draw_hypergradients(ax: Axes, table: pd.DataFrame) -> None:
     smallest = 10.0 ** np.floor(np.log10(largest) - 4) if largest > 0 else 1.0
     ax.set_yscale(SymmetricalLogScale(ax.yaxis, linthresh=smallest))
     ax.yaxis.get_major_locator().set_params(numticks=9)  # type: ignore[call-arg]
-    ax.set(xlabel="outer step", ylabel="hypergradient / horizon")
+    ax.set(xlabel="outer step", ylabel="hypergradient / horizon (symmetric log scale)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
