@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from gradtune_book.notebooks import plots
 
@@ -146,11 +147,31 @@ def draw(runs: pd.DataFrame, titles: dict[str, str], methods: Sequence[str] | No
     for ax, task in zip(axes.flat, tasks):
         for method, curve in by_start(runs, task).replace(np.inf, np.nan).clip(upper=30).iterrows():
             if methods is None or method in [TITLES[m] for m in methods]:
-                ax.plot(curve, **plots.method_style(str(method)), markersize=5, label=method)
+                front = {"linewidth": 2.6, "zorder": 4} if method == TITLES["default"] else {"linewidth": 1.3}
+                ax.plot(curve, **plots.method_style(str(method)), markersize=5, label=method, **front)
         ax.axhline(NEAR, color="0.3", linestyle=":", linewidth=1.2)
         ax.set(title=titles[task], xscale="log", yscale="log", xlabel="initial learning rate (log scale)")
     for ax in axes[:, 0]:
         ax.set_ylabel("ratio to the grid (log scale)")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2 * columns - 1, fontsize="small")
+    return fig
+
+
+def draw_weights(usual: ArrayLike, learned: ArrayLike) -> Figure:
+    """Draw weights of classes as multiples of their mean: those inverse to the number of images, and learned ones.
+
+    Args:
+        usual: Weights `[C]` inverse to the number of images.
+        learned: Learned weights `[S, C]`, a row a seed.
+    """
+    bars, points = np.asarray(usual, dtype=float), np.asarray(learned, dtype=float)
+    fig, (ax,) = plots.panels(1, width=6.0, height=3.4)
+    ax.plot(bars / bars.mean(), "k_", markersize=18, label="inverse to the number")
+    for k, each in enumerate(points):
+        ax.plot(each / each.mean(), "o", color="C0", alpha=0.7, label=None if k else "learned")
+    ax.set(xlabel="class", ylabel="weight / mean weight (log scale)", yscale="log")
+    ax.set_xticks(range(len(bars)))
+    plots.label_logarithms(ax)
+    ax.legend()
     return fig
