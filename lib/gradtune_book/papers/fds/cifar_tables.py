@@ -113,8 +113,8 @@ def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") ->
         axis: "steps" or "seconds".
 
     Returns:
-        A row per method and a column per place: mean ± standard error over the seeds, a dash where some seed has no answer
-        yet.
+        A row per method and a column per place: mean ± standard error over the seeds, a dash where some seed has no
+        answer yet.
     """
     rows = {}
     for method in COMPARED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -148,8 +149,8 @@ FIGURE_2 = (
 
 # --- Figure 5 ---------------------------------------------------------------------------------------------------------
 
-PROFILES = {"steps": 250, "count": 30, "epsilon": 0.05, "variance": 1.0, "c": 0.05}
-"""T, number of drift profiles, largest drift, variance and correlation of our Figure 5; the paper prints none of them."""
+PROFILES: dict[str, Any] = {"steps": 250, "count": 30, "epsilon": 0.05, "variance": 1.0, "c": 0.05}
+"""T, number of profiles, largest drift, variance and correlation of our Figure 5; the paper prints none of them."""
 
 
 def profile_estimates() -> Estimates:

@@ -97,10 +97,8 @@ def errors(found: Sequence[Sample], points: int = 8) -> pd.DataFrame:
         found: settings, by `samples`.
         points: number of window lengths.
     """
-    parts = {sample.name: curves(sample, points) for sample in found}
-    return pd.concat({name: part.set_axis([f"{w:.3g}" for w in part.index]) for name, part in parts.items()}).rename_axis(
-        ["setting", "W"]
-    )
+    parts = {sample.name: curves(sample, points).rename(index="{:.3g}".format) for sample in found}
+    return pd.concat(parts, names=["setting", "W"])
 
 
 def numbers(found: Sequence[Sample]) -> pd.DataFrame:

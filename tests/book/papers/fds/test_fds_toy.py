@@ -37,5 +37,5 @@ def test_the_picture_marks_the_best_window() -> None:
     left, right = fig.axes
     best = float(toy.errors(g).idxmin())
     assert any(f"{best:.0f} steps" in str(text) for text in left.get_legend_handles_labels()[1])
-    assert right.get_lines()[-1].get_xdata()[0] == best
+    assert np.asarray(right.get_lines()[-1].get_xdata())[0] == best
     plt.close(fig)
