@@ -144,6 +144,8 @@ def to_regret(frame: pd.DataFrame, levels: Sequence[float] = (0.05, 0.0)) -> pd.
     for regret in levels:
         for method in COMPARED:
             runs = frame[frame["method"] == method]
+            if runs.empty:
+                continue
             first = [_first(run, best - regret) for _, run in runs.iterrows()]
             there = [x for x in first if x is not None]
             seconds, steps = np.mean(there, axis=0) if there else (np.nan, np.nan)
@@ -276,7 +278,7 @@ def draw_hypergradients(ax: Axes, table: pd.DataFrame) -> None:
     smallest = 10.0 ** np.floor(np.log10(largest) - 4) if largest > 0 else 1.0
     ax.set_yscale(SymmetricalLogScale(ax.yaxis, linthresh=smallest))
     ax.yaxis.get_major_locator().set_params(numticks=9)  # type: ignore[call-arg]
-    ax.set(xlabel="outer step", ylabel="hypergradient / horizon (symmetric log scale)")
+    ax.set(xlabel="outer step", ylabel="hypergradient / horizon\n(symmetric log scale)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
