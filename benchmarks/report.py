@@ -123,6 +123,9 @@ _AXES = {
 }
 
 
+_TICKS = [k * 10**e for e in range(4) for k in (1, 2, 5)]
+
+
 def draw_growth(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     """Draw three panels: cost over the number of columns, the width of the net and the number of runs.
 
@@ -133,6 +136,10 @@ def draw_growth(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     for ax, (series, (label, title)) in zip(axes, _AXES.items(), strict=True):
         part = frame[frame["series"] == series]
         ax.plot(part["x"], part["ratio"], "o-")
-        ax.set(xscale="log", yscale="log", xlabel=label, ylabel="cost in plain steps", title=title)
+        ax.set(xscale="log", yscale="log", title=title)
+        ax.set(xlabel=f"{label} (log scale)", ylabel="cost in plain steps (log scale)")
         ax.set_xticks(part["x"], [str(x) for x in part["x"]], minor=False)
+        ticks = [y for y in _TICKS if y <= 1.5 * part["ratio"].max()]
+        ax.set_yticks(ticks, [str(y) for y in ticks], minor=False)
+        ax.set_ylim(1, 1.4 * part["ratio"].max())  # from a plain step: what hardly changes looks so
         ax.minorticks_off()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtune.errors import GradtuneError
+from gradtune_book.papers.together import claims
 from gradtune_book.records import jsonl, store
 from tools import ROOT
 
@@ -161,6 +162,15 @@ def test_the_recorded_table_is_whole() -> None:
     for row in rows.ROWS:
         assert all((m := report.measured(row, way, found)) and m["repeats"] >= 10 for way in row.ways), row.name
     assert not recorded["dirty"].any()
+
+
+def test_the_goals_of_the_claims_are_those_of_the_rows_and_rest_on_the_same_measurements() -> None:
+    goals = {name: goal for group in claims.GOALS.values() for name, goal in group.items()}
+    assert goals == {row.key(row.judged): row.goal for row in (*rows.ROWS, *rows.PEERS)}
+    found, table = kept.load().to_dict("index"), claims.step_costs()
+    for row in (*rows.ROWS, *rows.PEERS, *rows.GROWTH):
+        metrics = report.measured(row, row.judged, found)
+        assert metrics and table.at(row.key(row.judged), claims.COST).value == pytest.approx(metrics["ratio"])
 
 
 def test_the_readme_quotes_what_is_recorded(tmp_path: Path) -> None:

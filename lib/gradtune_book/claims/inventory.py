@@ -10,6 +10,9 @@ from gradtune_book import paths
 PAPERS = {"OHO": 2021, "Clip": 2018, "FDS": 2021, "MetaOptimize": 2025, "OnePass": 2022}
 """Short names of the papers, in the book's order, with the year."""
 
+OWN = "this book"
+"""What a claim of the book's own has in the place of a paper. It is about no item, and counts among no paper's."""
+
 
 @dataclass(frozen=True)
 class Item:

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradtune_book.claims import inventory, judging
-from gradtune_book.claims.claim import RULE, Judged, verdict
-from gradtune_book.claims.inventory import PAPERS, Item
-from gradtune_book.claims.words import as_markdown, summed_up, table
+from gradtune_book.claims.claim import RULE, Judged
+from gradtune_book.claims.inventory import OWN, PAPERS, Item
+from gradtune_book.claims.words import about, as_markdown, summed_up, table, word_of
 from gradtune_book.papers import registry
 
 PICTURE = "verdicts.png"
@@ -38,6 +38,7 @@ refuted by the paper's own table; what was, has been reworded to what the text s
 
 {RULE} An item that is recomputed but about which no claim can be judged is "shown".
 """
+_OWN = "What this book says of its own library, judged by the same rules. None of it counts in the numbers above."
 
 
 def page() -> str:
@@ -47,24 +48,15 @@ def page() -> str:
     for paper in PAPERS:
         mine = [j for j in judged if j.claim.paper == paper]
         lines += ["", f"## {paper}", "", *_overview([i for i in items if i.paper == paper], mine), "", *_claims(mine)]
+    lines += ["", "## This book", "", _OWN, "", *_claims([j for j in judged if j.claim.paper == OWN])]
     return "\n".join(lines) + "\n"
-
-
-def words_of(item: Item, judged: Sequence[Judged]) -> str:
-    """Return the verdict of an item in a word or two of `WORDS`, "no result" where it shows none."""
-    if not item.result:
-        return "no result"
-    if not item.chapter:
-        return "not run"
-    answers = [j.ours for j in _about(item, judged)]
-    return verdict(answers) if answers else "shown"
 
 
 def count(items: Sequence[Item], judged: Sequence[Judged]) -> dict[str, Counter[str]]:
     """Count the verdicts of each paper's figures and tables; what stands in brackets is left out."""
     out: dict[str, Counter[str]] = {paper: Counter() for paper in PAPERS}
     for item in items:
-        out[item.paper][words_of(item, judged).split(" (")[0]] += 1
+        out[item.paper][word_of(item, judged).split(" (")[0]] += 1
     return out
 
 
@@ -100,9 +92,10 @@ def _counts(items: Sequence[Item], judged: Sequence[Judged]) -> list[str]:
     body = [[p, *(str(c[w]) for w in [*WORDS, "no result"]), str(sum(c.values()))] for p, c in found.items()]
     total = sum(found.values(), Counter())
     body.append(["all", *(str(total[w]) for w in [*WORDS, "no result"]), str(len(items))])
-    answers = Counter(j.ours.word for j in judged if not j.claim.sanity)
+    counted = [j for j in judged if not j.claim.sanity and j.claim.paper != OWN]
+    answers = Counter(j.ours.word for j in counted)
     said = ", ".join(f"{answers[w]} *{w}*" for w in ("holds", "fails", "within noise", "not run"))
-    claims = len({j.claim.id for j in judged if not j.claim.sanity})
+    claims = len({j.claim.id for j in counted})
     return [
         f"Every figure and table of the five papers, {len(items)} in all, with what our runs say about it. Every build "
         "of the book writes this page anew, from the run records.",
@@ -124,8 +117,8 @@ def _overview(items: Sequence[Item], judged: Sequence[Judged]) -> list[str]:
     """Return the table of a paper's figures and tables."""
     body = []
     for item in items:
-        about = _about(item, judged)
-        said = summed_up(about, item.item) if about else words_of(item, judged)
+        of = about(item, judged)
+        said = summed_up(of, item.item) if of else word_of(item, judged)
         where = f"{{doc}}`{item.chapter}`" if item.chapter else "–"
         ours = item.ours or (f"needs {item.needs}" if item.needs else "–")
         setting = f"{item.shows} ({item.setting})" if item.setting else item.shows
@@ -139,12 +132,8 @@ def _claims(judged: Sequence[Judged]) -> list[str]:
     groups = dict.fromkeys(j.items for j in judged)
     for group in groups:
         of = [j for j in judged if j.items == group]
-        paper, name = of[0].claim.paper, " and ".join(group) or "No single figure or table"
+        paper, name = of[0].claim.paper, " and ".join(group) or "no single figure or table"
         chapters = ", ".join(f"{{doc}}`{n}`" for n in dict.fromkeys(j.claim.notebook for j in of))
-        lines += [f"### {paper}: {name}", "", f"Chapter: {chapters}.", "", as_markdown(of), ""]
+        title = f"{paper}: {name}" if paper != OWN else "The library"
+        lines += [f"### {title}", "", f"Chapter: {chapters}.", "", as_markdown(of), ""]
     return lines or ["No claim of this paper has been put to the test yet."]
-
-
-def _about(item: Item, judged: Sequence[Judged]) -> list[Judged]:
-    """Return the answers that count for an item."""
-    return [j for j in judged if j.claim.paper == item.paper and item.item in j.items and not j.claim.sanity]

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gradtune.errors import GradtuneError
 from gradtune_book.claims import inventory
 from gradtune_book.claims.claim import Claim, Setting, answer
 from gradtune_book.claims.estimates import Estimate, Estimates
+from gradtune_book.claims.words import word_of
 from gradtune_book.papers import registry
 from tools import ROOT
 
@@ -26,7 +28,13 @@ def cells(notebook: str) -> list[dict[str, object]]:
 
 def test_claims_have_a_name_of_their_own_and_settings() -> None:
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
-    assert all(claim.settings and claim.statement and claim.paper in inventory.PAPERS for claim in CLAIMS)
+    known = {*inventory.PAPERS, inventory.OWN}
+    assert all(claim.settings and claim.statement and claim.paper in known for claim in CLAIMS)
+
+
+def test_claims_of_the_books_own_are_about_no_item_and_have_no_paper_behind_them() -> None:
+    own = [claim for claim in CLAIMS if claim.paper == inventory.OWN]
+    assert own and not any(claim.items or any(s.items or s.paper for s in claim.settings) for claim in own)
 
 
 def test_claims_are_about_figures_and_tables_of_the_inventory() -> None:
@@ -120,4 +128,22 @@ def moves(table: Estimates, row: str, column: str) -> Iterator[Estimates]:
 
 def test_nothing_recorded_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path))
-    assert {judged.ours.word for judged in registry.answers()} == {"not run"}
+    found = {judged.ours.word for judged in registry.answers() if judged.setting.scale != "closed form"}
+    assert found == {"not run"}
+    assert all(j.claim.sanity for j in registry.answers() if j.setting.scale == "closed form")
+
+
+@pytest.mark.parametrize("paper", inventory.PAPERS)
+def test_an_opening_page_says_of_each_item_what_the_page_of_verdicts_says(paper: str) -> None:
+    items, judged = [item for item in inventory.items() if item.paper == paper], registry.answers()
+    shown, text = registry.opening(paper.lower()), registry.opening(paper)._repr_markdown_()
+    assert [row[0] for row in shown.rows] == [item.item for item in items if item.chapter]
+    for item in items:
+        row = next((line for line in text.splitlines() if line.startswith(f"| {item.item} |")), "")
+        assert (word_of(item, judged) in row and f"`/executed/{item.chapter}`" in row) if item.chapter else not row
+        assert (item.item in text.rsplit("Not run:", 1)[-1]) or item.chapter or not item.result
+
+
+def test_an_opening_page_of_no_paper_is_an_error() -> None:
+    with pytest.raises(GradtuneError, match="did you mean 'clip'"):
+        registry.opening("clib")

@@ -46,6 +46,15 @@ def test_every_claim_stands_on_the_page_once_for_each_setting(text: str) -> None
         assert text.count(f"| {start}") >= len(judged.claim.settings), judged.claim.id
 
 
+def test_the_books_own_claims_stand_apart_and_are_not_counted(text: str) -> None:
+    papers, own = text.split("\n## This book\n")
+    judged = [j for j in registry.answers() if not j.claim.sanity]
+    ours = {j.claim.id: j.claim.statement for j in judged if j.claim.paper == inventory.OWN}
+    others = {j.claim.id for j in judged} - set(ours)
+    assert ours and all(s in own and s not in papers for s in ours.values())
+    assert f"These verdicts rest on {len(others)} claims" in papers
+
+
 def test_the_picture_is_a_small_png() -> None:
     drawn = verdicts.picture()
     assert drawn[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", drawn[16:24])[0] < 1300

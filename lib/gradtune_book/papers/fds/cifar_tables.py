@@ -7,19 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import mean_plus_minus
 from gradtune_book.papers.fds.cifar_regret import FDS, FULL, GRID, GRID_VALUES, HD, METHODS, SEARCHES
 from gradtune_book.papers.fds.cifar_training import DECAY, LR, MOMENTUM
-from gradtune_book.papers.fds.tables import line
+from gradtune_book.papers.fds.tables import legend, line
 from gradtune_book.paths import published_root
 
 Array = NDArray[np.float64]
 COMPARED = (FDS, *SEARCHES, HD)
 """The methods of Figure 1."""
+GRID_LABELS = ("first learning rate", "its factor", "momentum", "weight decay")
+"""The hyperparameters of the grid in words."""
 
 
 def grid_means(frame: pd.DataFrame) -> pd.Series:
@@ -34,6 +38,25 @@ def best_of_grid(frame: pd.DataFrame) -> tuple[float, pd.Series]:
     """
     means = grid_means(frame)
     return float(means.max()), pd.Series(dict(zip(GRID_VALUES, means.idxmax())), name="best of the grid")
+
+
+def grid_summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the best setting of the grid, and how its settings are distributed, in per cent of test accuracy."""
+    means, (best, setting) = 100 * grid_means(frame), best_of_grid(frame)
+    low, middle, high = means.quantile([0.25, 0.5, 0.75])
+    quartiles = {"its accuracy": 100 * best, "lower quartile": low, "median": middle, "upper quartile": high}
+    labels = dict(zip(GRID_VALUES, GRID_LABELS))
+    return pd.DataFrame({**setting.rename(labels), **quartiles}, index=pd.Index(["best setting"]))
+
+
+def grid_by_value(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean test accuracy in per cent of the grid's settings by each value of each hyperparameter."""
+    means = (100 * grid_means(frame)).reset_index()
+    found = {
+        label: means.groupby(name)["accuracy"].agg(["mean", "min", "max"]).rename(index="{:g}".format)
+        for name, label in zip(GRID_VALUES, GRID_LABELS)
+    }
+    return pd.concat(found, names=["hyperparameter", "value"])
 
 
 def account(frame: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +81,7 @@ def account(frame: pd.DataFrame) -> pd.DataFrame:
                 "evaluation s": round(runs["evaluation_seconds"].mean()),
             }
             if method == GRID:
-                rows[method] |= {"seconds": "-", "ms a step": "-"}
+                rows[method] |= {"seconds": "–", "ms a step": "–"}
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
@@ -90,37 +113,49 @@ def within(frame: pd.DataFrame, places: Sequence[float], axis: str = "steps") ->
         axis: "steps" or "seconds".
 
     Returns:
-        A row per method and a column per place: mean ± standard error over the seeds, "-" where some seed has no answer
-        yet.
+        A row per method and a column per place: mean ± standard error over the seeds, a dash where some seed has no
+        answer yet.
     """
     rows = {}
     for method in COMPARED:
         runs = frame[frame["method"] == method]
         if len(runs):
             values = 100 * worth_at(runs, places, axis)
-            rows[method] = ["-" if np.isnan(v).any() else mean_plus_minus(v) for v in values.T]
+            rows[method] = ["–" if np.isnan(v).any() else mean_plus_minus(v) for v in values.T]
     return pd.DataFrame(rows, index=[f"{p:.0f}" for p in places]).T.rename_axis(f"method | {axis}")
 
 
-def to_regret(frame: pd.DataFrame, regret: float = 0.0) -> pd.DataFrame:
-    """Return the cost of an answer within `regret` of the grid's best.
+def to_regret(frame: pd.DataFrame, levels: Sequence[float] = (0.05, 0.0)) -> pd.DataFrame:
+    """Return the cost of a first answer within some regrets of the grid's best.
+
+    The first such answer is found by test accuracy, which no method sees, and the next one may fall below the level
+    again: the last column counts the seeds whose last answer is there.
 
     Args:
         frame: runs of all methods and of the grid.
-        regret: test accuracy, as a share, that the answer may lack.
+        levels: test accuracies, as shares, that the answer may lack.
 
     Returns:
-        A row per method: how many seeds got there, and seconds and training steps until then, means over these seeds.
+        A row per level and method: how many seeds got there, seconds and training steps until then, means over these
+        seeds, and how many of them ended there.
     """
     best, _ = best_of_grid(frame)
     rows = {}
-    for method in COMPARED:
-        runs = frame[frame["method"] == method]
-        first = [_first(run, best - regret) for _, run in runs.iterrows()]
-        there = [x for x in first if x is not None]
-        seconds, steps = np.mean(there, axis=0) if there else (np.nan, np.nan)
-        rows[method] = {"seeds that get there": f"{len(there)} of {len(runs)}", "seconds": seconds, "steps": steps}
-    return pd.DataFrame(rows).T.rename_axis("method")
+    for regret in levels:
+        for method in COMPARED:
+            runs = frame[frame["method"] == method]
+            if runs.empty:
+                continue
+            first = [_first(run, best - regret) for _, run in runs.iterrows()]
+            there = [x for x in first if x is not None]
+            seconds, steps = np.mean(there, axis=0) if there else (np.nan, np.nan)
+            rows[f"{100 * regret:g} points", method] = {
+                "seeds that get there": f"{len(there)} of {len(runs)}",
+                "seconds": float(seconds),
+                "steps": float(steps),
+                "last answer there": f"{int((runs['accuracy'] >= best - regret).sum())} of {len(runs)}",
+            }
+    return pd.DataFrame(rows).T.rename_axis(["regret", "method"])
 
 
 def _first(run: pd.Series, level: float) -> tuple[float, float] | None:
@@ -173,6 +208,9 @@ _STYLES = {m: line(m) for m in (FDS, *SEARCHES)} | {HD: line("greedy"), FULL: li
 """HD is the greedy method of Figures 2 and 3."""
 
 
+_AXES = {"seconds": "time without evaluation [s]", "steps": "training steps"}
+
+
 def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     """Draw Figure 1: regret in test accuracy by seconds and by training steps.
 
@@ -195,7 +233,7 @@ def draw_regret(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
                 ax.plot(places, regret.T, linewidth=0.4, alpha=0.5, **_STYLES[method])
                 ax.plot(places, regret.mean(0), label=method, **_STYLES[method])
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set(xscale="log", xlabel={"seconds": "time without evaluation [s]", "steps": "training steps"}[axis])
+        ax.set(xscale="log", xlabel=f"{_AXES[axis]} (log scale)")
         ax.set_ylabel("regret [points]")
 
 
@@ -240,7 +278,7 @@ def draw_hypergradients(ax: Axes, table: pd.DataFrame) -> None:
     smallest = 10.0 ** np.floor(np.log10(largest) - 4) if largest > 0 else 1.0
     ax.set_yscale(SymmetricalLogScale(ax.yaxis, linthresh=smallest))
     ax.yaxis.get_major_locator().set_params(numticks=9)  # type: ignore[call-arg]
-    ax.set(xlabel="outer step", ylabel="hypergradient / horizon")
+    ax.set(xlabel="outer step", ylabel="hypergradient / horizon\n(symmetric log scale)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -252,8 +290,7 @@ def draw_grid(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
         frame: runs of the grid, and maybe others.
     """
     runs = grid_means(frame).reset_index()
-    labels = ("first learning rate", "its factor", "momentum", "weight decay")
-    for ax, name, label in zip(axes, GRID_VALUES, labels):
+    for ax, name, label in zip(axes, GRID_VALUES, GRID_LABELS):
         values = sorted(runs[name].unique())
         ax.boxplot([100 * runs.loc[runs[name] == v, "accuracy"] for v in values])
         ax.set_xticks(range(1, len(values) + 1), [f"{v:g}" for v in values])
@@ -261,3 +298,34 @@ def draw_grid(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     axes[0].set(ylabel="test accuracy [%]")
     axes[4].hist(100 * runs["accuracy"], bins=20, color="#949494")
     axes[4].set(xlabel="test accuracy [%]", ylabel="settings")
+
+
+def figure_one(frame: pd.DataFrame) -> Figure:
+    """Draw Figure 1 (`draw_regret`)."""
+    fig, axes = plots.panels(2, width=4.8, height=3.6)
+    draw_regret(axes, frame)
+    legend(fig)
+    return fig
+
+
+def figure_four(frame: pd.DataFrame, height: float = 3.4) -> Figure:
+    """Draw Figure 4 (`draw_learned`)."""
+    fig, axes = plots.panels(4, width=3.0, height=height)
+    draw_learned(axes, frame)
+    legend(fig)
+    return fig
+
+
+def figure_seven(frame: pd.DataFrame, method: str = FDS) -> Figure:
+    """Draw Figure 7 (`draw_hypergradients`)."""
+    fig, (ax,) = plots.panels(1, width=7.5, height=4.0)
+    draw_hypergradients(ax, hypergradients(frame, method))
+    legend(fig, 5)
+    return fig
+
+
+def figure_eight(frame: pd.DataFrame) -> Figure:
+    """Draw Figure 8 (`draw_grid`)."""
+    fig, axes = plots.panels(5, width=2.8, height=3.0)
+    draw_grid(axes, frame)
+    return fig

@@ -1,25 +1,24 @@
-"""What the FDS paper claims about its Figures 1 to 4 and 6, as data."""
+"""What the FDS paper claims about its Figures 2, 3, 5 and 6, as data, and all claims of the paper."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from gradtune_book.claims import judging
 from gradtune_book.claims.claim import Check, Claim, Kind, Setting
-from gradtune_book.claims.estimates import Estimate, Estimates, Missing, joined, mean_of, measured, remembered
+from gradtune_book.claims.estimates import Estimate, Estimates, Missing, mean_of, measured, remembered
 from gradtune_book.claims.judging import Finding
 from gradtune_book.papers.fds import (
-    cifar_regret,
-    cifar_tables,
+    cifar_claims,
     schedules,
     schedules_tables,
     sharing,
     sharing_mse,
     sharing_tables,
 )
-from gradtune_book.papers.fds.cifar_regret import FDS, FULL, GRID, HD, SEARCHES
 from gradtune_book.papers.fds.schedules import COSINE, GREEDY, NON_GREEDY
 from gradtune_book.papers.fds.tables import whole
 from gradtune_book.records import store
@@ -148,6 +147,44 @@ FIGURE_2 = (
     ),
 )
 
+# --- Figure 5 ---------------------------------------------------------------------------------------------------------
+
+PROFILES: dict[str, Any] = {"steps": 250, "count": 30, "epsilon": 0.05, "variance": 1.0, "c": 0.05}
+"""T, number of profiles, largest drift, variance and correlation of our Figure 5; the paper prints none of them."""
+
+
+def profile_estimates() -> Estimates:
+    """Read Figure 5 off its closed form: over profiles, the largest share of the bound that the error takes."""
+    errors = sharing_tables.profile_errors(**PROFILES)
+    shares = errors.drop(columns="bound").div(errors["bound"], axis=0)
+    below, reached = int((shares <= 1 + 1e-9).all().sum()), int(np.isclose(shares[0], 1, rtol=0.01).sum())
+    return Estimates(counts={_UNDER: (below, shares.shape[1]), _REACHED: (reached, len(shares))})
+
+
+_UNDER, _REACHED = "profiles whose error is below the bound", "windows at which the largest drift reaches the bound"
+_CLOSED = (Setting("closed form", "thirty drift profiles", remembered(profile_estimates)),)
+
+
+def _of_profiles(name: str, statement: str, counted: str) -> Claim:
+    return Claim(
+        f"fds-5-{name}",
+        "FDS",
+        "Appendix B",
+        ("Figure 5",),
+        statement,
+        "count",
+        lambda t: Finding((judging.share(t.count(counted), 1, counted),)),
+        "fds_sharing_mse",
+        _CLOSED,
+        sanity=True,
+    )
+
+
+FIGURE_5 = (
+    _of_profiles("bound", "no profile's error exceeds the bound of Theorem 4.1", _UNDER),
+    _of_profiles("tight", "the profile with the largest drift reaches it to one per cent", _REACHED),
+)
+
 # --- Figure 3 ---------------------------------------------------------------------------------------------------------
 
 KEPT, LAST, RATE = "accuracy of the schedule kept", "accuracy of the last schedule", "mean learning rate"
@@ -234,127 +271,4 @@ FIGURE_3 = (
     ),
 )
 
-# --- Figures 1 and 4 --------------------------------------------------------------------------------------------------
-
-ACCURACY, IN_TIME, HOURS = "test accuracy (%)", "test accuracy (%) in the time of FDS", "hours to zero regret"
-_BEST = "best of the grid"
-
-
-def cifar_estimates() -> Estimates:
-    """Read Figures 1 and 4 off the records, over seeds; the grid's best setting over its trainings."""
-    frame = store.load(cifar_regret.STUDY, "laptop")
-    if frame.empty:
-        return Estimates()
-    found = measured(frame[frame["method"] != GRID].assign(**{ACCURACY: 100 * frame["accuracy"]}), "method", [ACCURACY])
-    cells: dict[tuple[str, str], Estimate] = {}
-    if store.coverage(cifar_regret.STUDY, "laptop").eval("recorded == of").get(GRID, False):
-        _, setting = cifar_tables.best_of_grid(frame)
-        chosen = np.logical_and.reduce([frame[name] == value for name, value in setting.items()])
-        cells[_BEST, ACCURACY] = mean_of(100 * frame.loc[chosen & (frame["method"] == GRID), "accuracy"])
-    budget = frame.loc[frame["method"] == FDS, "seconds"].mean()
-    for method in (FDS, *SEARCHES):
-        runs = frame[frame["method"] == method]
-        if len(runs) and np.isfinite(budget):
-            worth = cifar_tables.worth_at(runs, [budget if method != FDS else np.inf], "seconds")
-            cells[method, IN_TIME] = mean_of(100 * np.nan_to_num(worth[:, 0]))
-    return joined(found, Estimates(cells))
-
-
-def cifar_printed() -> Estimates:
-    """Return what Section 5.4 says in numbers about Figure 1."""
-    table = cifar_tables.published()["value"]
-    hours = table[[metric == "hours_to_zero_regret" for _, metric in table.index]].dropna()
-    return Estimates({(str(method), HOURS): Estimate(float(h)) for (method, _), h in hours.items()})
-
-
-_CIFAR = (Setting("laptop", "a part of CIFAR-10, a smaller net", remembered(cifar_estimates), cifar_printed),)
-_BY_TEST = "our grid's best is chosen by test accuracy, the paper's by validation"
-
-
-def _zero_regret(method: str, t: Estimates) -> Finding:
-    return judging.all_below(t, [_BEST], [method], ACCURACY)
-
-
-def _matches(t: Estimates) -> Finding:
-    ours, best = t.at(FULL, ACCURACY), t.at(_BEST, ACCURACY)
-    return Finding((judging.near(ours, best, 1.0, f"{FULL} − {_BEST}, {ACCURACY}"),))
-
-
-def _sooner(t: Estimates) -> Finding:
-    rows = [row for row in t.rows(HOURS) if row != FDS]
-    if not rows:
-        raise Missing("the searches have about the time of FDS here, and too few trainings to get there")
-    what = f"FDS − {{}} / 10, {HOURS}"
-    return Finding(tuple(judging.below(t.at(FDS, HOURS), t.at(r, HOURS), what.format(r), factor=0.1) for r in rows))
-
-
-def _ahead_of_searches(t: Estimates) -> Finding:
-    return judging.all_below(t, SEARCHES, [FDS], IN_TIME)
-
-
-def _five_points(t: Estimates) -> Finding:
-    lower = t.at(HD, ACCURACY).moved(5.0)
-    return Finding((judging.below(lower, t.at(FDS, ACCURACY), f"{HD} + 5 − FDS, {ACCURACY}"),))
-
-
-def _of_cifar(
-    name: str, place: str, figure: str, statement: str, check: Check, kind: Kind = "order", note: str = ""
-) -> Claim:
-    name, notebook = f"fds-1-{name}", "fds_cifar_regret"
-    return Claim(name, "FDS", place, (figure,), statement, kind, check, notebook, _CIFAR, note=note)
-
-
-FIGURES_1_4 = (
-    _of_cifar(
-        "zero-regret",
-        "Section 5.4",
-        "Figure 1",
-        "FDS reaches zero regret: it is no worse than the best setting of the grid",
-        partial(_zero_regret, FDS),
-        note=_BY_TEST,
-    ),
-    _of_cifar(
-        "sooner",
-        "Section 5.4",
-        "Figure 1",
-        "FDS reaches zero regret about twenty times sooner than the next best method",
-        _sooner,
-        "ratio",
-        "at least ten times",
-    ),
-    _of_cifar(
-        "searches",
-        "Section 5.4",
-        "Figure 1",
-        "in the time of FDS no black-box search has as good an answer",
-        _ahead_of_searches,
-        note="an answer not yet given counts as 0",
-    ),
-    _of_cifar(
-        "greedy",
-        "Section 5.4",
-        "Figure 1",
-        "FDS outperforms online greedy differentiation (HD) by about ten points",
-        _five_points,
-        "ratio",
-        "by at least five",
-    ),
-    _of_cifar(
-        "full-greedy",
-        "Section 5.3",
-        "Figure 4",
-        "what FDS learns in ten full outer steps is more accurate than online greedy differentiation (HD)",
-        lambda t: judging.all_below(t, [HD], [FULL], ACCURACY),
-    ),
-    _of_cifar(
-        "match",
-        "Figure 4, caption",
-        "Figure 4",
-        "FDS matches the performance of the best known hyperparameters",
-        _matches,
-        "equality",
-        f"within one point; {_BY_TEST}",
-    ),
-)
-
-CLAIMS = (*FIGURE_2, *FIGURE_3, *FIGURES_1_4)
+CLAIMS = (*FIGURE_2, *FIGURE_5, *FIGURE_3, *cifar_claims.CLAIMS)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import mean_plus_minus
 from gradtune_book.papers.fds.schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY, outer_lr_of
-from gradtune_book.papers.fds.tables import line, whole
+from gradtune_book.papers.fds.tables import legend, line, whole
 
 
 def by_step(frame: pd.DataFrame) -> pd.DataFrame:
@@ -131,3 +133,21 @@ def draw_progress(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
                 ax.plot(range(1, len(mean) + 1), 100 * mean, label=method, **_STYLES[method])
         ax.set(xlabel="outer step", ylabel="validation accuracy [%]", title=str(data))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def figure_three(frame: pd.DataFrame) -> Figure:
+    """Draw Figure 3: the schedules kept, a panel for each set."""
+    sets = frame["data"].unique()
+    fig, axes = plots.panels(len(sets), width=3.8, height=3.6)
+    draw(axes, frame)
+    legend(fig)
+    return fig
+
+
+def figure_live(frame: pd.DataFrame) -> Figure:
+    """Draw the last schedules of one set, and the validation accuracy on the way to them."""
+    fig, axes = plots.panels(2, width=4.2, height=3.4)
+    draw(axes[:1], frame, "last_schedule")
+    draw_progress(axes[1:], frame)
+    legend(fig)
+    return fig

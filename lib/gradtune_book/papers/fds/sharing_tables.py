@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from gradtune_book.notebooks import plots
 from gradtune_book.papers.fds import sharing, tables
 from gradtune_book.papers.fds.sharing_mse import FIGURE_2_LR, GREEDY, NON_GREEDY
 from gradtune_book.papers.fds.tables import whole
@@ -88,8 +90,19 @@ def curves(sample: Sample, points: int = 40) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("W")
 
 
+def errors(found: Sequence[Sample], points: int = 8) -> pd.DataFrame:
+    """Return `curves` at a few windows for each setting, with windows as text: a table for a page.
+
+    Args:
+        found: settings, by `samples`.
+        points: number of window lengths.
+    """
+    parts = {sample.name: curves(sample, points).rename(index="{:.3g}".format) for sample in found}
+    return pd.concat(parts, names=["setting", "W"])
+
+
 def numbers(found: Sequence[Sample]) -> pd.DataFrame:
-    """Return the theorem's quantities and what sharing achieves, a row per setting.
+    """Return the theorem's quantities and what sharing achieves, a column per setting.
 
     "drift of halves" is epsilon of the mean over half of the seeds, averaged over 20 draws. Where it is much larger
     than epsilon, epsilon is noise of the mean.
@@ -115,7 +128,7 @@ def numbers(found: Sequence[Sample]) -> pd.DataFrame:
         if sample.greedy is not None:
             rows[sample.name]["greedy MSE at W = 1"] = float(table["greedy"].iloc[0])
             rows[sample.name]["greedy MSE, least"] = float(table["greedy"].min())
-    return pd.DataFrame(rows).T.rename_axis("setting")
+    return pd.DataFrame(rows, dtype=float).rename_axis("quantity")
 
 
 def _halved(g: Array, draws: int = 20) -> float:
@@ -221,7 +234,8 @@ def draw_errors(ax: Axes, table: pd.DataFrame) -> None:
         ax.plot(table.index, table[name], label=name, **_STYLES[str(name)])
     best = table["non-greedy"].idxmin()
     ax.axvline(best, color=_STYLES[NON_GREEDY]["color"], linewidth=0.8)
-    ax.set(xscale="log", yscale="log", xlabel="window W [steps]", ylabel="MSE", title=f"best W = {best:.3g}")
+    ax.set(xscale="log", yscale="log", title=f"best W = {best:.3g}")
+    ax.set(xlabel="window W [steps] (log scale)", ylabel="MSE (log scale)")
 
 
 def draw_profiles(axes: Sequence[Axes], steps: int, epsilon: float, table: pd.DataFrame, seed: int = 0) -> None:
@@ -245,4 +259,32 @@ def draw_profiles(axes: Sequence[Axes], steps: int, epsilon: float, table: pd.Da
     axes[1].plot(table.index, table["bound"], color="black", linestyle=":", zorder=4, label="bound of Theorem 4.1")
     limit = 3 * np.abs(mu[2:]).max()
     axes[0].set(xlabel="step", ylabel=r"$\mu_t$", ylim=(-limit, limit))
-    axes[1].set(xscale="log", yscale="log", xlabel="window W [steps]", ylabel="expected MSE")
+    axes[1].set(xscale="log", yscale="log", xlabel="window W [steps] (log scale)", ylabel="expected MSE (log scale)")
+
+
+def figure_two(sample: Sample) -> Figure:
+    """Draw Figure 2: hypergradients of every seed, exact and greedy, and their errors by window."""
+    fig, axes = plots.panels(3, width=4.0, height=3.4)
+    assert sample.greedy is not None, "Figure 2 has a greedy panel"
+    draw_seeds(axes[0], sample.exact, sample.noise.mu, NON_GREEDY)
+    draw_seeds(axes[1], sample.greedy, sample.noise.mu, GREEDY)
+    draw_errors(axes[2], curves(sample))
+    tables.legend(fig)
+    return fig
+
+
+def figure_five(steps: int, epsilon: float, table: pd.DataFrame) -> Figure:
+    """Draw Figure 5: drift profiles and their expected errors (`draw_profiles`)."""
+    fig, axes = plots.panels(2, width=4.2, height=3.3)
+    draw_profiles(axes, steps, epsilon, table)
+    tables.legend(fig)
+    return fig
+
+
+def figure_six(sample: Sample) -> Figure:
+    """Draw Figure 6: exact hypergradients of every seed, and their errors by window."""
+    fig, axes = plots.panels(2, width=4.2, height=3.4)
+    draw_seeds(axes[0], sample.exact, sample.noise.mu, NON_GREEDY)
+    draw_errors(axes[1], curves(sample))
+    tables.legend(fig)
+    return fig

@@ -1,4 +1,4 @@
-"""What is read off the runs of the study `starts`: ratios to the grid, costs, the figure and the claims.
+"""What is read off the runs of the study `starts`: ratios to the grid, costs and the figure.
 
 The ratio of a run is its final validation loss over the lowest of the grids' runs of the same problem and seed, one of
 the two grids of 25 points each. A run that has ended in NaN has an infinite ratio, so that medians count it.
@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from gradtune_book.notebooks import plots
-from gradtune_book.papers.together.start_trainings import STARTED
 
 NEAR = 1.5
 """Largest ratio that counts as near the grid's best."""
@@ -147,7 +147,8 @@ def draw(runs: pd.DataFrame, titles: dict[str, str], methods: Sequence[str] | No
     for ax, task in zip(axes.flat, tasks):
         for method, curve in by_start(runs, task).replace(np.inf, np.nan).clip(upper=30).iterrows():
             if methods is None or method in [TITLES[m] for m in methods]:
-                ax.plot(curve, **plots.method_style(str(method)), markersize=5, label=method)
+                front = {"linewidth": 2.6, "zorder": 4} if method == TITLES["default"] else {"linewidth": 1.3}
+                ax.plot(curve, **plots.method_style(str(method)), markersize=5, label=method, **front)
         ax.axhline(NEAR, color="0.3", linestyle=":", linewidth=1.2)
         ax.set(title=titles[task], xscale="log", yscale="log", xlabel="initial learning rate (log scale)")
     for ax in axes[:, 0]:
@@ -157,35 +158,20 @@ def draw(runs: pd.DataFrame, titles: dict[str, str], methods: Sequence[str] | No
     return fig
 
 
-def claims(runs: pd.DataFrame) -> dict[str, bool | None]:
-    """Return what the study says of the default; None for what has no runs, or not those of every method.
+def draw_weights(usual: ArrayLike, learned: ArrayLike) -> Figure:
+    """Draw weights of classes as multiples of their mean: those inverse to the number of images, and learned ones.
 
     Args:
-        runs: What `ratios` gave.
+        usual: Weights `[C]` inverse to the number of images.
+        learned: Learned weights `[S, C]`, a row a seed.
     """
-    table = summary(runs)
-    if "Default" not in table.index:
-        return dict.fromkeys(STATEMENTS)
-    ours, others = table.loc["Default"], table.drop(index="Default")
-    from_each = by_start(runs).loc["Default"]
-    needed = [TITLES[m] for m in STARTED if m not in ("default", "fds")]
-    complete = {*needed} <= {*others.index} and bool((others.loc[needed, "n"] >= ours["n"]).all())
-    rivals = [m for m in others.index if m not in (TITLES["Bayes"], TITLES["fds"])]  # of one training
-    found = [
-        bool(ours["share"] >= 90),
-        bool(ours["NaN"] == 0),
-        bool(from_each.max() <= NEAR),
-        bool(others.loc[rivals, "share"].max() < ours["share"]) if complete else None,
-        None if np.isnan(ours["cost"]) else bool(ours["cost"] <= 3),
-    ]
-    return dict(zip(STATEMENTS, found))
-
-
-STATEMENTS = (
-    "nine in ten of these trainings by the default end within 1.5 times the grid's best",
-    "none of them ends in NaN",
-    "the default's median ratio is below 1.5 from every start",
-    "no other method of one training is within 1.5 times as often",
-    "a training by the default takes at most three times as long as a plain one",
-)
-"""The statements that `claims` answers."""
+    bars, points = np.asarray(usual, dtype=float), np.asarray(learned, dtype=float)
+    fig, (ax,) = plots.panels(1, width=6.0, height=3.4)
+    ax.plot(bars / bars.mean(), "k_", markersize=18, label="inverse to the number")
+    for k, each in enumerate(points):
+        ax.plot(each / each.mean(), "o", color="C0", alpha=0.7, label=None if k else "learned")
+    ax.set(xlabel="class", ylabel="weight / mean weight (log scale)", yscale="log")
+    ax.set_xticks(range(len(bars)))
+    plots.label_logarithms(ax)
+    ax.legend()
+    return fig

@@ -96,7 +96,7 @@ def test_the_tables_of_figure_2(shared: pd.DataFrame) -> None:
     assert table.index[0] == 1 and table.index[-1] == 6
     assert (table["non-greedy"] <= table["bound"] + 1e-12).all()
     numbers = sharing_tables.numbers(found)
-    assert numbers["MSE at W = 1"].iloc[0] == pytest.approx(found[0].exact.var(axis=0).mean())
+    assert numbers.loc["MSE at W = 1"].iloc[0] == pytest.approx(found[0].exact.var(axis=0).mean())
 
 
 def test_a_diverged_seed_is_left_out(shared: pd.DataFrame) -> None:
@@ -285,13 +285,18 @@ def test_regret_is_read_off_the_answers() -> None:
     assert best == pytest.approx(0.8) and setting["grid_lr"] == pytest.approx(0.2)
     found = cifar_tables.worth_at(frame[frame["method"] == "FDS"], [0.5, 1.0, 3.9, 4.0, 50.0], "seconds")
     assert found[0] == pytest.approx([np.nan, 0.2, 0.2, 0.9, 0.9], nan_ok=True)
-    assert list(cifar_tables.within(frame, [5, 100], "steps").loc["FDS"]) == ["-", f"85.0{PLUS_MINUS}5.0"]
-    regret = cifar_tables.to_regret(frame)
+    assert list(cifar_tables.within(frame, [5, 100], "steps").loc["FDS"]) == ["–", f"85.0{PLUS_MINUS}5.0"]
+    regret = cifar_tables.to_regret(frame, (0.05, 0.0)).loc["0 points"]
     assert regret.loc["FDS", "seeds that get there"] == "2 of 2" and regret.loc["FDS", "seconds"] == 4.0
     assert regret.loc["Random", "seeds that get there"] == "0 of 2"
+    assert regret["last answer there"].to_dict() == {"FDS": "2 of 2", "Random": "0 of 2"}
     account = cifar_tables.account(frame)
     assert account.loc["FDS", "ms a step"] == "100.0" and account.loc["Grid", "n"] == 3
-    assert account.loc["Grid", "seconds"] == "-"
+    assert account.loc["Grid", "seconds"] == "–"
+    summary, by_value = cifar_tables.grid_summary(frame).iloc[0], cifar_tables.grid_by_value(frame)
+    assert (summary["its accuracy"], summary["median"]) == pytest.approx((80, 70))
+    assert summary["first learning rate"] == pytest.approx(0.2)
+    assert by_value.loc[("momentum", "0.9")].tolist() == pytest.approx([70, 60, 80])
 
 
 def test_nothing_recorded_is_an_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
-from gradtune_book.papers.together import start_tables, start_trainings, starts
+from gradtune_book.claims.claim import answer
+from gradtune_book.papers.together import claims, start_tables, start_trainings, starts
 from gradtune_book.papers.together.start_trainings import PACKAGES, STARTED, training
 from gradtune_book.records import jsonl, store
 from gradtune_book.tasks import small
@@ -178,21 +179,44 @@ def test_without_plain_trainings_there_is_no_cost() -> None:
     runs = start_tables.ratios(frame())
     table = start_tables.summary(runs[runs["method"] != "AdamW"])
     assert table["cost"].isna().all()
-    assert list(start_tables.claims(runs[runs["method"] != "AdamW"]).values())[-1] is None
+
+
+def answers(runs: pd.DataFrame) -> list[str]:
+    table = claims.estimates_of(runs)
+    return [answer(c.check, lambda: table).word for c in claims.CLAIMS if c.notebook == "your_own_model"]
+
+
+def many(seeds: int = 30) -> pd.DataFrame:
+    """`frame`, with its two seeds fifteen times and all the methods that a claim waits for."""
+    parts = [frame().assign(seed=frame()["seed"] + 2 * k) for k in range(seeds // 2)]
+    runs = start_tables.ratios(pd.concat(parts, ignore_index=True))
+    runs["ratio"] *= 1 - 1e-3 * runs["seed"] / seeds  # not all alike, so that there is an error
+    poor = runs[runs["method"] == "hd"]
+    every = [poor.assign(method=m) for m in STARTED if m not in ("default", "fds", "AdamW", "hd")]
+    return pd.concat([runs, *every], ignore_index=True)
+
+
+def test_claims_wait_for_runs_and_two_seeds_decide_nothing() -> None:
+    runs = start_tables.ratios(frame())
+    assert answers(runs) == ["within noise", "within noise", "within noise", "not run", "within noise"]
+    assert answers(runs[runs["method"] == "hd"]) == ["not run"] * 5
+    assert answers(runs[runs["method"] != "AdamW"])[-1] == "not run"
 
 
 def test_claims_follow_the_table() -> None:
-    runs = start_tables.ratios(frame())
-    assert list(start_tables.claims(runs).values()) == [True, True, True, None, True]  # not all methods have run
-    poor = runs[runs["method"] == "hd"]
-    every = [poor.assign(method=m) for m in STARTED if m not in ("default", "fds", "AdamW", "hd")]
-    runs = pd.concat([runs, *every], ignore_index=True)
-    assert list(start_tables.claims(runs).values()) == [True, True, True, False, True]
-    without = runs[~runs["method"].isin(["Prodigy"])]
-    assert list(start_tables.claims(without).values()) == [True, True, True, True, True]
-    worse = runs.assign(ratio=runs["ratio"] + 1.0 * (runs["method"] == "default") * (runs["start"] > 1))
-    assert list(start_tables.claims(worse).values())[:3] == [False, True, False]
-    assert set(start_tables.claims(runs[runs["method"] == "hd"]).values()) == {None}
+    runs = many()
+    rival = runs[runs["method"] == "Prodigy"].index
+    assert answers(runs.drop(rival))[:4] == ["within noise", "holds", "holds", "holds"]
+    assert answers(runs)[3] == "within noise"  # Prodigy is always near, as the default is
+    worse = runs.assign(ratio=runs["ratio"] + 1.0 * (runs["method"] == "default"))
+    assert answers(worse)[:4] == ["fails", "holds", "fails", "fails"]
+    assert answers(runs.assign(nan=runs["nan"] | (runs["method"] == "default")))[1] == "fails"
+
+
+def test_a_start_that_changes_nothing_is_no_run_of_its_own() -> None:
+    table = claims.estimates_of(start_tables.ratios(frame()))
+    assert table.count("trainings with a ratio of at most 1.5") == (2, 2)  # four trainings, two of them different
+    assert table.at("AdamW", claims.SHARE).values == (0.5, 0.5)
 
 
 def test_the_figure_has_a_panel_a_problem_and_a_curve_a_method() -> None:
