@@ -1,0 +1,72 @@
+"""What every chapter keeps to: folded cells that only show, captions, numbers that a reader can take in."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup
+
+from tools import ROOT
+
+SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SHOWS = re.compile(r"(figures\.(show|table)|((tables|common)\.)?Table|common\.where)\(")
+LONGEST, MOST_DIGITS = 20, 5
+
+chapters = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+
+
+def code(path: Any) -> list[dict[str, Any]]:
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [{**c, "source": "".join(c["source"])} for c in found if c["cell_type"] == "code"]
+
+
+def tags(cell: dict[str, Any]) -> list[str]:
+    return list(cell["metadata"].get("tags", []))
+
+
+def texts(cell: dict[str, Any], kind: str) -> list[str]:
+    found = [o.get("data", {}).get(kind) for o in cell["outputs"]]
+    return ["".join(text) for text in found if text]
+
+
+@chapters
+def test_a_cell_that_only_shows_is_folded_and_short(path: Any) -> None:
+    for cell in code(path):
+        source = cell["source"]
+        if SHOWS.match(source):
+            assert "hide-input" in tags(cell), source
+            assert source.count("\n") + 1 < LONGEST, source
+        if "hide-input" in tags(cell):
+            assert "parameters" not in tags(cell)
+
+
+@chapters
+def test_every_table_has_a_caption(path: Any) -> None:
+    for cell in code(path):
+        for text in texts(cell, "text/html"):
+            assert all(table.caption for table in BeautifulSoup(text, "html.parser").find_all("table")), cell["source"]
+        if "registry." not in cell["source"]:
+            for text in texts(cell, "text/markdown"):
+                assert "| ---" not in text or text.startswith("**Table.** "), cell["source"]
+
+
+@chapters
+def test_the_numbers_of_a_table_have_few_digits(path: Any) -> None:
+    for cell in code(path):
+        for text in texts(cell, "text/html"):
+            for part in BeautifulSoup(text, "html.parser").find_all("td"):
+                word = part.get_text().strip()
+                assert word not in ("NaN", "nan", "None"), cell["source"]
+                if re.fullmatch(r"[-\N{MINUS SIGN}]?\d*\.\d+", word):
+                    digits = re.sub(r"\D", "", word).lstrip("0")
+                    assert len(digits) <= MOST_DIGITS, (word, cell["source"])
+
+
+@chapters
+def test_recorded_results_come_before_live_ones(path: Any) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    heads = re.findall(r"^## (Recorded|Live)", "\n".join("".join(c["source"]) for c in cells), re.M)
+    assert heads == sorted(heads, key=["Recorded", "Live"].index)
