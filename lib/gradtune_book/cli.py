@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help="datasets to fetch; all that are not there by default"
     )
     command.add_argument("--from", dest="base_url", metavar="URL", help="fetch from here instead of the public source")
+    command.add_argument("--any-source", action="store_true", help="with --from: http: and file: too, not only https:")
     command.set_defaults(call=_data)
 
     command = commands.add_parser(
@@ -233,7 +234,7 @@ def _data(options: argparse.Namespace) -> int:
     # a misspelt name fails before any download
     chosen = [datasets.info(name) for name in options.names or datasets.DATASETS]
     for name in (each.name for each in chosen if not each.embedded):
-        fetched = datasets.fetch(name, base_url=options.base_url, progress=True)
+        fetched = datasets.fetch(name, base_url=options.base_url, progress=True, any_source=options.any_source)
         print(f"{name}: {len(datasets.files(name))} files, {fetched} of them fetched now")
     return 0
 

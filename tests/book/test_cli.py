@@ -78,7 +78,7 @@ def assert_one_sentence(status: int, err: str, *words: str) -> None:
         (["data", "fecth"], ["unknown action", "did you mean 'fetch'?"]),
         (["data", "fetch", "energy", "yatch"], ["unknown dataset", "did you mean 'yacht'?"]),
         (["data", "status", "energy"], ["takes no names"]),
-        (["data", "fetch", "energy", "--from", "http://127.0.0.1:9"], ["cannot reach", "energy"]),
+        (["data", "fetch", "energy", "--from", "http://127.0.0.1:9", "--any-source"], ["cannot reach", "energy"]),
         (["book", "--scale", "papre"], ["unknown scale", "did you mean 'paper'?"]),
     ],
 )
