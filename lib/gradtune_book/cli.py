@@ -8,6 +8,7 @@ import argparse
 import itertools
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows `gradtune`. None takes it from `sys.argv`.
 
     Returns:
-        0; 1 where a check or a notebook failed; 2 after a mistake; 130 after Ctrl-C; or 141 where the reader of the
-        output, such as `head`, has closed it.
+        0; 1 where a check or a notebook failed; 2 after a mistake; 3 where `record` has left runs to do (time is up,
+        or another process has them); 130 after Ctrl-C; or 141 where the reader of the output, such as `head`, has
+        closed it.
 
     Raises:
         SystemExit: From argparse: after `--help` and `--version` (status 0), or for arguments it cannot read (2).
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gradtune: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C: this is the end already
         print("gradtune: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has what it wanted
@@ -86,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "check", help="is the installation as pinned, the data intact, every record readable?"
     )
+    command.add_argument("--deep", action="store_true", help="decode every set of images that is there, too")
+    command.add_argument("--seal", action="store_true", help="first seal the record lines that have no digest")
     command.set_defaults(call=_check)
     return parser
 
@@ -195,7 +200,7 @@ def _record(options: argparse.Namespace) -> int:
         return _verify(options)
     summary = recorder.record(study, options.scale, options.device, options.minutes, options.jobs)
     print(summary.sentence())
-    return 130 if summary.interrupted else 0
+    return 130 if summary.interrupted else 3 if summary.left else 0
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -240,10 +245,13 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from gradtune_book import checks
+    from gradtune_book import checks, paths
+    from gradtune_book.records import proof
 
+    for root in paths.records_roots() if options.seal else ():
+        print(f"{root}: {proof.seal(root)} lines without a digest are sealed")
     good = True
-    for finding in checks.everything():
+    for finding in checks.everything(options.deep):
         print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}")
         good = good and finding.good
     return 0 if good else 1

@@ -1,6 +1,7 @@
 """The command line: what each command prints, and that a mistake is one sentence and exit status 2."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -192,7 +193,7 @@ def test_record_reports_ctrl_c(run: Run, fake: None, monkeypatch: pytest.MonkeyP
 def test_record_minutes(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "0.2")
     status, out, _ = run("record", "fake", "--scale", "smoke", "--minutes", "0.001")
-    assert status == 0
+    assert status == 3  # so that `record && book` can tell
     assert "stopped (time is up): 3 recorded, 5 of 8 left" in out
 
 
@@ -282,6 +283,19 @@ def test_check_finds_damaged_and_incomplete_data(run: Run, locked: None, tmp_pat
     assert status == 1
     assert "WRONG data: UCI_Datasets/energy/data/data.txt truncated or altered; run `gradtune data fetch energy`" in out
     assert "WRONG data: yacht is incomplete" in out
+
+
+def test_check_seals_what_is_older_than_digests(run: Run, fake: None, locked: None) -> None:
+    run("record", "fake", "--scale", "smoke")
+    file = store.path("fake", "smoke", "slow")
+    old = [{k: v for k, v in json.loads(piece).items() if k != "digest"} for piece in file.read_bytes().splitlines()]
+    file.write_text("".join(json.dumps(each) + "\n" for each in old))
+    assert run("check")[0] == 1
+    status, out, _ = run("check", "--seal")
+    assert status == 0 and "4 lines without a digest are sealed" in out
+    assert run("check", "--deep")[0] == 0
+    file.write_bytes(file.read_bytes().replace(b"0", b"1", 1))
+    assert run("check")[0] == 1
 
 
 def test_check_compares_versions_with_the_lock(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
