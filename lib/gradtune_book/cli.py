@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("notebook", metavar="NOTEBOOK", help="name or path")
     command.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     command.add_argument("-o", dest="out", type=Path, help="executed copy to write")
+    command.add_argument("--force", action="store_true", help="write over a file that is no executed copy")
     command.set_defaults(call=_run)
 
     _add_record(commands)
@@ -187,7 +188,7 @@ def _methods(*columns: str) -> list[str]:
 def _run(options: argparse.Namespace) -> int:
     from gradtune_book.notebooks import runner
 
-    print(runner.run(options.notebook, dict(options.parameters), options.out))
+    print(runner.run(options.notebook, dict(options.parameters), options.out, options.force))
     return 0
 
 
