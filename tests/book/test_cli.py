@@ -207,7 +207,7 @@ def test_run_passes_names_and_values(run: Run, monkeypatch: pytest.MonkeyPatch, 
     stand_in(monkeypatch, "gradtune_book.notebooks.runner", run=fake_run)
     status, out, _ = run("run", "clip_quadratic", "-p", "seed", "3", "-p", "rate", "1e-3", "-o", "out.ipynb")
     assert (status, out) == (0, f"{tmp_path / 'out.ipynb'}\n")
-    assert got == [("clip_quadratic", {"seed": "3", "rate": "1e-3"}, Path("out.ipynb"))]
+    assert got == [("clip_quadratic", {"seed": "3", "rate": "1e-3"}, Path("out.ipynb"), False)]
 
 
 def test_book_passes_its_options_and_a_failure_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,19 +36,21 @@ def commit() -> tuple[str | None, bool | None]:
     return head, None if head is None or changed is None else bool(changed)
 
 
-@cache
 def versions() -> dict[str, str]:
-    """Return the versions that a record keeps, by name, as found once per process.
+    """Return the versions that a record keeps, by name.
 
     The names are python, torch, numpy, gradtune and compiler. The last is the C++ compiler of `nets.compiled`, "none"
-    where there is none. A package that is not installed has the version "unknown".
+    where there is none, and "none: ..." with the reason where torch has computed in its place. A package that is not
+    installed has the version "unknown".
     """
-    found = compiled.compiler()
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) or "unknown" for name in ("torch", "numpy", "gradtune")},
-        "compiler": "none" if found is None else found.version,
-    }
+    return {**_packages(), "compiler": compiled.in_use()}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Python and packages, as found once per process."""
+    names = ("torch", "numpy", "gradtune")
+    return {"python": platform.python_version(), **{name: _version(name) or "unknown" for name in names}}
 
 
 def device(name: str) -> torch.device:
