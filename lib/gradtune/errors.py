@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class GradtuneError(ValueError):
@@ -34,11 +35,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> GradtuneError:
 
 
 def at_least(low: int, **values: int) -> None:
-    """Check that the named whole numbers are `low` or more.
+    """Check that the named values are whole numbers of `low` or more; True, 1.0 and "1" are none.
 
     Raises:
-        GradtuneError: one of them is below `low`; names the first.
+        GradtuneError: one of them is not; names the first.
     """
     for name, value in values.items():
-        if value < low:
-            raise GradtuneError(f"{name} = {value}; expected a whole number >= {low}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+            raise GradtuneError(f"{name} = {value!r}; expected a whole number >= {low}")

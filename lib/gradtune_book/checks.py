@@ -4,13 +4,15 @@ They answer three questions: is the installation as pinned, is the data intact, 
 answer is a `Finding`, one line of text.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
 from gradtune_book.data import datasets as data
-from gradtune_book.records import environment, jsonl, store
+from gradtune_book.data import image_sets
+from gradtune_book.records import environment, jsonl, proof, store
 
 
 class Finding(NamedTuple):
@@ -25,11 +27,17 @@ class Finding(NamedTuple):
     text: str
 
 
-def everything() -> Iterator[Finding]:
-    """Check the environment and the compiler, then every dataset, then every record file."""
+def everything(deep: bool = False) -> Iterator[Finding]:
+    """Check the environment and the compiler, then every dataset, then every record file.
+
+    Args:
+        deep: Decode every set of images that is there, too: tens of seconds for CIFAR-10 as image files.
+    """
     yield from packages()
     yield compiler()
     yield from datasets()
+    if deep:
+        yield from images()
     yield from record_files()
 
 
@@ -63,16 +71,39 @@ def datasets() -> Iterator[Finding]:
             yield Finding(True, f"data: {name} {state}")
 
 
+def images() -> Iterator[Finding]:
+    """Read every set of images that is there, as a study would."""
+    for name in image_sets.TITLES:
+        if image_sets.present(name):
+            try:
+                yield Finding(True, f"images: {image_sets.read(name).caption}")
+            except GradtuneError as error:
+                yield Finding(False, f"images: {error}")
+
+
 def record_files() -> Iterator[Finding]:
-    """Parse every record file."""
+    """Prove every line of every record file."""
     files = store.all_files()
     for file in files:
         try:
-            runs, torn = len(jsonl.read(file)), jsonl.torn(file)
-        except GradtuneError as error:
+            content = file.read_bytes() if file.exists() else b""
+            lines, intact = jsonl.parse(file, content) if content else (jsonl.read(file), 0)
+            store.check_home(file, lines)
+        except (GradtuneError, OSError) as error:
             yield Finding(False, f"records: {error}")
             continue
-        note = ", a torn last line is ignored and run again" if torn else ""
-        yield Finding(True, f"records: {'/'.join(file.parts[-3:])}, {runs} runs{note}")
+        name = f"records: {'/'.join(file.parts[-3:])}, {len(lines)} runs"
+        if bare := proof.unproven(file, content):
+            yield Finding(
+                False, f"{name}, {bare} without digest or seal; where they are good, run `gradtune check --seal`"
+            )
+            continue
+        end = ", a torn last line is ignored and run again" if intact < len(content) else ""
+        yield Finding(True, name + _of_versions(lines) + end)
     if not files:
         yield Finding(True, "records: none yet")
+
+
+def _of_versions(lines: list[proof.Line]) -> str:
+    counts = Counter(each["config"].get("version", 0) for each in lines)
+    return "" if len(counts) < 2 else ", of " + " and ".join(f"version {v}: {n}" for v, n in sorted(counts.items()))

@@ -8,6 +8,7 @@ import argparse
 import itertools
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows `gradtune`. None takes it from `sys.argv`.
 
     Returns:
-        0; 1 where a check or a notebook failed; 2 after a mistake; 130 after Ctrl-C; or 141 where the reader of the
-        output, such as `head`, has closed it.
+        0; 1 where a check or a notebook failed; 2 after a mistake; 3 where `record` has left runs to do (time is up,
+        or another process has them); 130 after Ctrl-C; or 141 where the reader of the output, such as `head`, has
+        closed it.
 
     Raises:
         SystemExit: From argparse: after `--help` and `--version` (status 0), or for arguments it cannot read (2).
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gradtune: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C: this is the end already
         print("gradtune: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has what it wanted
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("notebook", metavar="NOTEBOOK", help="name or path")
     command.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     command.add_argument("-o", dest="out", type=Path, help="executed copy to write")
+    command.add_argument("--force", action="store_true", help="write over a file that is no executed copy")
     command.set_defaults(call=_run)
 
     _add_record(commands)
@@ -80,11 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help="datasets to fetch; all that are not there by default"
     )
     command.add_argument("--from", dest="base_url", metavar="URL", help="fetch from here instead of the public source")
+    command.add_argument("--any-source", action="store_true", help="with --from: http: and file: too, not only https:")
     command.set_defaults(call=_data)
 
     command = commands.add_parser(
         "check", help="is the installation as pinned, the data intact, every record readable?"
     )
+    command.add_argument("--deep", action="store_true", help="decode every set of images that is there, too")
+    command.add_argument("--seal", action="store_true", help="first seal the record lines that have no digest")
     command.set_defaults(call=_check)
     return parser
 
@@ -181,7 +188,7 @@ def _methods(*columns: str) -> list[str]:
 def _run(options: argparse.Namespace) -> int:
     from gradtune_book.notebooks import runner
 
-    print(runner.run(options.notebook, dict(options.parameters), options.out))
+    print(runner.run(options.notebook, dict(options.parameters), options.out, options.force))
     return 0
 
 
@@ -194,7 +201,7 @@ def _record(options: argparse.Namespace) -> int:
         return _verify(options)
     summary = recorder.record(study, options.scale, options.device, options.minutes, options.jobs)
     print(summary.sentence())
-    return 130 if summary.interrupted else 0
+    return 130 if summary.interrupted else 3 if summary.left else 0
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -233,16 +240,19 @@ def _data(options: argparse.Namespace) -> int:
     # a misspelt name fails before any download
     chosen = [datasets.info(name) for name in options.names or datasets.DATASETS]
     for name in (each.name for each in chosen if not each.embedded):
-        fetched = datasets.fetch(name, base_url=options.base_url, progress=True)
+        fetched = datasets.fetch(name, base_url=options.base_url, progress=True, any_source=options.any_source)
         print(f"{name}: {len(datasets.files(name))} files, {fetched} of them fetched now")
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    from gradtune_book import checks
+    from gradtune_book import checks, paths
+    from gradtune_book.records import proof
 
+    for root in paths.records_roots() if options.seal else ():
+        print(f"{root}: {proof.seal(root)} lines without a digest are sealed")
     good = True
-    for finding in checks.everything():
+    for finding in checks.everything(options.deep):
         print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}")
         good = good and finding.good
     return 0 if good else 1

@@ -4,9 +4,11 @@ The roots of data and records can be moved by an environment variable each. It i
 notebooks may set it at any time.
 """
 
+import os
 from pathlib import Path
 
 from gradtune import variables
+from gradtune.errors import GradtuneError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +21,14 @@ PACKAGES: tuple[Path, ...] = tuple(_CHECKOUT / "lib" / name for name in ("gradtu
 
 def _from_environment(variable: str, default: Path) -> Path:
     value = variables.read(variable)
-    return Path(value).expanduser().resolve() if value else default
+    return _folder(value, variable) if value else default
+
+
+def _folder(name: str, variable: str) -> Path:
+    try:
+        return Path(name.strip()).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:  # no such user, a circle of links, a zero byte
+        raise GradtuneError(f"the folder {name!r} in {variables.PREFIX}{variable} cannot be found: {error}") from error
 
 
 def data_root() -> Path:
@@ -28,8 +37,17 @@ def data_root() -> Path:
 
 
 def records_root() -> Path:
-    """Return the folder of the run records: `GRADTUNE_RECORDS`, else `data/records`."""
-    return _from_environment("RECORDS", ROOT / "data" / "records")
+    """Return the folder to which run records are written, the first of `records_roots`."""
+    return records_roots()[0]
+
+
+def records_roots() -> list[Path]:
+    """Return the folders from which run records are read: those that `GRADTUNE_RECORDS` names, else `data/records`.
+
+    Several names are separated as in `PATH`, by a colon (on Windows by a semicolon).
+    """
+    named = [name for name in variables.read("RECORDS").split(os.pathsep) if name.strip()]
+    return [_folder(name, "RECORDS") for name in named] or [ROOT / "data" / "records"]
 
 
 def published_root() -> Path:

@@ -1,6 +1,7 @@
 """The command line: what each command prints, and that a mistake is one sentence and exit status 2."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import fake_study
 import gradtune
 from gradtune import methods, variables
 from gradtune.errors import GradtuneError
-from gradtune_book import cli, papers
+from gradtune_book import cli, papers, paths
 from gradtune_book.data import datasets
 from gradtune_book.records import environment, jsonl, store
 
@@ -78,7 +81,7 @@ def assert_one_sentence(status: int, err: str, *words: str) -> None:
         (["data", "fecth"], ["unknown action", "did you mean 'fetch'?"]),
         (["data", "fetch", "energy", "yatch"], ["unknown dataset", "did you mean 'yacht'?"]),
         (["data", "status", "energy"], ["takes no names"]),
-        (["data", "fetch", "energy", "--from", "http://127.0.0.1:9"], ["cannot reach", "energy"]),
+        (["data", "fetch", "energy", "--from", "http://127.0.0.1:9", "--any-source"], ["cannot reach", "energy"]),
         (["book", "--scale", "papre"], ["unknown scale", "did you mean 'paper'?"]),
     ],
 )
@@ -87,6 +90,61 @@ def test_mistakes(run: Run, arguments: list[str], words: list[str], monkeypatch:
     status, out, err = run(*arguments)
     assert_one_sentence(status, err, *words)
     assert not out
+
+
+WORDS: tuple[str, ...] = (
+    "list",
+    "run",
+    "data",
+    "check",
+    "record",
+    "book",
+    "records",
+    "fetch",
+    "status",
+    "nowhere",
+    "--scale",
+    "smoke",
+)
+WORDS += (
+    "nowhere",
+    "--scale",
+    "smoke",
+    "--jobs",
+    "0",
+    "-1",
+    "1" * 400,
+    "--minutes",
+    "nan",
+    "inf",
+    "-p",
+    "seed",
+    "-o",
+    "/proc/x",
+    "--force",
+    "--from",
+)
+WORDS += ("--verify", "--device", "cuda:99", "ftp://x", "", "~nosuchuser/x", "one_recursion", "yacht", "\x00")
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(WORDS), max_size=7))
+def test_any_command_line_is_answered_in_words(
+    run: Run, fake: None, tmp_path_factory: pytest.TempPathFactory, arguments: list[str]
+) -> None:
+    """No exception leaves `main`; what would take long is stood in for, what comes before it is not."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DATA", "RECORDS"):
+            patch.setenv(f"GRADTUNE_{name}", "~nosuchuser/x" if "~nosuchuser/x" in arguments else "/nonexistent/x")
+        patch.setattr("gradtune_book.notebooks.runner._execute", lambda *_: None)
+        patch.setattr("gradtune_book.pages.build._build", lambda *_: None)
+        patch.setattr("gradtune_book.checks.everything", lambda deep: iter(()))
+        patch.setattr("gradtune_book.data.download._get", lambda *_: b"")
+        patch.setattr("gradtune_book.records.recorder.work", lambda job: iter(()))
+        patch.setattr(paths, "ROOT", tmp_path_factory.getbasetemp())
+        status, _, err = run(*arguments)
+    assert status in (0, 1, 2, 3) and "Traceback" not in err
+    assert status != 2 or err.splitlines()[-1].startswith("gradtune")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +250,7 @@ def test_record_reports_ctrl_c(run: Run, fake: None, monkeypatch: pytest.MonkeyP
 def test_record_minutes(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "0.2")
     status, out, _ = run("record", "fake", "--scale", "smoke", "--minutes", "0.001")
-    assert status == 0
+    assert status == 3  # so that `record && book` can tell
     assert "stopped (time is up): 3 recorded, 5 of 8 left" in out
 
 
@@ -206,7 +264,7 @@ def test_run_passes_names_and_values(run: Run, monkeypatch: pytest.MonkeyPatch, 
     stand_in(monkeypatch, "gradtune_book.notebooks.runner", run=fake_run)
     status, out, _ = run("run", "clip_quadratic", "-p", "seed", "3", "-p", "rate", "1e-3", "-o", "out.ipynb")
     assert (status, out) == (0, f"{tmp_path / 'out.ipynb'}\n")
-    assert got == [("clip_quadratic", {"seed": "3", "rate": "1e-3"}, Path("out.ipynb"))]
+    assert got == [("clip_quadratic", {"seed": "3", "rate": "1e-3"}, Path("out.ipynb"), False)]
 
 
 def test_book_passes_its_options_and_a_failure_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +340,19 @@ def test_check_finds_damaged_and_incomplete_data(run: Run, locked: None, tmp_pat
     assert status == 1
     assert "WRONG data: UCI_Datasets/energy/data/data.txt truncated or altered; run `gradtune data fetch energy`" in out
     assert "WRONG data: yacht is incomplete" in out
+
+
+def test_check_seals_what_is_older_than_digests(run: Run, fake: None, locked: None) -> None:
+    run("record", "fake", "--scale", "smoke")
+    file = store.path("fake", "smoke", "slow")
+    old = [{k: v for k, v in json.loads(piece).items() if k != "digest"} for piece in file.read_bytes().splitlines()]
+    file.write_text("".join(json.dumps(each) + "\n" for each in old))
+    assert run("check")[0] == 1
+    status, out, _ = run("check", "--seal")
+    assert status == 0 and "4 lines without a digest are sealed" in out
+    assert run("check", "--deep")[0] == 0
+    file.write_bytes(file.read_bytes().replace(b"0", b"1", 1))
+    assert run("check")[0] == 1
 
 
 def test_check_compares_versions_with_the_lock(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

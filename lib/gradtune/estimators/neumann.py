@@ -42,7 +42,7 @@ class Neumann:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        if self.look_back < 0:
+        if type(self.look_back) is not int or self.look_back < 0:
             raise GradtuneError(f"look_back is {self.look_back}; expected a number of terms >= 0")
 
     def init(self, state: State, values: Values) -> tuple[()]:

@@ -3,18 +3,28 @@
 They are an option: each has a form in torch beside it, to which callers fall back where there is no compiler. torch's
 own builder is not used, because it needs ninja and takes its headers along: half a minute for a file that compiles in
 one second.
+
+What lies in the cache is code that will run, so it is trusted only if it is this user's and whole: the folder and the
+library belong to the user, nobody else may write to them, and the library has the digest that lies beside it. Anything
+else is compiled again, in a folder of this process's own where the cache cannot be used.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +32,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gradtune import variables
+from gradtune.errors import GradtuneWarning
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
+
+
+_BUILDING = "building-"  # folders that a killed process may leave
+_fell_back: dict[str, str] = {}  # file -> why it is computed by torch
 
 
 @cache
@@ -32,25 +52,113 @@ def load(source: Path, *flags: str) -> ctypes.CDLL | None:
 
     The library is kept in `cache_folder` under a name made of the file's text, the compiler, its flags, the processor
     and its instruction sets, so a folder that machines share does no harm. It appears there complete or not at all.
+    Processes that need it at the same time wait for the one that compiles.
 
     Args:
         source: the C++ file.
         *flags: flags of the compiler, after those that every file has.
 
     Returns:
-        The library, or None where the file cannot be compiled or loaded.
+        The library, or None where there is no compiler, or the file cannot be compiled or loaded. The latter is a
+        `GradtuneWarning`, unless there are flags, which a caller may do without.
     """
     if (chosen := compiler()) is None:
         return None
     try:
         text, machine = source.read_text(encoding="utf-8"), (processor(), _instructions())
         made_of = "\n".join([text, *chosen, *machine, *_FLAGS, *flags])
-        file = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-        if not file.is_file():
-            _compile((chosen.path, *_FLAGS, *flags), source, file)
-        return ctypes.CDLL(str(file))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: the user has no home
+        name = f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+        return _loaded((chosen.path, *_FLAGS, *flags), source, _own_folder() / name)
+    except (OSError, subprocess.SubprocessError) as error:
+        if not flags:
+            _fell_back[source.name] = _reason(error)
+            warnings.warn(
+                f"{source.name} cannot be compiled or loaded ({_reason(error)}); torch computes in its place, slower "
+                "and with other last digits",
+                GradtuneWarning,
+                stacklevel=2,
+            )
         return None
+
+
+def in_use() -> str:
+    """Return what computes the C++ operations, as records say it: the compiler, or "none" and why."""
+    found = compiler()
+    if found is None or not _fell_back:
+        return "none" if found is None else found.version
+    return "none: " + "; ".join(f"{file}: {reason}" for file, reason in sorted(_fell_back.items()))
+
+
+def _loaded(command: tuple[str, ...], source: Path, file: Path) -> ctypes.CDLL:
+    """Load a library from the cache, or else compile it: once more where what lies there does not load."""
+    if _is_whole(file):
+        try:
+            return ctypes.CDLL(str(file))
+        except OSError:
+            file.unlink()
+    with _alone(file.parent):
+        if not _is_whole(file):
+            _compile(command, source, file)
+    return ctypes.CDLL(str(file))
+
+
+def _own_folder() -> Path:
+    """Return the cache folder, or one of this process's own where the former cannot be written or is not only ours."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_ours(folder):
+            folder.chmod(0o700)  # only its owner can; what others have left in it is not ours either
+        if _is_ours(folder) and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        pass
+    return _private_folder()
+
+
+@cache
+def _private_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="gradtune-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file or folder is this user's and nobody else may write to it."""
+    if sys.platform == "win32":
+        return True  # a folder in the user's profile is the user's
+    about = path.lstat()
+    return about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_whole(file: Path) -> bool:
+    """Return whether a library is ours and has the digest that lies beside it."""
+    try:
+        expected = _beside(file).read_text(encoding="ascii")
+        return _is_ours(file) and hashlib.sha256(file.read_bytes()).hexdigest() == expected
+    except (OSError, ValueError):
+        return False
+
+
+def _beside(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Context: no other process compiles in the folder; what killed ones have left there is removed."""
+    with (folder / ".lock").open("a") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in folder.glob(f"{_BUILDING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "stderr", None) or b""
+    lines = [line for line in said.decode(errors="replace").splitlines() if "error" in line] or str(error).splitlines()
+    return lines[0].strip()[:160] if lines else type(error).__name__
 
 
 def call(function: ctypes._NamedFuncPointer, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
@@ -66,10 +174,13 @@ def call(function: ctypes._NamedFuncPointer, tensors: tuple[Tensor, ...], sizes:
 
 
 def _compile(command: tuple[str, ...], source: Path, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=_BUILDING) as folder:
         made = Path(folder) / file.name
         subprocess.run([*command, str(source), "-o", str(made)], capture_output=True, timeout=300, check=True)
+        made.chmod(0o700)
+        digest = Path(folder) / "digest"
+        digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="ascii")
+        digest.replace(_beside(file))
         made.replace(file)
 
 

@@ -189,10 +189,11 @@ class Restarts:
                 f"{path} was saved by a search with horizons {state['horizons']}, and this one has "
                 f"{list(self.horizons)}; use the same, or remove the file"
             )
-        start = self._begun(state["number"])[1]._replace(t=0, past=())
-        run: Run = _filled(start, [0, *state["tensors"]], path)
-        past = tuple(_filled(run.state, leaves, path) for leaves in state["past"])
-        return Progress(state["number"], run._replace(t=state["t"], past=past))
+        with checkpoints.expected(path):
+            start = self._begun(state["number"])[1]._replace(t=0, past=())
+            run: Run = _filled(start, [0, *state["tensors"]], path)
+            past = tuple(_filled(run.state, leaves, path) for leaves in state["past"])
+            return Progress(state["number"], run._replace(t=state["t"], past=past))
 
 
 def _filled(like: Run | State, leaves: list[Any], path: Path) -> Any:

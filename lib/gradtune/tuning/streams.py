@@ -90,7 +90,8 @@ class Resident:
         self._pair = type(data) is tuple and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
         self._rows, self._device = common_rows(data, what)
         self._order: tuple[int, Tensor] | None = None
-        if batch_size is not None and not 1 <= batch_size <= self._rows:
+        at_least(1, **{f"the batch size of {what}": 1 if batch_size is None else batch_size})
+        if batch_size is not None and batch_size > self._rows:
             raise GradtuneError(
                 f"{what}: a batch of {batch_size} cannot be drawn from {self._rows} rows; expected 1 to {self._rows}, "
                 "or None for all"

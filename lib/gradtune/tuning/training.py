@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.recursion.hypers import Hypers
 from gradtune.training import checkpoints
+from gradtune.tuning import fingerprint
 from gradtune.tuning import schedule as schedules
 from gradtune.tuning.events import Event, Race
 from gradtune.tuning.guard import Best, Guard
@@ -24,6 +26,9 @@ from gradtune.tuning.streams import Loaded, Resident
 from gradtune.tuning.tuner import Tuner
 
 Callback = Callable[[Info], "bool | None"]
+
+_OF_STEPS = ("schedule", "interval between rows", "number of steps")  # what may follow from the number of steps
+_PARTS_OF_A_FORM = ("train", "val", "history", "happenings", "initial", "initial_state", "schedule", "guard", "best")
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Training:
         self._initial_state = self.tuner.surroundings() if self.restarts else {}
         self._saved = time.monotonic()
         self._told: set[str] = set()
+        self._topics: dict[str, str] = {}
         self.schedule = self._scheduled()
 
     def _scheduled(self) -> torch.optim.lr_scheduler.LRScheduler | None:
@@ -66,13 +72,18 @@ class Training:
         self.tuner.factor.value = 1.0
         return None if self.make_schedule is None else schedules.made(self.make_schedule, self.tuner.factor)
 
+    @property
+    def _total(self) -> int:
+        """Steps over all trainings."""
+        return self.steps * (1 + self.restarts)
+
     def _model(self) -> list[Tensor]:
         """Return all that a restart sets back: parameters, and buffers that no checkpoint of torch holds too."""
         model = self.tuner.model
         return [*model.parameters(), *model.buffers()]
 
     def run(self, callbacks: Sequence[Callback]) -> None:
-        total, info = self.steps * (1 + self.restarts), None
+        total, info = self._total, None
         with tqdm(total=total, initial=self.done, unit="step", disable=None) as bar:
             while self.done < total and not self.stopped:
                 info = self._step()
@@ -147,7 +158,7 @@ class Training:
 
     def _tell(self, info: Info) -> None:
         """Say once that updates were skipped, or that the training has diverged; on a GPU only at the end."""
-        if info.train.device.type != "cpu" and self.done < self.steps * (1 + self.restarts):
+        if info.train.device.type != "cpu" and self.done < self._total:
             return
         self.history.skipped = self.tuner.skipped
         if self.history.skipped and "skipped" not in self._told:
@@ -187,15 +198,44 @@ class Training:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def _data(self) -> str:
-        return f"training data {self.train}, validation data {self.val}"
+    def _described(self) -> dict[str, str]:
+        """Return what this training is of, as text by topic; it is asked for before the first step."""
+        how, arguments = fingerprint.of_function, self.tuner._arguments
+        return {
+            "data": f"training data {fingerprint.of_data(self.train)}, validation data {fingerprint.of_data(self.val)}",
+            "model": f"{self.tuner.configuration['model']} ({fingerprint.of_model(self.tuner.model)})",
+            "loss": how(arguments["loss"]),
+            "validation loss": how(arguments["val_loss"]),
+            "watch": f"guard {self.guard is not None}, best {self.best is not None}",
+            "schedule": how(self.make_schedule),
+            "interval between rows": str(self.every),
+            "number of steps": str(self.steps),
+        }
+
+    def _compare(self, saved: dict[str, str]) -> None:
+        """Refuse a training of something else; one of another length may have another schedule and interval.
+
+        Raises:
+            GradtuneError: a topic differs; names the first.
+        """
+        resized = saved["number of steps"] != str(self.steps)
+        for topic, own in self._topics.items():
+            if saved[topic] != own and not (resized and topic in _OF_STEPS):
+                raise GradtuneError(
+                    f"{self.file} was saved with other {topic} ({saved[topic]}) than given ({own}); give the same, "
+                    "choose another path, or remove the file"
+                )
 
     def _save(self, force: bool) -> None:
         if self.file is None or not (force or time.monotonic() - self._saved >= self.pause):
             return
-        state = {
+        checkpoints.save(self._state(), self.file)
+        self._saved = time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "tuner": self.tuner.state_dict(),
-            "data": self._data(),
+            "of": self._topics,
             "train": self.train.state(),
             "val": self.val.state() if self.val is not None else {},
             "history": self.history.state(),
@@ -207,24 +247,60 @@ class Training:
             "best": {} if self.best is None else self.best.state(),
             "counts": [self.done, self.updates, int(self.stopped)],
         }
-        checkpoints.save(state, self.file)
-        self._saved = time.monotonic()
+
+    def _check_counts(self, state: dict[str, Any]) -> None:
+        done, updates, _ = state["counts"]
+        if not 0 <= state["tuner"]["t"] <= done or not 0 <= updates <= done or done > self._total:
+            raise GradtuneError(
+                f"{self.file} was saved at step {state['tuner']['t']} of a training, {done} in all, and the training "
+                f"has {self._total} here; ask for as many, choose another path, or remove the file"
+            )
+
+    def _check_restarts(self, initial: list[Tensor]) -> None:
+        if len(initial) != len(self.initial):
+            raise GradtuneError(
+                f"{self.file} was saved {'with' if initial else 'without'} restarts, and restarts is "
+                f"{self.restarts} here; use the same, or start anew with another path"
+            )
+
+    def _check_form(self, state: dict[str, Any]) -> None:
+        """Refuse a state whose parts are not those of this training.
+
+        Raises:
+            TypeError: parts are missing or of other types or shapes.
+        """
+        own = self._state()
+        for name in _PARTS_OF_A_FORM:
+            if _form(state[name]) != _form(own[name]):
+                raise TypeError(name)
+        there, here = state["tuner"], own["tuner"]
+        alike = there["configuration"] == here["configuration"]  # where not, the tuner says what differs
+        if alike and _form(there["tensors"]) != _form(here["tensors"]):
+            raise TypeError("tensors")
 
     def resume(self) -> None:
-        """Go on from the file, if there is one."""
+        """Note what the training is of, and go on from the file, if there is one.
+
+        Raises:
+            GradtuneError: the file is no whole checkpoint, or one of another training; says what differs.
+        """
+        self._topics = self._described()
         if self.file is None or not self.file.exists():
             return
         state = checkpoints.load(self.file, self.tuner.raw.device)
-        if state["data"] != self._data():
-            raise GradtuneError(
-                f"{self.file} was saved with other data ({state['data']}) than given ({self._data()}); give the same, "
-                "choose another path, or remove the file"
-            )
-        if len(state["initial"]) != len(self.initial):
-            raise GradtuneError(
-                f"{self.file} was saved {'with' if state['initial'] else 'without'} restarts, and restarts is "
-                f"{self.restarts} here; use the same, or start anew with another path"
-            )
+        with checkpoints.expected(self.file):
+            self._check_counts(state)
+            self._compare(state["of"])
+            self._check_restarts(state["initial"])
+            self._check_form(state)
+            self._take_over(state)
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            GradtuneError: it is that of a tuner of another configuration.
+        """
         try:
             self.tuner.load_state_dict(state["tuner"])
         except GradtuneError as error:
@@ -233,20 +309,32 @@ class Training:
         if self.val is not None:
             self.val.load(state["val"])
         self.history.load(state["history"])
-        self.history.load_happenings(state.get("happenings", {}))
+        self.history.load_happenings(state["happenings"])
         self.initial, self._initial_state = state["initial"], state["initial_state"]
         for watch, name in ((self.guard, "guard"), (self.best, "best")):
-            if watch is not None and state.get(name):
+            if watch is not None:
                 watch.load(state[name])
         if self.schedule is not None:
             schedules.load(self.schedule, state["schedule"])
-        self.done, self.updates, self.stopped = state["counts"][0], state["counts"][1], bool(state["counts"][2])
+        self.done, self.updates, stopped = state["counts"]
+        self.stopped = bool(stopped)
+
+
+def _form(value: Any) -> Any:
+    """Return what of a part is compared: names of a dict, shapes of tensors in a list, types of all else."""
+    if isinstance(value, dict):
+        return dict.fromkeys(value)
+    if isinstance(value, list):
+        return [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in value]
+    return type(value).__name__
 
 
 def race_in(file: Path) -> Race | None:
     """Return the race before the training that a checkpoint holds; None where there was none."""
     history = History(Hypers([], []), [])
-    history.load_happenings(checkpoints.load(file, torch.device("cpu")).get("happenings", {}))
+    state = checkpoints.load(file, torch.device("cpu"))
+    with checkpoints.expected(file):
+        history.load_happenings(state["happenings"])
     return history.race
 
 

@@ -25,7 +25,7 @@ from torch.amp import GradScaler
 from gradtune.errors import GradtuneError, GradtuneWarning, at_least, unknown
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
-from gradtune.tuning import declared, defaults
+from gradtune.tuning import declared, defaults, kinds
 from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.batches import rows
 from gradtune.tuning.events import Race
@@ -174,7 +174,8 @@ def tune(
         GradtuneError: `Tuner` raises it; data are empty, have no batch left or are missing; a checkpoint cannot be read
             or written, or was saved with other data or another configuration.
     """
-    at_least(0, restarts=restarts)
+    at_least(0, restarts=restarts, seed=seed)
+    kinds.check(model, hypers, fixed, options, callbacks, checkpoint)
     recipe = method is None and options is None
     method = None if recipe else method or "onepass"
     if keep not in (None, "best", "last"):

@@ -5,7 +5,6 @@ verified against `checksums.sha256`. Nothing is ever downloaded but by `fetch`. 
 one is absent. Its rows and splits are the same on every machine.
 """
 
-import functools
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +17,8 @@ from tqdm import tqdm
 
 from gradtune.errors import GradtuneError, unknown
 from gradtune_book import paths
-from gradtune_book.data import download
+from gradtune_book.data import download, manifest
+from gradtune_book.data.manifest import checksums, sizes
 
 SPLITS = 20
 """Train/test splits of every regression set: Gal & Ghahramani's index files, or 20 seeds for an embedded set."""
@@ -259,7 +259,13 @@ def corrupted(name: str) -> list[str]:
     return [path for path in there if not _intact(paths.data_root() / path, checksums()[path])]
 
 
-def fetch(name: str, root: Path | None = None, base_url: str | None = None, progress: bool = False) -> int:
+def fetch(
+    name: str,
+    root: Path | None = None,
+    base_url: str | None = None,
+    progress: bool = False,
+    any_source: bool = False,
+) -> int:
     """Download the files of a dataset that are absent or damaged, and return how many those were.
 
     A file appears under its name only once its checksum is right, so an interrupted download leaves nothing behind that
@@ -270,10 +276,11 @@ def fetch(name: str, root: Path | None = None, base_url: str | None = None, prog
         root: Data root to write to, `paths.data_root()` by default.
         base_url: Where the files lie (in the folders they have here), the public source by default.
         progress: Show a bar (on a terminal).
+        any_source: Take a `base_url` that begins with http: or file: too, not only https:.
 
     Raises:
-        GradtuneError: The set is unknown, there is no network, a file is not there or has a wrong checksum, or a folder
-            cannot be written.
+        GradtuneError: The set is unknown, there is no network, a file is not there, is too long or has a wrong
+            checksum, a folder cannot be written, or the source is of a kind that is not taken.
     """
     root = paths.data_root() if root is None else root
     flat = info(name).url if base_url is None else None
@@ -281,19 +288,13 @@ def fetch(name: str, root: Path | None = None, base_url: str | None = None, prog
     needed = [path for path in files(name) if not _intact(root / path, checksums()[path])]
     for path in tqdm(needed, desc=f"fetching {name}", unit="file", disable=None if progress else True):
         address = base_url + path if flat is None else flat + Path(path).name
-        download.save(address, root / path, checksums()[path], f"run `gradtune data fetch {name}` again")
+        again = f"run `gradtune data fetch {name}` again"
+        download.save(address, root / path, checksums()[path], again, sizes()[path], any_source)
     return len(needed)
 
 
-@functools.cache
-def checksums() -> dict[str, str]:
-    """Return file (relative to the data root) -> SHA-256, from `checksums.sha256` (readable by `sha256sum -c`)."""
-    lines = Path(__file__).with_name("checksums.sha256").read_text(encoding="utf-8").splitlines()
-    return {path: digest for digest, path in (line.split(maxsplit=1) for line in lines)}
-
-
 def _intact(path: Path, digest: str) -> bool:
-    return path.is_file() and download.digest(path.read_bytes()) == digest
+    return path.is_file() and manifest.digest_of(path) == digest
 
 
 def _absent(name: str) -> GradtuneError:
@@ -318,7 +319,8 @@ def content(name: str, path: str) -> bytes:
     full = paths.data_root() / path
     again = f"run `gradtune data fetch {name}` to get it again"
     try:
-        found = full.read_bytes()
+        with full.open("rb") as file:
+            found = file.read(max(sizes().get(path, 0), 2**20) + 1)  # a larger file is wrong, whatever it holds
     except OSError as error:
         raise GradtuneError(f"{full} cannot be read ({error.strerror}); {again}") from error
     digest, expected = download.digest(found), checksums()[path]

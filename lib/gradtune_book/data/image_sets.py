@@ -2,15 +2,14 @@
 
 This is the one place that reads images. How they are split and standardised is for `tasks.images` and `tasks.fashion`.
 MNIST, Fashion-MNIST and CIFAR-10 lie below the data root as torchvision puts them, SVHN in the folder `SVHN` there.
-They are read by torchvision. CIFAR-10 may also be a folder of image files by class. Nothing is downloaded here.
+All are verified: MNIST and Fashion-MNIST by the digest of what their files hold (`idx`), CIFAR-10 and SVHN by
+torchvision. CIFAR-10 may also be a folder of image files by class (`image_files`). Nothing is downloaded here.
 """
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from gradtune.errors import GradtuneError, unknown
 from gradtune_book import paths
-from gradtune_book.data import datasets, download
+from gradtune_book.data import datasets, download, idx, image_files
 
 TITLES = {
     "digits": "scikit-learn's digits (embedded stand-in)",
@@ -30,8 +29,7 @@ TITLES = {
 }
 """Names of the sets, and what captions call them."""
 
-_IDX = {"mnist": ("MNIST", "MNIST/raw"), "fashion": ("FashionMNIST", "FashionMNIST/raw")}  # torchvision's class, folder
-_PARTS = {"train": "train", "test": "t10k"}
+_CLASSES = {"mnist": "MNIST", "fashion": "FashionMNIST"}  # of torchvision
 _EMBEDDED = ("digits", "svhn_like")
 
 Rows = tuple[Tensor, Tensor]
@@ -45,9 +43,8 @@ class ImageSet(NamedTuple):
         test: Test images, in the same form.
         top: Largest value that a pixel can have.
         caption: Name and size of the set, for captions.
-        sha256: SHA-256 of what was read. It is "" for CIFAR-10 and SVHN, whose files torchvision verifies, for CIFAR-10
-            as image files, which have no known checksum, and for `svhn_like`, whose photographs may differ in the last
-            bit from one decoder to another.
+        sha256: SHA-256 of what was read. It is "" for `svhn_like`, whose photographs may differ in the last bit from
+            one decoder to another.
     """
 
     train: Rows
@@ -67,8 +64,8 @@ def present(name: str) -> bool:
     """
     if name not in TITLES:
         raise unknown("set of images", name, TITLES)
-    if name in _IDX:
-        return _idx_file(name, "train-images-idx3-ubyte") is not None
+    if name in idx.FOLDERS:
+        return idx.find(name) is not None
     if name == "svhn":
         return (paths.data_root() / "SVHN" / "train_32x32.mat").is_file()
     return name in _EMBEDDED or _cifar_at() is not None
@@ -174,7 +171,7 @@ def _how(name: str) -> str:
     if name == "svhn":
         folder = str(paths.data_root() / "SVHN")
         return f"run torchvision.datasets.SVHN({folder!r}, split, download=True) for the splits train and test"
-    return f"run torchvision.datasets.{_IDX[name][0]}({where})"
+    return f"run torchvision.datasets.{_CLASSES[name]}({where})"
 
 
 def _caption(title: str, total: int, train: Rows, test: Rows) -> str:
@@ -218,42 +215,8 @@ def _svhn_like(rows: int | None, test_rows: int | None) -> ImageSet:
 
 
 def _idx(name: str) -> ImageSet:
-    parts, digests = [], []
-    for part in _PARTS.values():
-        images, labels = (_idx_read(name, f"{part}-{what}-ubyte") for what in ("images-idx3", "labels-idx1"))
-        parts.append((images[0][:, None], labels[0].long()))
-        digests += [images[1], labels[1]]
-    digest = download.digest("\n".join(digests).encode())
-    return _whole(name, parts[0], parts[1], digest)
-
-
-def _idx_file(name: str, stem: str) -> Path | None:
-    """A file as torchvision leaves it, or else compressed, as it is distributed."""
-    folder = paths.data_root() / _IDX[name][1]
-    return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
-
-
-def _idx_read(name: str, stem: str) -> tuple[Tensor, str]:
-    """Numbers of one file, and the digest of its plain content.
-
-    The file is unpacked elsewhere: the data root may be read-only.
-    """
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
-    path = _idx_file(name, stem)
-    if path is None:
-        raise GradtuneError(f"{stem} is missing in {paths.data_root() / _IDX[name][1]}; {_how(name)} to get it again")
-    known = f"{_IDX[name][1]}/{path.name}" if f"{_IDX[name][1]}/{path.name}" in datasets.checksums() else None
-    raw = datasets.content(name, known) if known else path.read_bytes()
-    try:
-        with TemporaryDirectory() as folder:
-            plain = Path(folder) / stem
-            plain.write_bytes(gzip.decompress(raw) if path.suffix == ".gz" else raw)
-            found = (read_image_file if "images" in stem else read_label_file)(str(plain))
-            return found, download.digest(plain.read_bytes())
-    except (OSError, EOFError, ValueError, RuntimeError, AssertionError, LookupError) as error:
-        reason = str(error).split("\n")[0][:80] or type(error).__name__
-        raise GradtuneError(f"{path} is truncated or no IDX file ({reason}); {_how(name)} to get it again") from error
+    train, test, digest = idx.read(name, _how(name))
+    return _whole(name, train, test, digest)
 
 
 # --- CIFAR-10 ---------------------------------------------------------------------------------------------------------
@@ -262,19 +225,29 @@ def _idx_read(name: str, stem: str) -> tuple[Tensor, str]:
 def _cifar_at() -> Path | None:
     """Folder of CIFAR-10: as torchvision lays it out, or as images by class."""
     root = paths.data_root()
-    places = (root / "cifar-10-batches-py", root / "cifar10" / "train")
-    return next((each for each in places if each.is_dir()), None)
+    batches, images = root / "cifar-10-batches-py", root / "cifar10" / "train"
+    if batches.is_dir() and (any(batches.iterdir()) or not images.is_dir()):
+        return batches
+    return images if images.is_dir() else None
 
 
 def _cifar(name: str) -> ImageSet:
     parts = [_torchvision(paths.data_root(), train) for train in (True, False)]
-    return _whole(name, parts[0], parts[1], "")
+    return _whole(name, parts[0], parts[1], _digest(*parts))
 
 
 def _cifar_files(place: Path, rows: int | None, test_rows: int | None) -> ImageSet:
     """Read only the files that are wanted."""
     (all_train, train), (all_test, test) = _folder(place, rows), _folder(place.with_name("test"), test_rows)
-    return ImageSet(train, test, 255, _caption("CIFAR-10 from image files", all_train + all_test, train, test), "")
+    caption = _caption("CIFAR-10 from image files", all_train + all_test, train, test)
+    return ImageSet(train, test, 255, caption, _digest(train, test))
+
+
+def _digest(*parts: Rows) -> str:
+    """Digest of the pixels and classes themselves."""
+    arrays = [array.contiguous().numpy() for part in parts for array in part]
+    shapes = " ".join(f"{array.dtype}{array.shape}" for array in arrays)
+    return download.digest(shapes.encode() + b"".join(array.tobytes() for array in arrays))
 
 
 def _torchvision(root: Path, train: bool) -> Rows:
@@ -282,7 +255,7 @@ def _torchvision(root: Path, train: bool) -> Rows:
 
     try:
         found = CIFAR10(str(root), train=train)
-    except RuntimeError as error:  # torchvision's own words for a wrong checksum
+    except (RuntimeError, OSError) as error:  # a RuntimeError is torchvision's own word for a wrong checksum
         raise GradtuneError(
             f"the files in {root / 'cifar-10-batches-py'} are damaged or incomplete; remove them and {_how('cifar10')}"
         ) from error
@@ -291,17 +264,9 @@ def _torchvision(root: Path, train: bool) -> Rows:
 
 def _folder(place: Path, count: int | None) -> tuple[int, Rows]:
     """How many images there are, and those wanted, with their classes."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        found = ImageFolder(str(place))
-        labels = torch.tensor(found.targets)
-        wanted = first(labels, count, str(place))
-        return len(labels), (torch.stack([pil_to_tensor(found[k][0]) for k in wanted.tolist()]), labels[wanted])
-    except (OSError, RuntimeError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise GradtuneError(f"{place} is no folder of equally large images in class folders ({reason})") from error
+    files, labels = image_files.listed(place)
+    wanted = first(labels, count, str(place))
+    return len(labels), (torch.stack([image_files.read(files[k]) for k in wanted.tolist()]), labels[wanted])
 
 
 # --- SVHN -------------------------------------------------------------------------------------------------------------
@@ -316,7 +281,7 @@ def _svhn(name: str) -> ImageSet:
     except (RuntimeError, OSError) as error:
         raise GradtuneError(f"the files in {root} are damaged or incomplete; remove them and {_how(name)}") from error
     parts = [(torch.from_numpy(each.data), torch.from_numpy(each.labels).long()) for each in found]
-    return _whole(name, parts[0], parts[1], "")
+    return _whole(name, parts[0], parts[1], _digest(*parts))
 
 
 _READERS: dict[str, Callable[[str], ImageSet]] = {"mnist": _idx, "fashion": _idx, "cifar10": _cifar, "svhn": _svhn}

@@ -8,6 +8,7 @@ float, bool, and unions of these with one another or None, such as `int | None`.
 import ast
 import io
 import math
+import sys
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,8 +48,9 @@ def read(source: str, where: str) -> dict[str, Parameter]:
     """
     try:
         body = ast.parse(source).body
-    except SyntaxError as error:
-        raise GradtuneError(f"{where}: the parameters cell is no valid Python (line {error.lineno})") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or "?"
+        raise GradtuneError(f"{where}: the parameters cell is no valid Python (line {line})") from None
     comments, found = _comments(source), {}
     for line in body:
         target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
@@ -83,7 +85,7 @@ def check(known: Mapping[str, Parameter], values: Mapping[str, Any], where: str)
 def _literal(node: ast.expr, name: str, where: str) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):  # a TypeError is that of a list as a key
         raise GradtuneError(
             f"{where}: the default of parameter {name!r} must be a plain value, not a formula"
         ) from None
@@ -123,7 +125,7 @@ def _scalar(kind: Any, value: Any) -> Any:
     if isinstance(value, str) and kind is not str:
         return _parsed(kind, value.strip())
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) <= sys.float_info.max else None
     return value if type(value) is kind and (kind is not float or math.isfinite(value)) else None
 
 
@@ -134,4 +136,4 @@ def _parsed(kind: Any, text: str) -> Any:
         number = int(text) if kind is int else float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if kind is int or math.isfinite(number) else None

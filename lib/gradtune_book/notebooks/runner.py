@@ -8,6 +8,7 @@
 """
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -17,20 +18,24 @@ import platform
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gradtune import variables
 from gradtune.errors import GradtuneError, unknown
+from gradtune.nets import compiled
 from gradtune_book import paths
-from gradtune_book.data import datasets
+from gradtune_book.data import manifest
 from gradtune_book.notebooks import parameters
+from gradtune_book.records import environment
 
 STAMP = "gradtune"
 """Key of the notebook metadata in which `refresh` writes its `Execution`."""
 
-_VERSIONS_OF = ("torch", "numpy", "matplotlib")
+_THAT_COUNT = ("OMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH", "CUDA", "CUBLAS", "MPL", "MATPLOTLIB", "PYTHONHASHSEED")
+"""Beginnings of the names of environment variables that can change what a cell computes or draws."""
 
 
 class NotebookFailed(GradtuneError):
@@ -114,17 +119,18 @@ def declared(notebook: str | Path) -> dict[str, parameters.Parameter]:
     return {}
 
 
-def run(notebook: str | Path, values: Mapping[str, Any], out: str | Path | None = None) -> Path:
+def run(notebook: str | Path, values: Mapping[str, Any], out: str | Path | None = None, force: bool = False) -> Path:
     """Execute a notebook with some parameters and return the path of the executed copy.
 
     Args:
         notebook: Name, such as `clip_quadratic`, or path.
         values: Values of parameters by name. Text is converted to the type that the notebook declares.
         out: Where to write, `_build/runs/NAME.ipynb` by default. It cannot be the notebook itself.
+        force: Write over a file that is no executed copy of a notebook.
 
     Raises:
         GradtuneError: The notebook or a parameter is unknown, a value has the wrong type, or `out` is the notebook
-            itself. Nothing has run then.
+            itself, a file that is no executed copy, or a place that cannot be written. Nothing has run then.
         NotebookFailed: A cell failed.
     """
     source = find(notebook)
@@ -134,9 +140,33 @@ def run(notebook: str | Path, values: Mapping[str, Any], out: str | Path | None 
         raise GradtuneError(
             f"the executed copy of {source.name} must not replace its source; choose another file with -o"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(target, force)
     _execute(source, checked, target)
     return target
+
+
+def _make_room(target: Path, force: bool) -> None:
+    """Remove an executed copy that is to be replaced, and see that the new one can be written."""
+    if target.exists() and not force and not _is_executed_copy(target):
+        raise GradtuneError(
+            f"{target} is no executed copy of a notebook and is left as it is; choose another file with -o, or add "
+            "--force"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.touch()
+        target.unlink()
+    except OSError as error:
+        raise GradtuneError(f"{target} cannot be written ({error.strerror}); choose another file") from error
+
+
+def _is_executed_copy(path: Path) -> bool:
+    """Tell whether a file is what papermill or `refresh` wrote."""
+    try:
+        return not {"papermill", STAMP}.isdisjoint(_read(path)["metadata"])
+    except (OSError, GradtuneError, UnicodeDecodeError):
+        return False
 
 
 def refresh(notebook: str | Path, values: Mapping[str, Any], out: Path, force: bool = False) -> Execution:
@@ -162,7 +192,7 @@ def refresh(notebook: str | Path, values: Mapping[str, Any], out: Path, force: b
     if not force and before is not None and before.key == now:
         return before
     start, date = time.perf_counter(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    run(source, checked, out)
+    run(source, checked, out, force=True)
     done = Execution(source.stem, now, checked, round(time.perf_counter() - start, 1), date)
     executed = _without_timing(_read(out))
     executed["metadata"][STAMP] = {name: value for name, value in asdict(done).items() if name != "fresh"}
@@ -179,7 +209,7 @@ def store(notebook: str | Path) -> Path:
     """
     source = find(notebook)
     out = paths.ROOT / "_build" / "runs" / source.name
-    executed = _without_timing(_read(run(source, {}, out)))
+    executed = _without_timing(_read(run(source, {}, out, force=True)))
     _write(executed, source)
     return source
 
@@ -187,33 +217,50 @@ def store(notebook: str | Path) -> Path:
 def key(notebook: Path, values: Mapping[str, Any]) -> str:
     """Return a digest of what a notebook's outputs depend on.
 
-    It covers the notebook's source, the Python files of both packages and of the benchmarks, the checksums of the
-    datasets, the parameters, the records, the published numbers, and the versions of Python and of what computes and
-    draws. When the notebook has a parameter `data` it also covers which datasets are there.
+    It covers the notebook's cells with their tags, the other files beside it, every file of both packages and of the
+    benchmarks, the parameters, the records, the published numbers, name, size and time of every data file that a loader
+    may take, the versions of all installed packages and of the compiler, the processor, and environment variables that
+    can change a result.
 
     Args:
         notebook: Path of the source notebook.
         values: Values of parameters by name.
     """
+    evidence = (*paths.records_roots(), paths.published_root())
     state = {
-        "source": [(cell["cell_type"], _text(cell["source"])) for cell in _read(notebook)["cells"]],
-        "library": [_digest(root, (".py", ".sha256")) for root in (*paths.PACKAGES, paths.ROOT / "benchmarks")],
+        "source": [(c["cell_type"], _text(c["source"]), c["metadata"]) for c in _read(notebook)["cells"]],
+        "beside": _digest(notebook.parent, lambda path: path.suffix != ".ipynb"),
+        "library": [_digest(root, lambda path: True) for root in (*paths.PACKAGES, paths.ROOT / "benchmarks")],
         "parameters": dict(values),
-        "evidence": [_digest(root, (".jsonl", ".csv")) for root in (paths.records_root(), paths.published_root())],
-        "versions": [platform.python_version(), *map(importlib.metadata.version, _VERSIONS_OF)],
-        "data": dict(datasets.status()[["name", "state"]].to_numpy().tolist())
-        if "data" in declared(notebook)
-        else None,
+        "evidence": [_digest(root, lambda path: path.suffix in (".jsonl", ".csv")) for root in evidence],
+        "versions": [platform.python_version(), _installed(), environment.versions(), compiled.processor()],
+        "variables": _variables(),
+        "data": [str(paths.data_root()), manifest.surface()],
     }
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(root: Path, suffixes: tuple[str, ...]) -> str:
-    """Return one digest over names and contents of the files below `root` with one of the suffixes."""
+def _digest(root: Path, counts: Callable[[Path], bool]) -> str:
+    """Return one digest over names and contents of those files below `root` that count; what Python leaves does not."""
     total = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.suffix in suffixes):
-        total.update(f"{path.relative_to(root)}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and counts(path)):
+        name = path.relative_to(root)
+        left = any(part.startswith((".", "__pycache__")) or part.endswith(".egg-info") for part in name.parts)
+        if not left and path.suffix != ".pyc":
+            total.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+@functools.cache
+def _installed() -> list[tuple[str, str]]:
+    """Names and versions of all installed packages."""
+    return sorted({(each.metadata["Name"], each.version) for each in importlib.metadata.distributions()})
+
+
+def _variables() -> dict[str, str]:
+    """Environment variables that can change a result; folders of data, records and caches count by what they hold."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(_THAT_COUNT)}
+    return found | {name: variables.read(name) for name in ("COMPILE",)}
 
 
 def _execute(source: Path, values: Mapping[str, Any], out: Path) -> None:
@@ -221,7 +268,6 @@ def _execute(source: Path, values: Mapping[str, Any], out: Path) -> None:
     import papermill
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    out.unlink(missing_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it does not know `X | None` and warns of such parameters
     settings = {"kernel_name": "python3", "language": "python", "progress_bar": False, "cwd": source.parent}
     quiet = ["--log-level=CRITICAL"]  # the kernel else says at every start that it talks to us over TCP
@@ -237,7 +283,7 @@ def _failure(source: Path, out: Path, error: str, message: str) -> NotebookFaile
     """Find the failed cell in the half-run copy: the one with an error output, else the last that was started."""
     cells = [cell for cell in _read(out)["cells"] if cell["cell_type"] == "code"] if out.is_file() else []
     with_error = [c for c in cells if any(o["output_type"] == "error" for o in c["outputs"])]
-    started = [c for c in cells if c["metadata"].get("papermill", {}).get("status", "pending") != "pending"]
+    started = [c for c in cells if c["metadata"].get("papermill", {}).get("start_time") is not None]
     name = next((cell.get("id", "?") for cell in with_error + started[::-1]), "?")
     ids = [cell.get("id") for cell in _read(source)["cells"]]
     return NotebookFailed(source.stem, name, ids.index(name) + 1 if name in ids else 0, error, message, out)
@@ -270,11 +316,29 @@ def _text(source: str | list[str]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GradtuneError(f"{path} is no valid notebook: {error}") from None
-    if not isinstance(notebook, dict) or "cells" not in notebook:
-        raise GradtuneError(f"{path} is no valid notebook: it has no cells")
+    if wrong := _wrong(notebook):
+        raise GradtuneError(f"{path} is no valid notebook: {wrong}")
     return notebook
+
+
+def _wrong(notebook: Any) -> str:
+    """Say what of a notebook's form is not as it is needed here, "" where all is."""
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+        return (
+            "it has no cells" if not isinstance(notebook, dict) or "cells" not in notebook else "its cells are no list"
+        )
+    if notebook.get("nbformat", 4) != 4 or not isinstance(notebook.setdefault("metadata", {}), dict):
+        return f"its format is {notebook.get('nbformat')}, not 4, or its metadata are no object"
+    for number, cell in enumerate(notebook["cells"], start=1):
+        whole = isinstance(cell, dict) and isinstance(cell.get("cell_type"), str)
+        source, metadata = (cell.get("source"), cell.setdefault("metadata", {})) if whole else (None, None)
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("tags", []), list):
+            return f"cell {number} has no type, or metadata or tags of another form"
+        if not (isinstance(source, str) or (isinstance(source, list) and all(isinstance(x, str) for x in source))):
+            return f"the source of cell {number} is no text"
+    return ""
 
 
 def _write(notebook: Mapping[str, Any], path: Path) -> None:

@@ -122,6 +122,7 @@ PAGES = (
     ),
 )
 
+_OF_RECORDS = ("environment", "jsonl", "locks", "proof", "recorder", "verification", "workers")
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),
@@ -133,7 +134,7 @@ BEHIND_THE_SCENES = (
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),
     *("gradtune_book.data.download", "gradtune_book.notebooks.parameters", "gradtune_book.notebooks.runner"),
     *("gradtune_book.pages", "gradtune_book.pages.*"),
-    *(f"gradtune_book.records.{name}" for name in ("environment", "jsonl", "recorder", "verification", "workers")),
+    *(f"gradtune_book.records.{name}" for name in _OF_RECORDS),
 )
 """Modules that a reader of the book does not meet: they serve the command line, or only other modules."""
 

@@ -5,10 +5,13 @@ The way from the table of contents to the book is::
     _toc.yml -> notebooks/NAME.ipynb -> book/executed/NAME.ipynb -> _build/html
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
 from gradtune_book.notebooks import runner
 from gradtune_book.notebooks.runner import Execution
-from gradtune_book.pages import api, verdicts
-from gradtune_book.records import store
+from gradtune_book.pages import api, old, verdicts
+from gradtune_book.records import locks, store
 
 GENERATED = ("provenance", "verdicts")
 """Pages among the executed notebooks that no notebook is the source of."""
@@ -36,11 +39,48 @@ def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path
         force: Execute every notebook, changed or not, and read every page anew.
 
     Raises:
-        GradtuneError: The scale is unknown, the table of contents names a notebook that is not there, or Jupyter Book
-            gave a warning or an error.
-        NotebookFailed: A cell failed. No later notebook was executed and no page was built.
+        GradtuneError: The scale is unknown, another build is at work, the table of contents cannot be read or names a
+            notebook that is not there, a file cannot be written, or Jupyter Book gave a warning or an error.
+        NotebookFailed: A cell failed. No later notebook was executed and no page was built; the pages of an earlier
+            build say from then on that they are old.
     """
     config.check_scale(scale)
+    try:
+        with alone():
+            old.unmark(html())
+            try:
+                return _build(scale, data, force)
+            except GradtuneError as error:
+                old.mark(html(), str(error))
+                raise
+    except OSError as error:
+        raise GradtuneError(f"{error.filename or 'a file'} cannot be read or written ({error.strerror})") from error
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Context: no other process builds this checkout's book.
+
+    Raises:
+        GradtuneError: Another one does.
+    """
+    file = paths.ROOT / "_build" / ".building"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not locks.claim(descriptor, 0):
+            raise GradtuneError("another process builds this book; wait until it has ended, then build again")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def html() -> Path:
+    """Return the folder of the built pages."""
+    return paths.ROOT / "_build" / "html"
+
+
+def _build(scale: str, data: str, force: bool) -> Path:
     executions = [_refresh(name, scale, data, force) for name in contents()]
     _write_if_changed(executed() / "provenance.md", provenance_page(executions))
     if "executed/verdicts" in _entries():
@@ -48,7 +88,7 @@ def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path
     for name, text in api.pages().items():
         _write_if_changed(executed() / "api" / f"{name}.md", text)
     _jupyter_book(force)
-    index = paths.ROOT / "_build" / "html" / "index.html"
+    index = html() / "index.html"
     print(f"The book is at {index}")
     return index
 
@@ -65,7 +105,12 @@ def contents() -> list[str]:
 
 
 def _entries() -> list[str]:
-    return files(yaml.safe_load((paths.ROOT / "_toc.yml").read_text(encoding="utf-8")))
+    toc = paths.ROOT / "_toc.yml"
+    try:
+        return [str(name) for name in files(yaml.safe_load(toc.read_text(encoding="utf-8")))]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise GradtuneError(f"the table of contents {toc} cannot be read ({reason}); restore it from git") from error
 
 
 def _write_verdicts() -> None:

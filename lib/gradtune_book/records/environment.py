@@ -2,10 +2,11 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
-import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -19,6 +20,7 @@ from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
 from gradtune_book import paths
 
+_WORKER_MB = 600  # torch, imported, and a small study
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
 
 
@@ -34,19 +36,21 @@ def commit() -> tuple[str | None, bool | None]:
     return head, None if head is None or changed is None else bool(changed)
 
 
-@cache
 def versions() -> dict[str, str]:
-    """Return the versions that a record keeps, by name, as found once per process.
+    """Return the versions that a record keeps, by name.
 
     The names are python, torch, numpy, gradtune and compiler. The last is the C++ compiler of `nets.compiled`, "none"
-    where there is none. A package that is not installed has the version "unknown".
+    where there is none, and "none: ..." with the reason where torch has computed in its place. A package that is not
+    installed has the version "unknown".
     """
-    found = compiled.compiler()
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) or "unknown" for name in ("torch", "numpy", "gradtune")},
-        "compiler": "none" if found is None else found.version,
-    }
+    return {**_packages(), "compiler": compiled.in_use()}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Python and packages, as found once per process."""
+    names = ("torch", "numpy", "gradtune")
+    return {"python": platform.python_version(), **{name: _version(name) or "unknown" for name in names}}
 
 
 def device(name: str) -> torch.device:
@@ -83,18 +87,37 @@ def reset_peak(chosen: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # resets this process's own high-water mark
 
 
-def peak_mb(chosen: torch.device) -> float:
+def peak_mb(chosen: torch.device) -> float | None:
     """Return the peak of memory since `reset_peak`, in MB of 2^20 bytes.
 
     It counts the allocated tensors on CUDA, and the process's resident set on a CPU. Where Linux does not tell the
-    latter, it is the peak since the process began.
+    latter, it is the peak since the process began. None where the system does not tell that either, as on Windows.
     """
     if chosen.type == "cuda":
         return float(torch.cuda.max_memory_allocated(chosen)) / 2**20
     try:
         return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
     except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return _peak_since_start_mb()
+
+
+def _peak_since_start_mb() -> float | None:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others count kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def room_for_workers() -> int:
+    """Return how many worker processes this machine has room for: twice its cores, and 600 MB of free memory each."""
+    cores = 2 * (os.cpu_count() or 1)
+    try:
+        free = int(re.findall(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[0]) // 1024
+    except (OSError, IndexError):
+        return cores
+    return max(1, min(cores, free // _WORKER_MB))
 
 
 @contextlib.contextmanager

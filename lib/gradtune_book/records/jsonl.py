@@ -1,21 +1,19 @@
 """Append-only JSON Lines files that survive a kill, a full disk and several writers.
 
-A line is a JSON object with a string `key` and an object `config`. The last line is torn where the machine died while
-it was written. `read` ignores a torn line, and the next `append` cuts it off.
+A line is a JSON object that proves itself (`proof`). The last line is torn where the machine died while it was written.
+`read` ignores a torn line, and the next `append` cuts it off.
 """
 
 import errno
-import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from gradtune.errors import GradtuneError
-
-Line = dict[str, Any]
+from gradtune_book import paths
+from gradtune_book.records import locks, proof
+from gradtune_book.records.proof import Line
 
 
 def append(file: Path, lines: Sequence[Line]) -> int:
@@ -34,16 +32,18 @@ def append(file: Path, lines: Sequence[Line]) -> int:
     """
     try:
         with _locked(file) as descriptor:
-            known, intact = parse(file, os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+            content = _whole(descriptor)
+            known, intact = parse(file, content)
             have = {line["key"] for line in known}
-            new = [line for key, line in by_key(lines).items() if key not in have]
-            text = "".join(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n" for line in new)
-            _write_behind(descriptor, intact, text.encode())
+            new = [proof.write(line) for key, line in by_key(lines).items() if key not in have]
+            ended = not intact or content[intact - 1 : intact] == b"\n"
+            _write_behind(descriptor, intact, (b"" if ended or not new else b"\n") + b"".join(new))
             return len(new)
     except OSError as error:
         raise GradtuneError(
             f"{file} cannot be written ({error.strerror}) and is left as it was; free space or set GRADTUNE_RECORDS to "
-            "another folder, then run the same command to go on"
+            f"{os.pathsep.join(['another folder', *map(str, _roots(file))])} (new runs go to the first folder, all are "
+            "read), then run the same command to go on"
         ) from error
 
 
@@ -51,12 +51,14 @@ def read(file: Path) -> list[Line]:
     """Return the lines of one file, none where there is no file; a torn last line is left out.
 
     Raises:
-        GradtuneError: A line other than the last is invalid (the error names file and line), or the file cannot be
+        GradtuneError: A line is invalid or has been changed (the error names file and line), or the file cannot be
             read.
     """
     try:
         return parse(file, file.read_bytes())[0]
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if file.is_symlink():
+            raise GradtuneError(f"{file} is a link to what is not there; mend or remove it") from error
         return []
     except OSError as error:
         raise GradtuneError(f"{file} cannot be read ({error.strerror})") from error
@@ -92,40 +94,44 @@ def parse(file: Path, content: bytes) -> tuple[list[Line], int]:
         The lines, and the number of bytes that they fill. What lies behind is a torn last line.
 
     Raises:
-        GradtuneError: A line other than the last is invalid.
+        GradtuneError: A line is invalid, and not merely a torn last one, or has been changed.
     """
-    lines: list[Line] = []
-    intact = 0
-    pieces = content.splitlines(keepends=True)
-    for i, piece in enumerate(pieces, start=1):
-        line = _line(piece)
-        if line is not None:
-            lines.append(line)
-            intact += len(piece)
-        elif i < len(pieces):
-            raise GradtuneError(f"{file}, line {i} is not a run record; restore the file from git, or delete that line")
+    intact = proof.sealed(file, content)
+    lines = proof.read_sealed(content[:intact])
+    pieces, before = content[intact:].splitlines(keepends=True), len(lines)
+    for i, piece in enumerate(pieces, start=before + 1):
+        try:
+            lines.append(proof.read(piece))
+        except GradtuneError as error:
+            raise GradtuneError(f"{file}, line {i} {error}; restore the file from git, or delete that line") from None
+        except ValueError:
+            if i == before + len(pieces):
+                break  # torn
+            raise GradtuneError(
+                f"{file}, line {i} is not a run record; restore the file from git, or delete that line"
+            ) from None
+        intact += len(piece)
     return lines, intact
 
 
-def _line(piece: bytes) -> Line | None:
-    """Return what a line holds, None when it is torn or something else."""
-    if not piece.endswith(b"\n"):
-        return None
-    try:
-        line = json.loads(piece)
-    except ValueError:
-        return None
-    whole = isinstance(line, dict) and isinstance(line.get("key"), str) and isinstance(line.get("config"), dict)
-    return line if whole else None
+def _roots(file: Path) -> list[Path]:
+    roots = paths.records_roots()
+    return roots if roots[0] in file.parents else [file.parents[2]]
+
+
+def _whole(descriptor: int) -> bytes:
+    """Read an open file from its beginning to its end."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return b"".join(iter(lambda: os.read(descriptor, 2**24), b""))
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[int]:
     """Open a file, created where needed, and hold its lock."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        locks.wait_for(descriptor)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -136,8 +142,10 @@ def _write_behind(descriptor: int, intact: int, content: bytes) -> None:
     os.ftruncate(descriptor, intact)
     os.lseek(descriptor, intact, os.SEEK_SET)
     try:
-        if content and os.write(descriptor, content) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        while content:  # where less was written than asked for, the next write says why
+            if not (written := os.write(descriptor, content)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            content = content[written:]
         os.fsync(descriptor)
     except BaseException:  # an interrupt between write and sync leaves nothing half done either
         os.ftruncate(descriptor, intact)

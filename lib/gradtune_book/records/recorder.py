@@ -5,7 +5,6 @@ therefore runs the same batches as an uninterrupted one, and its numbers are the
 a chunk by a lock, which the kernel drops when the process dies in whatever way.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,10 @@ from tqdm import tqdm
 
 from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
-from gradtune_book.records import environment, jsonl, store, workers
+from gradtune_book.records import environment, jsonl, locks, store, workers
 from gradtune_book.records.study import Study, batches
+
+_ELSEWHERE = "another process has the rest"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
         device: "cpu", "cuda" or "cuda:N".
         minutes: No chunk starts after this time, nor one that is not expected to end within it: every chunk is expected
             to take as long as the slowest that its worker has computed. None for no limit.
-        jobs: Number of worker processes; 1 computes in this process. Every worker uses one thread, so that the number
+        jobs: Number of worker processes, fewer where there is not as much work, or not as many cores or memory; 1
+            computes in this process. Every worker uses one thread, so that the number
             of workers does not change the numbers.
 
     Returns:
@@ -123,7 +125,7 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
     job = Job(study, config.check_scale(scale), device, deadline)
     chunks = cut(study, scale)
     total, before = sum(len(chunk.keys) for chunk in chunks), _count(job, chunks)
-    added, reason = 0, "another process has the rest" if minutes is None else "time is up"
+    added, reason = 0, _ELSEWHERE if minutes is None else "time is up"
     with _bar(job, chunks) as bar:
         bar.set_postfix_str(f"{before}/{total} runs")
 
@@ -135,15 +137,36 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
         try:
             if before < total:
-                if jobs > 1:
-                    workers.share(work, job, jobs, progress)
+                if (needed := _workers(jobs, job, chunks)) > 1:
+                    workers.share(work, job, needed, progress)
                 else:
                     for done in work(job):
                         progress(done)
         except KeyboardInterrupt:
             reason = "interrupted"
     left = total - _count(job, chunks)
+    if left and reason == _ELSEWHERE and _left_by_all(job, chunks):
+        reason = "record files have changed meanwhile"
     return Summary(study.name, scale, total, added, left, reason if left else "")
+
+
+def _left_by_all(job: Job, chunks: Sequence[Chunk]) -> bool:
+    """Return whether a chunk is neither recorded nor computed by another process."""
+    undone = [chunk for chunk in chunks if not _is_recorded(job, chunk)]
+    with _claims(job) as claim:
+        return any(claim(chunk.index) and not _is_recorded(job, chunk) for chunk in undone)
+
+
+def _workers(jobs: int, job: Job, chunks: Sequence[Chunk]) -> int:
+    """Return how many of the processes asked for have work and room: one a chunk, and none beyond cores and memory."""
+    have = {method: _keys(job, method) for method in {chunk.configs[0].method for chunk in chunks}}
+    undone = sum(not have[chunk.configs[0].method].issuperset(chunk.keys) for chunk in chunks)
+    room = environment.room_for_workers()
+    if jobs > min(undone, room):
+        tqdm.write(
+            f"{min(jobs, undone, room)} of {jobs} workers start: {undone} chunks are left, {room} fit this machine"
+        )
+    return min(jobs, undone, room)
 
 
 def cut(study: Study, scale: str) -> list[Chunk]:
@@ -196,7 +219,8 @@ def work(job: Job) -> Iterator[tuple[int, float]]:
             start = time.monotonic()
             if job.deadline is not None and start + slowest >= job.deadline:
                 return
-            added = jsonl.append(_file(job, chunk), compute(job.study, job.scale, chunk, device))
+            lines, have = compute(job.study, job.scale, chunk, device), _keys(job, chunk.configs[0].method)
+            added = jsonl.append(_file(job, chunk), [line for line in lines if line["key"] not in have])
             slowest = max(slowest, time.monotonic() - start)
             yield added, chunk.cost(job.study)
 
@@ -206,13 +230,17 @@ def _file(job: Job, chunk: Chunk) -> Path:
 
 
 def _is_recorded(job: Job, chunk: Chunk) -> bool:
-    return jsonl.keys(_file(job, chunk)).issuperset(chunk.keys)
+    return _keys(job, chunk.configs[0].method).issuperset(chunk.keys)
+
+
+def _keys(job: Job, method: str) -> set[str]:
+    return {*store.read(job.study.name, job.scale, method)}
 
 
 def _count(job: Job, chunks: Sequence[Chunk]) -> int:
     """Count the study's runs that are recorded, reading each file once."""
-    have = {file: jsonl.keys(file) for file in {_file(job, chunk) for chunk in chunks}}
-    return sum(key in have[_file(job, chunk)] for chunk in chunks for key in chunk.keys)
+    have = {method: _keys(job, method) for method in {chunk.configs[0].method for chunk in chunks}}
+    return sum(key in have[chunk.configs[0].method] for chunk in chunks for key in chunk.keys)
 
 
 @contextmanager
@@ -228,11 +256,7 @@ def _claims(job: Job) -> Iterator[Callable[[int], bool]]:
         ) from error
 
     def claim(index: int) -> bool:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
+        return locks.claim(descriptor, index)
 
     try:
         yield claim
@@ -242,8 +266,8 @@ def _claims(job: Job) -> Iterator[Callable[[int], bool]]:
 
 def _bar(job: Job, chunks: Sequence[Chunk]) -> Any:
     """A progress bar in units of cost: chunks may differ in it a hundredfold, and the time left should be right."""
-    have = {file: jsonl.keys(file) for file in {_file(job, chunk) for chunk in chunks}}
-    costs = [(chunk.cost(job.study), have[_file(job, chunk)].issuperset(chunk.keys)) for chunk in chunks]
+    have = {method: _keys(job, method) for method in {chunk.configs[0].method for chunk in chunks}}
+    costs = [(chunk.cost(job.study), have[chunk.configs[0].method].issuperset(chunk.keys)) for chunk in chunks]
     return tqdm(
         total=sum(cost for cost, _ in costs),
         initial=sum(cost for cost, done in costs if done),

@@ -79,17 +79,58 @@ def path(study: str, scale: str, method: str, root: Path | None = None) -> Path:
         study: Name of the study.
         scale: One of `config.SCALES`.
         method: Name of the method.
-        root: Root of the records. None stands for `paths.records_root()`.
+        root: Root of the records. None stands for `paths.records_root()`, to which new runs are written.
 
     Raises:
         GradtuneError: The scale is unknown.
     """
-    return _root(root) / study / config.check_scale(scale) / f"{method}.jsonl"
+    return _roots(root)[0] / study / config.check_scale(scale) / f"{method}.jsonl"
+
+
+def read(study: str, scale: str, method: str, root: Path | None = None) -> dict[str, Line]:
+    """Return the recorded lines of one method by key, from all roots.
+
+    Args:
+        study: Name of the study.
+        scale: One of `config.SCALES`.
+        method: Name of the method.
+        root: The only root to read. None stands for all of `paths.records_roots()`; the first line of a key counts.
+
+    Raises:
+        GradtuneError: The scale is unknown, or a file has an invalid line.
+    """
+    files = [path(study, scale, method, each) for each in _roots(root)]
+    return jsonl.by_key(line for file in files for line in jsonl.read(file))
 
 
 def all_files(root: Path | None = None) -> list[Path]:
-    """Return every record file below `root`, by default `paths.records_root()`, sorted."""
-    return sorted(_root(root).glob("*/*/*.jsonl"))
+    """Return every record file below `root`, by default below all of `paths.records_roots()`, sorted."""
+    return [file for each in _roots(root) for file in sorted(each.glob("*/*/*.jsonl"))]
+
+
+def at_home(file: Path) -> list[Line]:
+    """Return the lines of a record file whose place says what it holds.
+
+    Raises:
+        GradtuneError: A line is of another study, scale or method than the file's path names, as in a copy under
+            another name; or it is invalid.
+    """
+    lines = jsonl.read(file)
+    check_home(file, lines)
+    return lines
+
+
+def check_home(file: Path, lines: Sequence[Line]) -> None:
+    """Check that lines belong in the file that holds them.
+
+    Raises:
+        GradtuneError: One does not.
+    """
+    here = "/".join(file.parts[-3:])
+    for i, each in enumerate(lines, start=1):
+        home = f"{each['study']}/{each['scale']}/{each['config']['method']}.jsonl"
+        if home != here:
+            raise GradtuneError(f"{file}, line {i} belongs in {home}; remove the file if it is a copy, or rename it")
 
 
 def thin(values: Sequence[Any], points: int = POINTS) -> list[Any]:
@@ -157,11 +198,11 @@ def load(
 
     Args:
         study: A study (`papers.get`), or merely a study's name. A study gives its current runs in its own order: lines
-            of runs that it no longer has, or of an older `version`, are left out. A name gives every line there is of
-            the highest version that each method has, sorted by method, seed and the other fields.
+            of runs that it no longer has, or of an older `version`, are left out. A name gives every line there is, of
+            every version, sorted by method, seed and the other fields.
         scale: One of `config.SCALES`.
         methods: Only these, in this order. None stands for all.
-        root: Root of the records. None stands for `paths.records_root()`.
+        root: The only root to read. None stands for all of `paths.records_roots()`.
 
     Returns:
         One row per run. The columns are key, the configuration's fields, device, dataset, commit, dirty, date, wall_s,
@@ -208,24 +249,26 @@ def so_far(study: Study, scale: str) -> str:
 
 
 def provenance(root: Path | None = None) -> pd.DataFrame:
-    """Return one row per study, scale and method: how many runs, and where, when and with what they were computed.
-
-    Lines of an older `version` than the method's highest are not counted.
+    """Return one row per study, scale, method and version: how many runs, where, when and with what they were computed.
 
     Args:
-        root: Root of the records. None stands for `paths.records_root()`.
+        root: The only root to read. None stands for all of `paths.records_roots()`.
 
     Returns:
-        The columns are study, scale, method, runs, device, commit, dirty (true where any run is), versions, dataset,
-        first and last (date of a run), and minutes (of training, summed). Different values of one method are joined by
-        semicolons.
+        The columns are study, scale, method (with its version, where there are several), runs, device, commit, dirty
+        (true where any run is), versions, dataset, first and last (date of a run), and minutes (of training, summed).
+        Different values of one method are joined by semicolons.
     """
-    current = (_newest(jsonl.read(file)) for file in all_files(root))
-    return pd.DataFrame([_provenance_row(lines) for lines in current if lines], columns=list(_PROVENANCE))
+    found: dict[tuple[str, str, str], list[Line]] = {}
+    for file in all_files(root):
+        for line in at_home(file):
+            found.setdefault((line["study"], line["scale"], line["config"]["method"]), []).append(line)
+    rows = [row for _, lines in sorted(found.items()) for row in _provenance_rows([*jsonl.by_key(lines).values()])]
+    return pd.DataFrame(rows, columns=list(_PROVENANCE))
 
 
-def _root(root: Path | None) -> Path:
-    return paths.records_root() if root is None else root
+def _roots(root: Path | None) -> list[Path]:
+    return paths.records_roots() if root is None else [root]
 
 
 def _short(value: Any) -> float | int | None:
@@ -250,20 +293,15 @@ def _of_study(study: Study, scale: str, methods: Sequence[str] | None, root: Pat
     for method in methods or ():
         if method not in known:
             raise unknown(f"method of {study.name} at scale {scale}", method, known)
-    lines = jsonl.by_key(each for method in known for each in jsonl.read(path(study.name, scale, method, root)))
+    lines = {key: line for method in known for key, line in read(study.name, scale, method, root).items()}
     order = [config.key(study.name, cfg) for cfg in configs]
     return [lines[key] for key in order if key in lines]
 
 
 def _by_name(study: str, scale: str, root: Path | None) -> list[Line]:
-    files = sorted((_root(root) / study / scale).glob("*.jsonl"))
-    unique = jsonl.by_key(each for file in files for each in _newest(jsonl.read(file)))
+    files = [file for each in _roots(root) for file in sorted((each / study / scale).glob("*.jsonl"))]
+    unique = jsonl.by_key(line for file in files for line in at_home(file))
     return sorted(unique.values(), key=_sort_key)
-
-
-def _newest(lines: list[Line]) -> list[Line]:
-    newest = max((each["config"].get("version", 0) for each in lines), default=0)
-    return [each for each in lines if each["config"].get("version", 0) == newest]
 
 
 def _sort_key(record: Line) -> tuple[Any, ...]:
@@ -286,13 +324,23 @@ def _row(record: Line) -> Line:
     return {"key": record["key"], **record["config"], **columns, **metrics, **record["series"]}
 
 
+def _provenance_rows(lines: list[Line]) -> list[Line]:
+    """One row for each version among the lines of a method."""
+    versions = sorted({each["config"].get("version", 0) for each in lines})
+    rows = []
+    for version in versions:
+        row = _provenance_row([each for each in lines if each["config"].get("version", 0) == version])
+        rows.append(row if len(versions) == 1 else row | {"method": f"{row['method']} (version {version})"})
+    return rows
+
+
 def _provenance_row(lines: list[Line]) -> Line:
     dates = sorted(each["date"] for each in lines)
     return {
         "study": lines[0]["study"],
         "scale": lines[0]["scale"],
         "method": lines[0]["config"]["method"],
-        "runs": len({each["key"] for each in lines}),
+        "runs": len(lines),
         "device": _distinct(each["device"] for each in lines),
         "commit": _distinct((each["commit"] or "unknown")[:10] for each in lines),
         "dirty": any(each["dirty"] for each in lines),

@@ -93,8 +93,9 @@ def verify(
 
 def _recorded(study: Study, scale: str, chunks: list[Chunk]) -> dict[str, jsonl.Line]:
     current = {key for chunk in chunks for key in chunk.keys}
-    files = {store.path(study.name, scale, chunk.configs[0].method) for chunk in chunks}
-    return jsonl.by_key(line for file in files for line in jsonl.read(file) if line["key"] in current)
+    methods = {chunk.configs[0].method for chunk in chunks}
+    found = [store.read(study.name, scale, method) for method in methods]
+    return {key: line for lines in found for key, line in lines.items() if key in current}
 
 
 def _compare(recorded: jsonl.Line, again: jsonl.Line) -> Comparison:

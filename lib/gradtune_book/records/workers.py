@@ -11,6 +11,8 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from tqdm import tqdm
+
 from gradtune.errors import GradtuneError
 
 
@@ -46,9 +48,10 @@ def share(work: Callable[[Any], Iterator[Any]], job: Any, jobs: int, progress: C
                 elif code := _exit_code(running.pop(pipe)):
                     died.append(code)
     finally:
-        for process in workers.values():
-            process.terminate()
-            process.join()
+        with _interrupts_ignored():  # a second Ctrl-C: the workers end all the same
+            for process in workers.values():
+                process.terminate()
+                process.join()
     if died:
         raise GradtuneError(
             f"{len(died)} of {jobs} workers died (exit code {died[0]}; -9 is mostly a lack of memory); what they had "
@@ -94,6 +97,9 @@ def _exit_code(process: BaseProcess) -> int:
 
 def _worker(work: Callable[[Any], Iterator[Any]], job: Any, pipe: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own lock is a semaphore of the system, which a terminated worker leaves behind
     try:
         for added in work(job):
             pipe.send(added)

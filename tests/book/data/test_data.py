@@ -11,7 +11,7 @@ import pytest
 
 from gradtune.errors import GradtuneError
 from gradtune_book import paths
-from gradtune_book.data import datasets
+from gradtune_book.data import datasets, manifest
 
 # before any test moves it: where this machine has real data, if it has
 REAL_ROOT = paths.data_root()
@@ -108,7 +108,7 @@ def test_sets_of_other_kinds_are_not_rows_and_come_from_their_own_source(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[tuple[str, str]] = []
-    monkeypatch.setattr(datasets.download, "save", lambda url, path, digest, advice: got.append((url, path.name)))
+    monkeypatch.setattr(datasets.download, "save", lambda url, path, *_: got.append((url, path.name)))
     for name, kind, files in (("mnist", "images", 4), ("ptb", "text", 3)):
         with pytest.raises(GradtuneError, match=f"{name} holds {kind}, no rows for regression"):
             datasets.regression(name)
@@ -178,7 +178,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
-            self.wfile.write(b"1 2")
+            self.wfile.write(b"1")
             return
         super().do_GET()
 
@@ -205,15 +205,15 @@ def leftovers(root: Path) -> list[Path]:
 
 
 def test_fetch_gets_what_is_missing_and_only_that(server: tuple[str, Path], root: Path) -> None:
-    assert datasets.fetch("yacht", base_url=server[0]) == len(CONTENTS)
+    assert datasets.fetch("yacht", base_url=server[0], any_source=True) == len(CONTENTS)
     assert datasets.state("yacht") == "present"
     assert datasets.regression("yacht").y.tolist() == [3.5, 6.5, 9.5, 12.5]
     (root / FOLDER / "data.txt").write_text("1 2")  # damaged: fetched again
     (root / FOLDER / "index_test_0.txt").unlink()
     Handler.asked.clear()
-    assert datasets.fetch("yacht", base_url=server[0] + "/") == 2
+    assert datasets.fetch("yacht", base_url=server[0] + "/", any_source=True) == 2
     assert sorted(Handler.asked) == ["data.txt", "index_test_0.txt"]
-    assert datasets.fetch("yacht", base_url="http://127.0.0.1:9") == 0  # nothing to do, nothing asked
+    assert datasets.fetch("yacht", base_url="http://127.0.0.1:9", any_source=True) == 0  # nothing to do, nothing asked
     assert leftovers(root) == []
 
 
@@ -222,10 +222,10 @@ def test_an_interrupted_fetch_keeps_what_it_has_and_goes_on(
 ) -> None:
     monkeypatch.setattr(Handler, "broken", "index_target.txt")
     with pytest.raises(GradtuneError, match=r"index_target\.txt broke off.*gradtune data fetch yacht"):
-        datasets.fetch("yacht", base_url=server[0])
+        datasets.fetch("yacht", base_url=server[0], any_source=True)
     assert sorted(path.name for path in (root / FOLDER).iterdir()) == ["data.txt", "index_features.txt"]
     monkeypatch.setattr(Handler, "broken", "")
-    assert datasets.fetch("yacht", base_url=server[0]) == len(CONTENTS) - 2
+    assert datasets.fetch("yacht", base_url=server[0], any_source=True) == len(CONTENTS) - 2
     assert datasets.state("yacht") == "present"
 
 
@@ -234,28 +234,51 @@ def test_a_wrong_file_from_the_server_is_not_kept(server: tuple[str, Path], root
     with pytest.raises(
         GradtuneError, match=r"data\.txt gave 18 bytes with checksum .* expected .*nothing of it was kept"
     ):
-        datasets.fetch("yacht", base_url=server[0])
+        datasets.fetch("yacht", base_url=server[0], any_source=True)
     assert datasets.state("yacht") == "missing"
     assert leftovers(root) == []
 
 
 def test_a_file_the_server_does_not_have(server: tuple[str, Path], root: Path) -> None:
     with pytest.raises(GradtuneError, match="answered 404"):
-        datasets.fetch("yacht", base_url=server[0] + "/elsewhere")
+        datasets.fetch("yacht", base_url=server[0] + "/elsewhere", any_source=True)
+
+
+def test_a_server_that_sends_too_much_or_too_slowly(
+    server: tuple[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (server[1] / FOLDER / "data.txt").write_bytes(bytes(2**22))
+    with pytest.raises(GradtuneError, match=rf"data\.txt sends more than the {manifest.sizes()[f'{FOLDER}/data.txt']}"):
+        datasets.fetch("yacht", base_url=server[0], any_source=True)
+    write_one = server[1] / FOLDER / "data.txt"
+    write_one.write_text(CONTENTS["data.txt"])
+    monkeypatch.setattr("gradtune_book.data.download._TOTAL_S", -1)
+    with pytest.raises(GradtuneError, match=r"data\.txt has not ended after"):
+        datasets.fetch("yacht", base_url=server[0], any_source=True)
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("source", ["http://127.0.0.1:9", "file:///etc", "ftp://127.0.0.1", "etc", "data:,1"])
+def test_only_https_without_an_explicit_word(root: Path, source: str) -> None:
+    with pytest.raises(GradtuneError, match=r"no address that begins with https:.*--any-source"):
+        datasets.fetch("yacht", base_url=source)
+    if not source.startswith(("http:", "file:")):
+        with pytest.raises(GradtuneError, match="no address that begins with https:"):
+            datasets.fetch("yacht", base_url=source, any_source=True)
 
 
 def test_no_network_is_one_sentence(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (small / FOLDER / "data.txt").unlink()
     with pytest.raises(GradtuneError, match=r"cannot reach .*data\.txt .*refused.*check the network") as caught:
-        datasets.fetch("yacht", base_url="http://127.0.0.1:9")  # the discard port: nobody listens
+        datasets.fetch("yacht", base_url="http://127.0.0.1:9", any_source=True)  # the discard port: nobody listens
     assert "\n" not in str(caught.value)
 
 
 def test_a_root_that_cannot_be_written(server: tuple[str, Path], root: Path) -> None:
     root.write_text("a file where the folder should be")
     with pytest.raises(GradtuneError, match="cannot be written"):
-        datasets.fetch("yacht", base_url=server[0])
+        datasets.fetch("yacht", base_url=server[0], any_source=True)
 
 
 def test_embedded_sets_need_no_fetch() -> None:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import shutil
+import tempfile
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import SVHN
 
 from gradtune.errors import GradtuneError
-from gradtune_book.data import datasets, svhn_like
+from gradtune_book import paths
+from gradtune_book.data import image_files, image_sets, manifest, svhn_like
 from gradtune_book.tasks import images
+
+REAL_ROOT = paths.data_root()  # before any test moves it
 
 
 @pytest.fixture
@@ -45,20 +56,105 @@ def test_a_name_that_is_none_and_a_set_that_is_absent(root: Path) -> None:
         images.load("cifar10")
 
 
-def test_image_files_by_class(root: Path) -> None:
-    for k in range(12):
-        path = root / "cifar10" / ("test" if k < 2 else "train") / ("cat", "dog")[k % 2] / f"{k}.png"
+@pytest.fixture
+def cifar(root: Path) -> Path:
+    """A folder of image files: two training images and one test image of each class."""
+    for k in range(30):
+        path = root / "cifar10" / ("test" if k < 10 else "train") / image_files.CLASSES[k % 10] / f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), (20 * k, 0, 255 - 20 * k)).save(path)
+        Image.new("RGB", (32, 32), (8 * k, 0, 255 - 8 * k)).save(path)
+    return root / "cifar10"
+
+
+def test_image_files_by_class(cifar: Path) -> None:
     found = images.load("auto")
-    assert found.x_train.shape == (8, 3, 32, 32) and found.x_val.shape == (2, 3, 32, 32)
-    assert found.y_test.tolist() == [0, 1] and found.caption == "CIFAR-10 from image files, 12 images"
-    part = images.load("cifar10", validation=0, rows=4, test_rows=2)
-    assert sorted(part.y_train.tolist()) == [0, 0, 1, 1] and torch.equal(part.y_test, found.y_test)
-    assert part.caption == "CIFAR-10 from image files, 12 images, of which 4 train or validate and 2 test"
-    (root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(GradtuneError, match="test is no folder of equally large images"):
+    assert found.x_train.shape == (16, 3, 32, 32) and found.x_val.shape == (4, 3, 32, 32)
+    assert found.y_test.tolist() == [*range(10)] and found.caption == "CIFAR-10 from image files, 30 images"
+    part = images.load("cifar10", validation=0, rows=10, test_rows=10)
+    assert sorted(part.y_train.tolist()) == [*range(10)] and torch.equal(part.y_test, found.y_test)
+    assert part.caption == "CIFAR-10 from image files, 30 images, of which 10 train or validate and 10 test"
+    assert len({part.sha256, found.sha256, ""}) == 3  # what was read, and not what lies there
+    (cifar.parent / "cifar-10-batches-py").mkdir()  # empty: it hides nothing
+    assert images.load("auto").sha256 == found.sha256
+
+
+def _other_classes(place: Path) -> str:
+    (place / "test" / "airplane").rename(place / "test" / "aeroplane")
+    return "test must hold the ten classes of CIFAR-10: airplane missing, aeroplane unknown"
+
+
+def _absent_class(place: Path) -> str:
+    shutil.rmtree(place / "test" / "airplane")
+    return "test must hold the ten classes of CIFAR-10: airplane missing$"
+
+
+def _one_more_class(place: Path) -> str:
+    (place / "train" / "zebra").mkdir()
+    return "train must hold the ten classes of CIFAR-10: zebra unknown"
+
+
+def _loop(place: Path) -> str:
+    (place / "train" / "cat" / "loop").symlink_to("..")
+    return "cat/loop is a folder; a class of CIFAR-10 holds image files alone"
+
+
+def _empty_class(place: Path) -> str:
+    (place / "test" / "dog" / "5.png").unlink()
+    return "dog holds no image"
+
+
+def _large(place: Path) -> str:
+    Image.new("RGB", (64, 64)).save(place / "test" / "dog" / "5.png")
+    return r"dog/5\.png has 64 x 64 pixels; expected 32 x 32"
+
+
+def _bomb(place: Path) -> str:
+    """A header that promises 60,000 by 60,000 pixels; nothing of them is decoded."""
+    size = (60_000).to_bytes(4, "big")
+    head = b"IHDR" + size + size + bytes([8, 2, 0, 0, 0])
+    chunk = (13).to_bytes(4, "big") + head + zlib.crc32(head).to_bytes(4, "big")
+    (place / "train" / "ship" / "18.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    return r"ship/18\.png (has 60000 x 60000 pixels|is no whole image)"
+
+
+def _no_picture(place: Path) -> str:
+    (place / "test" / "cat" / "3.png").write_bytes(b"no picture")
+    return r"cat/3\.png is no whole image"
+
+
+def _cut(place: Path) -> str:
+    path = place / "test" / "cat" / "3.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    return r"cat/3\.png is no whole image"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_other_classes, _absent_class, _one_more_class, _loop, _empty_class, _large, _bomb, _no_picture, _cut],
+)
+def test_a_folder_of_images_that_is_not_cifar10_is_refused(cifar: Path, damage: Callable[[Path], str]) -> None:
+    with pytest.raises(GradtuneError, match=damage(cifar)) as caught:
         images.load("cifar10")
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG"]), st.data())
+def test_a_damaged_image_is_read_or_refused_by_name(kind: str, data: st.DataObject) -> None:
+    """Whatever is done to its bytes: 32 x 32 pixels, or one sentence that names the file."""
+    stream = io.BytesIO()
+    noise = np.random.RandomState(0).randint(256, size=(32, 32, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(stream, kind)
+    content = bytearray(stream.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "one.png"
+        file.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+        try:
+            assert image_files.read(file).shape == (3, 32, 32)
+        except GradtuneError as error:
+            assert str(file) in str(error) and "\n" not in str(error)
 
 
 def idx(values: torch.Tensor) -> bytes:
@@ -79,8 +175,8 @@ def mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (f"{part}-labels-idx1-ubyte.gz", pixels[:, 0, 0] % 7),
         ):
             (raw / name).write_bytes(idx(values))
-            digests[f"MNIST/raw/{name}"] = hashlib.sha256((raw / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(datasets, "checksums", lambda: digests)
+            digests[f"MNIST/raw/{name[:-3]}"] = hashlib.sha256(gzip.decompress(idx(values))).hexdigest()
+    monkeypatch.setattr(manifest, "plain", lambda: digests)
     return raw
 
 
@@ -103,6 +199,62 @@ def test_a_damaged_file_of_mnist_is_named(mnist: Path) -> None:
     path.unlink()
     with pytest.raises(GradtuneError, match=r"t10k-labels-idx1-ubyte is missing in .*gradtune data fetch mnist"):
         images.load("mnist")
+
+
+def test_a_plain_file_beside_the_compressed_one_is_verified_too(mnist: Path) -> None:
+    archive, plain = mnist / "train-labels-idx1-ubyte.gz", mnist / "train-labels-idx1-ubyte"
+    content = gzip.decompress(archive.read_bytes())
+    plain.write_bytes(content)
+    before = image_sets.read("mnist")
+    plain.write_bytes(content[:8] + bytes(len(content) - 8))  # every label 0
+    with pytest.raises(GradtuneError, match=r"train-labels-idx1-ubyte is altered.*gradtune data fetch mnist"):
+        image_sets.read("mnist")
+    plain.unlink()
+    assert image_sets.read("mnist").sha256 == before.sha256  # either form gives the same
+    archive.write_bytes(gzip.compress(content, 1))
+    assert torch.equal(image_sets.read("mnist").train[1], before.train[1])  # compressed anew: the same content
+
+
+def test_what_unpacks_to_more_than_it_should_is_not_unpacked(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradtune_book.data.idx._LARGEST", 2**20)
+    (mnist / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2**24)))
+    tracemalloc.start()
+    with pytest.raises(GradtuneError, match=r"t10k-images-idx3-ubyte\.gz is altered: it holds more than 1048576 bytes"):
+        image_sets.read("mnist")
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["t10k-labels-idx1-ubyte", "train-images-idx3-ubyte"]), st.booleans(), st.data())
+def test_a_damaged_file_of_mnist_gives_its_content_or_none(
+    mnist: Path, stem: str, packed: bool, data: st.DataObject
+) -> None:
+    """A few bits of a compressed file mean nothing; what it holds is compared, whatever they are."""
+    archive, before = mnist / f"{stem}.gz", image_sets.read("mnist").sha256
+    whole = archive.read_bytes()
+    path = archive if packed else mnist / stem
+    content = bytearray(whole if packed else gzip.decompress(whole))
+    at = data.draw(st.integers(10 if packed else 0, len(content) - 1))  # the first 10 bytes of gzip hold a date
+    content[at] ^= data.draw(st.integers(1, 255))
+    try:
+        path.write_bytes(content)
+        assert image_sets.read("mnist").sha256 == before and packed
+    except GradtuneError as error:
+        assert stem in str(error) and "\n" not in str(error)
+    finally:
+        (mnist / stem).unlink(missing_ok=True)
+        archive.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_the_real_set_is_what_its_manifest_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADTUNE_DATA", str(REAL_ROOT))
+    if not image_sets.present(name):
+        pytest.skip(f"{name} is not on this machine")
+    found = image_sets.read(name)
+    assert found.train[0].shape == (60_000, 1, 28, 28) and found.test[0].shape == (10_000, 1, 28, 28)
+    assert torch.bincount(found.test[1]).sum() == 10_000 and found.train[1].unique().tolist() == [*range(10)]
 
 
 def test_mnist_asked_for_by_name_and_absent(root: Path) -> None:

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pandas as pd
 import pytest
 
 import standin
 from gradtune.errors import GradtuneError
 from gradtune_book import paths
-from gradtune_book.data import datasets
 from gradtune_book.notebooks import figures, parameters, runner
 from gradtune_book.notebooks.runner import NotebookFailed
 from tools import ROOT
@@ -25,7 +23,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty repository in place of ours, with one library file and one dataset."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "PACKAGES", (tmp_path / "lib",))
-    monkeypatch.setattr(datasets, "status", lambda: pd.DataFrame({"name": ["energy"], "state": ["missing"]}))
     for variable in ("GRADTUNE_DATA", "GRADTUNE_RECORDS"):
         monkeypatch.delenv(variable, raising=False)
     (tmp_path / "lib").mkdir()
@@ -103,7 +100,16 @@ def test_only_plain_types_can_be_set(source: str) -> None:
         parameters.check(parameters.read(source, "toy"), {"n": 3}, "toy")
 
 
-@pytest.mark.parametrize(("source", "wrong"), [("n: int = ", "no valid Python"), ("n: int = 2 * m", "plain value")])
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("n: int = ", "no valid Python"),
+        ("n: int = 2 * m", "plain value"),
+        ("n: int = {[1]: 2}", "plain value"),
+        ("n: int = " + "(" * 9999, "no valid Python"),
+        ("n = '\x00'", "no valid Python"),
+    ],
+)
 def test_a_bad_parameters_cell_is_named(source: str, wrong: str) -> None:
     with pytest.raises(GradtuneError, match=f"toy: .*{wrong}"):
         parameters.read(source, "toy")
@@ -138,6 +144,52 @@ def test_a_file_that_is_no_notebook_is_named(root: Path) -> None:
         runner.run(root / "broken.ipynb", {})
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"cells": 5},
+        {"cells": ["a"]},
+        {"cells": [{"cell_type": "code", "source": 3}]},
+        {"cells": [{"cell_type": "code", "source": "", "metadata": {"tags": 3}}]},
+        {"nbformat": 3, "worksheets": [], "cells": []},
+        {"cells": [], "metadata": []},
+        [],
+    ],
+)
+def test_a_notebook_of_another_form_is_one_sentence(root: Path, content: Any) -> None:
+    (root / "odd.ipynb").write_text(json.dumps(content))
+    with pytest.raises(GradtuneError, match=r"odd\.ipynb is no valid notebook") as caught:
+        runner.run(root / "odd.ipynb", {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["text", "another notebook", "folder", "below a file", "proc"])
+def test_nothing_is_written_over_that_is_no_executed_copy(root: Path, kind: str) -> None:
+    toy = standin.notebook(root / "notebooks" / "toy.ipynb", "print(seed)")
+    other = standin.notebook(root / "notebooks" / "other.ipynb", "print(seed)")
+    (root / "README.md").write_text("# Ours")
+    (root / "folder").mkdir()
+    out = {
+        "text": root / "README.md",
+        "another notebook": other,
+        "folder": root / "folder",
+        "below a file": root / "README.md" / "out.ipynb",
+        "proc": Path("/proc/out.ipynb"),
+    }[kind]
+    before = out.read_bytes() if out.is_file() else None
+    with pytest.raises(GradtuneError, match=r"is left as it is|cannot be written") as caught:
+        runner.run(toy, {}, out)
+    assert "\n" not in str(caught.value) and (before is None or out.read_bytes() == before)
+
+
+def test_an_executed_copy_is_written_over_and_by_force_anything(root: Path) -> None:
+    standin.notebook(root / "notebooks" / "toy.ipynb", "print(seed)")
+    out = runner.run("toy", {"seed": 1}, root / "out.ipynb")
+    assert standin.outputs(runner.run("toy", {"seed": 2}, out)) == ["2\n"]
+    out.write_text("mine")
+    assert standin.outputs(runner.run("toy", {"seed": 3}, out, force=True)) == ["3\n"]
+
+
 def test_run_injects_values_of_the_right_type(root: Path) -> None:
     standin.notebook(root / "notebooks" / "toy.ipynb", "print(seed + 1, rate, repeats, fast)")
     out = runner.run("toy", {"seed": "3", "rate": "1e-3", "repeats": "none", "fast": "true"})
@@ -161,8 +213,8 @@ def test_a_failing_cell_is_named_and_the_half_run_copy_is_kept(root: Path) -> No
 
 
 def test_a_dying_kernel_is_a_failure_of_its_cell(root: Path) -> None:
-    standin.notebook(root / "notebooks" / "toy.ipynb", "import os", "os._exit(1)")
-    with pytest.raises(NotebookFailed, match=r"cell 'step-2'.*DeadKernelError"):
+    standin.notebook(root / "notebooks" / "toy.ipynb", "import os", "os._exit(1)", "1", "2")
+    with pytest.raises(NotebookFailed, match=r"cell 'step-2' \(number 4\): DeadKernelError"):
         runner.run("toy", {}, root / "out.ipynb")
 
 
@@ -208,34 +260,57 @@ def _edit(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def _tag(path: Path, tag: str) -> None:
+    notebook = json.loads(path.read_text())
+    notebook["cells"][-1]["metadata"]["tags"] = [tag]
+    path.write_text(json.dumps(notebook))
+
+
 def test_the_key_covers_all_that_outputs_depend_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = standin.notebook(root / "notebooks" / "toy.ipynb", "print(seed)")
+    """Of a notebook without the parameter `data` too: a study that it calls may read data."""
+    toy = standin.notebook(root / "notebooks" / "toy.ipynb", "print(1)", parameters="seed: int = 0  # seed")
+    raw, installed = root / "data" / "raw", runner._installed()
     keys = [runner.key(toy, {"seed": 1}), runner.key(toy, {"seed": 2})]
     changes = [
         lambda: _edit(root / "lib" / "core.py", "ONE = 2\n"),
         lambda: _edit(root / "lib" / "tasks" / "new.py", ""),
+        lambda: _edit(root / "lib" / "kernel.cpp", "int one() { return 1; }\n"),
+        lambda: _edit(root / "lib" / "list.txt", "1\n"),
+        lambda: _edit(root / "benchmarks" / "rows.json", "{}\n"),
         lambda: _edit(root / "data" / "records" / "toy" / "smoke" / "sgd.jsonl", "{}\n"),
         lambda: _edit(root / "data" / "published" / "table.csv", "a,b\n"),
-        lambda: monkeypatch.setattr(
-            datasets, "status", lambda: pd.DataFrame({"name": ["energy"], "state": ["present"]})
-        ),
+        lambda: _edit(raw / "UCI_Datasets" / "energy" / "data" / "data.txt", "1 2\n"),
+        lambda: _edit(raw / "MNIST" / "raw" / "train-labels-idx1-ubyte", "x"),
+        lambda: _edit(raw / "MNIST" / "raw" / "train-labels-idx1-ubyte", "xy"),
+        lambda: _edit(raw / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte.gz", "x"),
+        lambda: _edit(raw / "SVHN" / "train_32x32.mat", "x"),
+        lambda: _edit(raw / "cifar10" / "train" / "cat" / "1.png", "x"),
+        lambda: (raw / "cifar10" / "train" / "cat" / "1.png").rename(raw / "cifar10" / "train" / "cat" / "2.png"),
+        lambda: _edit(root / "notebooks" / "matplotlibrc", "lines.linewidth: 9\n"),
+        lambda: monkeypatch.setattr(runner, "_installed", lambda: [*installed, ("pandas", "99")]),
         lambda: monkeypatch.setattr(runner.platform, "python_version", lambda: "3.99.0"),
-        lambda: standin.notebook(toy, "print(seed, seed)"),
+        lambda: monkeypatch.setattr(runner.environment, "versions", lambda: {"compiler": "another"}),
+        lambda: monkeypatch.setenv("GRADTUNE_COMPILE", "0"),
+        lambda: monkeypatch.setenv("OMP_NUM_THREADS", "17"),
+        lambda: _tag(toy, "hide-input"),
+        lambda: standin.notebook(toy, "print(2)", parameters="seed: int = 0  # seed"),
     ]
     for change in changes:
         change()
         keys.append(runner.key(toy, {"seed": 1}))
     assert len(set(keys)) == len(changes) + 2
+    assert {"torch", "pandas", "papermill", "ipykernel", "scipy"} <= {name for name, _ in installed}
 
 
-def test_the_key_ignores_outputs_caches_and_data_of_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_ignores_outputs_caches_and_other_files_of_the_data_root(root: Path) -> None:
     toy = standin.notebook(root / "notebooks" / "toy.ipynb", "print(1)", parameters="seed: int = 0  # seed")
     before = runner.key(toy, {})
     stored = json.loads(toy.read_text())
     stored["cells"][2]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "1\n"}]
     toy.write_text(json.dumps(stored))
     _edit(root / "lib" / "__pycache__" / "core.cpython-311.pyc", "x")
-    monkeypatch.setattr(datasets, "status", lambda: pytest.fail("this notebook has no parameter `data`"))
+    _edit(root / "notebooks" / ".ipynb_checkpoints" / "toy-checkpoint.txt", "x")
+    _edit(root / "data" / "raw" / "mine" / "notes.txt", "x")
     assert runner.key(toy, {}) == before
 
 

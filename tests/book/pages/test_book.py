@@ -16,9 +16,9 @@ from bs4 import BeautifulSoup, Tag
 import standin
 from gradtune.errors import GradtuneError
 from gradtune_book import cli, paths
-from gradtune_book.data import datasets
 from gradtune_book.notebooks import figures, runner
 from gradtune_book.pages import build as builder
+from gradtune_book.pages import old
 from gradtune_book.records import store
 from tools import ROOT
 
@@ -27,8 +27,8 @@ from tools import ROOT
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty repository in place of ours, without data and records."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.setattr(datasets, "status", lambda: pd.DataFrame({"name": ["energy"], "state": ["missing"]}))
-    monkeypatch.delenv("GRADTUNE_RECORDS", raising=False)
+    for variable in ("GRADTUNE_DATA", "GRADTUNE_RECORDS"):
+        monkeypatch.delenv(variable, raising=False)
     return tmp_path
 
 
@@ -50,6 +50,53 @@ def test_a_warning_fails_the_build_each_time(root: Path, capsys: pytest.CaptureF
         with pytest.raises(GradtuneError, match="gave a warning or an error"):
             builder.build(data="embedded")
         assert "missing" in capsys.readouterr().err
+
+
+def test_after_a_failure_the_old_pages_say_that_they_are_old(root: Path) -> None:
+    standin.repository(root, {"toy": "1 / 0"}, {})
+    page = builder.html() / "executed" / "toy.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<html><body class='a'>1.5</body></html>")
+    for _ in range(2):
+        with pytest.raises(GradtuneError):
+            builder.build(data="embedded")
+        text = page.read_text()
+        assert text.count("This page is old.") == 1 and "failed in cell &#x27;step-1&#x27;" in text
+    old.unmark(builder.html())
+    assert page.read_text() == "<html><body class='a'>1.5</body></html>"
+
+
+def test_one_build_at_a_time(root: Path) -> None:
+    standin.repository(root, {"toy": "print(1)"}, {})
+    code = f"import sys; sys.path[:0] = {sys.path!r}; from pathlib import Path; from gradtune_book import paths; "
+    code += f"paths.ROOT = Path({str(root)!r}); from gradtune_book.pages import build\n"
+    code += "with build.alone(): print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"1\n"
+        with pytest.raises(GradtuneError, match="another process builds this book"):
+            builder.build(data="embedded")
+        other.kill()
+    with builder.alone():
+        pass
+
+
+@pytest.mark.parametrize("content", ["a: [", "\x00", None])
+def test_a_broken_table_of_contents_is_one_sentence(root: Path, content: str | None) -> None:
+    if content is not None:
+        (root / "_toc.yml").write_text(content)
+    with pytest.raises(GradtuneError, match=r"table of contents .* cannot be read") as caught:
+        builder.build(data="embedded")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_place_of_the_executed_notebooks_is_one_sentence(root: Path) -> None:
+    standin.repository(root, {"toy": "print(1)"}, {})
+    builder.executed().parent.mkdir(exist_ok=True)
+    if builder.executed().is_dir():
+        builder.executed().rmdir()
+    builder.executed().write_text("a file")
+    with pytest.raises(GradtuneError, match=r"executed.* cannot be (read or )?written"):
+        builder.build(data="embedded")
 
 
 def test_unknown_scale_is_refused_before_anything_runs(root: Path) -> None:

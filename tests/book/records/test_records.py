@@ -98,10 +98,6 @@ def tear_in_the_middle(content: bytes) -> bytes:
     return content[:-40]
 
 
-def tear_the_newline(content: bytes) -> bytes:
-    return content[:-1]
-
-
 def zeros_at_the_end(content: bytes) -> bytes:
     return content[: content.index(b"\n") + 1] + bytes(100)
 
@@ -110,7 +106,7 @@ def garbage_line_at_the_end(content: bytes) -> bytes:
     return content[: content.index(b"\n") + 1] + b'{"key": \n'
 
 
-@pytest.mark.parametrize("tear", [tear_in_the_middle, tear_the_newline, zeros_at_the_end, garbage_line_at_the_end])
+@pytest.mark.parametrize("tear", [tear_in_the_middle, zeros_at_the_end, garbage_line_at_the_end])
 def test_a_torn_last_line_is_ignored_then_cut_and_run_again(tear: Callable[[bytes], bytes]) -> None:
     file = put(line(seed=0), line(seed=1))
     whole = file.read_bytes()
@@ -120,6 +116,15 @@ def test_a_torn_last_line_is_ignored_then_cut_and_run_again(tear: Callable[[byte
     assert jsonl.append(file, [line(seed=0), line(seed=1)]) == 1
     assert not jsonl.torn(file)
     assert list(store.load("fake", "smoke").seed) == [0, 1]
+
+
+def test_a_whole_last_line_without_its_newline_counts() -> None:
+    file = put(line(seed=0), line(seed=1))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])  # as some editors do
+    assert not jsonl.torn(file) and list(store.load("fake", "smoke").seed) == [0, 1]
+    assert jsonl.append(file, [line(seed=1), line(seed=2)]) == 1
+    assert file.read_bytes().startswith(whole) and list(store.load("fake", "smoke").seed) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bad", ["not json", '{"key": 3}', "[]", ""])
@@ -158,6 +163,21 @@ def test_a_full_disk_leaves_the_file_as_it_was(write: Callable[..., int], monkey
             jsonl.append(file, [line(seed=1), line(seed=2)])
     assert file.read_bytes() == before
     assert jsonl.append(file, [line(seed=1)]) == 1
+
+
+def test_a_file_that_may_not_grow_is_not_called_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of the user's: a part is written, and the next write says why no more is."""
+    file, calls = put(line(seed=0)), []
+
+    def write(descriptor: int, content: bytes) -> int:
+        calls.append(len(content))
+        if len(calls) > 1:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return len(content) // 2
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(GradtuneError, match=r"cannot be written \(File too large\)"):
+        jsonl.append(file, [line(seed=1)])
 
 
 def test_a_failed_sync_leaves_the_file_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,11 +239,13 @@ def test_columns_of_the_table() -> None:
     assert table.curve[0] == [1.0, None, 3.0]
 
 
-def test_older_versions_are_retired(monkeypatch: pytest.MonkeyPatch) -> None:
-    put(line(seed=0, loss=1.0), line(seed=1, loss=1.0), line(seed=0, version=2, loss=2.0))
-    assert list(store.load("fake", "smoke").loss) == [2.0]
-    assert list(store.provenance().runs) == [1]
-    newer = replace(fake_study.STUDY, configs=lambda sizes: [FakeConfig("slow", seed, 2) for seed in range(2)])
+def test_a_study_has_its_own_version_and_a_name_all_of_them() -> None:
+    put(line(seed=0, loss=1.0), line(seed=1, loss=1.0), line(seed=0, version=99, loss=2.0))
+    by_name = store.load("fake", "smoke")
+    assert list(zip(by_name.version, by_name.loss)) == [(1, 1.0), (99, 2.0), (1, 1.0)]  # an unknown one hides nothing
+    found = store.provenance()
+    assert list(zip(found.method, found.runs)) == [("slow (version 1)", 2), ("slow (version 99)", 1)]
+    newer = replace(fake_study.STUDY, configs=lambda sizes: [FakeConfig("slow", seed, 99) for seed in range(2)])
     assert list(store.load(newer, "smoke").loss) == [2.0]
     assert list(store.load(fake_study.STUDY, "smoke").loss) == [1.0, 1.0]
 

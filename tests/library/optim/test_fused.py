@@ -306,7 +306,7 @@ def test_the_first_step_compiles(nothing_compiled: Path, calls: list[bool]) -> N
     optimizer = MetaOptimize(model.parameters())
     assert not any(nothing_compiled.iterdir())
     train(model, optimizer, 2)
-    assert [file.suffix for file in nothing_compiled.iterdir()] == [".so"] and calls == [True, True]
+    assert len([*nothing_compiled.glob("*.so")]) == 1 and calls == [True, True]
 
 
 def test_without_a_compiler_torch_takes_the_steps(nothing_compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
