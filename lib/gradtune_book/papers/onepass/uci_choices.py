@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune_book.notebooks import stats
+from gradtune_book.papers.onepass import uci_tables
 from gradtune_book.papers.onepass.uci_training import ALL, SETTINGS, Setting, train
 from gradtune_book.papers.onepass.uci_training import Config as Training
 from gradtune_book.records.store import Result
@@ -198,3 +199,29 @@ def split_spread(frame: pd.DataFrame) -> str:
         f"{len(means)} splits, {int(each.size().min())} runs each: means from {means.min():.3g} to {means.max():.3g}, "
         f"standard deviation {means.std():.2g}; bootstrap error of one split's mean {errors.median():.2g}"
     )
+
+
+def split_table(frame: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """How far mean final test MSEs move from split to split, and where the paper's lies among them; a row for each set.
+
+    Each split counts by the mean of its runs, in the units of `uci_tables.UNITS`. Splits that are not recorded are left
+    out; the column `splits` counts those that are.
+
+    Args:
+        frame: Runs of this study. Of the first split those count that have the seeds of the others.
+        published: Table 1 as printed, from `uci_tables.published`.
+    """
+    rows = {}
+    for name in [n for n in uci_tables.NAMES if len(frame) and n in set(frame["dataset"])]:
+        means = few(on(frame, name)).groupby("split")["test_mse"].mean() * uci_tables.UNITS.get(name, 1.0)
+        theirs = float(published.loc[(name, METHOD), "mean"])
+        rows[uci_tables.of_losses(name)] = {
+            "splits": len(means),
+            "this book's": means.get(0, np.nan),
+            "lowest": means.min(),
+            "median": means.median(),
+            "highest": means.max(),
+            "the paper's": theirs,
+            "splits below the paper's": int((means < theirs).sum()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data")
