@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -54,7 +55,7 @@ def draw(axes: Sequence[Axes], found: pd.DataFrame) -> None:
     for method, dash in (("OnePass", "-"), ("Fixed", ":")):
         style = plots.method_style("WD+LR" if method == "OnePass" else "Random") | {"linestyle": dash, "marker": ""}
         for k, (_, part) in enumerate(found[found["method"] == method].groupby("start")):
-            label = {"label": method} if k == 0 else {}
+            label: dict[str, Any] = {"label": method} if k == 0 else {}
             axes[0].plot(part["step"], part["lr"], **style, **label)
             axes[1].plot(part["step"], part["loss"], **style, **label)
     axes[0].set(xlabel="training step", ylabel="learning rate (log scale)", yscale="log")
