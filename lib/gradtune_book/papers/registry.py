@@ -50,4 +50,5 @@ def opening(paper: str) -> Opening:
         raise unknown("paper", paper, known)
     name = known[paper.lower()]
     mine = [item for item in inventory.items() if item.paper == name]
-    return Opening(mine, [judged for judged in answers() if judged.claim.paper == name])
+    claims = [claim for claim in CLAIMS if claim.paper == name]
+    return Opening(mine, [judged for claim in claims for judged in _judged(claim.id, paths.records_root())])

@@ -1,4 +1,4 @@
-"""What the Clip paper claims about its Tables 1, 2 and 3, as data."""
+"""What the Clip paper claims about its Tables 1, 2 and 3, as data; of its Appendix B.2 see `dynamics_claims`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradtune_book.claims import judging
 from gradtune_book.claims.claim import Check, Claim, Kind, Setting
 from gradtune_book.claims.estimates import Estimates, joined, measured, printed, remembered
 from gradtune_book.claims.judging import Finding
-from gradtune_book.papers.clip import mnist, ptb, quadratic, tables
+from gradtune_book.papers.clip import dynamics_claims, mnist, ptb, quadratic, tables
 from gradtune_book.papers.clip.tables import CLIPPED, HEADS, SCALED, UNROLLED
 from gradtune_book.papers.clip.training import FIXED, GTGV
 from gradtune_book.records import store
@@ -369,4 +369,4 @@ TABLE_3 = (
     ),
 )
 
-CLAIMS = (*TABLE_1, *TABLE_2, *TABLE_3)
+CLAIMS = (*TABLE_1, *TABLE_2, *TABLE_3, *dynamics_claims.CLAIMS)

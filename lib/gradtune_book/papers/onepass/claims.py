@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from gradtune_book.papers.onepass import horizon_claims, sensitivity_claims, trajectory_claims, uci_claims
+from gradtune_book.papers.onepass import (
+    horizon_claims,
+    incumbent_claims,
+    sensitivity_claims,
+    trajectory_claims,
+    uci_claims,
+)
 
 CLAIMS = (
     *trajectory_claims.CLAIMS,
     *uci_claims.CLAIMS,
+    *incumbent_claims.CLAIMS,
     *sensitivity_claims.CLAIMS,
     *horizon_claims.CLAIMS,
 )

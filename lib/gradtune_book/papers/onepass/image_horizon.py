@@ -192,6 +192,40 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)
 
 
+def on(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """The runs on one set of images."""
+    return frame[frame["dataset"] == dataset] if len(frame) else frame
+
+
+def beside(frame: pd.DataFrame) -> pd.DataFrame:
+    """`uci_tables.beside` of runs on one set and of one length, a row for each measure and method.
+
+    The paper's numbers, of Table 11 or 12, stand beside those on Fashion-MNIST.
+    """
+    ours, theirs = summary(frame), uci_tables.published(f"onepass_table{_table(frame)}.csv")
+    against = theirs if frame["dataset"].iloc[0] == "fashion" else theirs.iloc[:0]
+    rows = {measure: uci_tables.beside(ours, against, measure).reset_index() for measure in MEASURES}
+    return pd.concat(rows).droplevel(1)
+
+
+def caption(frame: pd.DataFrame) -> str:
+    """What the table of `beside` shows, in words; "" without runs."""
+    if frame.empty:
+        return ""
+    first = frame.iloc[0]
+    against = f", beside the paper's Table {_table(frame)}" if first["dataset"] == "fashion" else ""
+    return (
+        f"Final test cross-entropy and share of errors on {uci_tables.NAMES[first['dataset']]} after "
+        f"{first['steps']:,} steps{against}; ± bootstrap standard errors. Recorded runs, "
+        f"{int(frame.groupby('method').size().min())} initialisations of each method."
+    )
+
+
+def _table(frame: pd.DataFrame) -> int:
+    """Number of the paper's table of runs of this length."""
+    return 11 if frame["steps"].iloc[0] == SIZES["paper"].steps else 12
+
+
 def of_length(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
     """The runs of so many steps: those of the truncated problem (1000) or of the medium horizon (10,000)."""
     return frame[frame["steps"] == steps] if len(frame) else frame

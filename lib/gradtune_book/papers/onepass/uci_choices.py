@@ -3,6 +3,8 @@
 Every run has a partner, the run of the same seed with the choices of this book. Both have the same initial
 hyperparameters, and the same initial weights unless these are what is changed. The page "What the papers leave out"
 describes the choices.
+
+The splits alone are also run on UCI Power and Kin8nm, whose published averages are those of one split.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune_book.notebooks import stats
+from gradtune_book.papers.onepass import uci_tables
 from gradtune_book.papers.onepass.uci_training import ALL, SETTINGS, Setting, train
 from gradtune_book.papers.onepass.uci_training import Config as Training
 from gradtune_book.records.store import Result
@@ -87,22 +90,27 @@ class Sizes:
     splits: int  # data splits, the first of them this book's
     split_runs: int  # initialisations for each of the others
     steps: int  # training steps a run
+    other_sets: tuple[str, ...] = ()  # sets of which the splits alone are run, the first of them too
 
 
 SIZES = {
     "smoke": Sizes("diabetes", 2, 2, 2, 20),
     "laptop": Sizes("energy", 20, 5, 10, 4000),
-    "paper": Sizes("energy", 100, 20, 10, 4000),
+    "paper": Sizes("energy", 100, 20, 10, 4000, ("power", "kin8nm")),
 }
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Configurations choice by choice, then split by split."""
+    """Configurations choice by choice, then split by split, then the splits of the other sets."""
     first = Config(METHOD, seed, sizes.dataset, sizes.steps)
     out = [replace(first, choice=c, seed=seed + k) for c in CHOICES if c != SPLIT for k in range(sizes.runs)]
     other = replace(first, choice=SPLIT)
-    splits = range(1, sizes.splits)
-    return out + [replace(other, split=s, seed=seed + k) for s in splits for k in range(sizes.split_runs)]
+    few, splits = range(seed, seed + sizes.split_runs), range(1, sizes.splits)
+    out += [replace(other, split=s, seed=k) for s in splits for k in few]
+    for name in sizes.other_sets:
+        out += [replace(first, dataset=name, seed=k) for k in few]
+        out += [replace(other, dataset=name, split=s, seed=k) for s in splits for k in few]
+    return out
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
@@ -132,6 +140,11 @@ STUDY = Study("uci_choices", Config, SIZES, configs, run, chunk=50)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+
+def on(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """The runs on one set."""
+    return frame[frame["dataset"] == dataset] if len(frame) else frame
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
@@ -186,3 +199,29 @@ def split_spread(frame: pd.DataFrame) -> str:
         f"{len(means)} splits, {int(each.size().min())} runs each: means from {means.min():.3g} to {means.max():.3g}, "
         f"standard deviation {means.std():.2g}; bootstrap error of one split's mean {errors.median():.2g}"
     )
+
+
+def split_table(frame: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """How far mean final test MSEs move from split to split, and where the paper's lies among them; a row for each set.
+
+    Each split counts by the mean of its runs, in the units of `uci_tables.UNITS`. Splits that are not recorded are left
+    out; the column `splits` counts those that are.
+
+    Args:
+        frame: Runs of this study. Of the first split those count that have the seeds of the others.
+        published: Table 1 as printed, from `uci_tables.published`.
+    """
+    rows = {}
+    for name in [n for n in uci_tables.NAMES if len(frame) and n in set(frame["dataset"])]:
+        means = few(on(frame, name)).groupby("split")["test_mse"].mean() * uci_tables.UNITS.get(name, 1.0)
+        theirs = float(published.loc[(name, METHOD), "mean"])
+        rows[uci_tables.of_losses(name)] = {
+            "splits": len(means),
+            "this book's": means.get(0, np.nan),
+            "lowest": means.min(),
+            "median": means.median(),
+            "highest": means.max(),
+            "the paper's": theirs,
+            "splits below the paper's": int((means < theirs).sum()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data")

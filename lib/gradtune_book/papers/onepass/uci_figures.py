@@ -278,7 +278,7 @@ def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
     for method, runs in by_method(frame, dataset):
         here = times[times <= runs["cpu_s"].max() * 1.15]
         x = incumbents(runs, here)
-        best, error = _lowest(x, axis=0), stats.bootstrap_band(x, _lowest)
+        best, error = lowest(x, axis=0), stats.bootstrap_band(x, lowest)
         style = plots.method_style(method)
         ax.plot(here, best, **style, markevery=0.25, markersize=5, label=TITLES[method])
         ax.fill_between(here, best, best + error, color=style["color"], alpha=0.15, linewidth=0)
@@ -292,7 +292,8 @@ def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
     plots.label_logarithms(ax)
 
 
-def _lowest(x: np.ndarray, axis: int) -> np.ndarray:
+def lowest(x: np.ndarray, axis: int) -> np.ndarray:
+    """Return the minimum along an axis, NaN left out; NaN where there is nothing else."""
     low = np.where(np.isnan(x), np.inf, x).min(axis=axis)
     return np.where(np.isinf(low), np.nan, low)
 
@@ -306,7 +307,7 @@ def incumbents_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     for method, runs in by_method(frame, dataset):
         end = np.array([runs["cpu_s"].max()])
         x = incumbents(runs, end)
-        error = float(stats.bootstrap_band(x, _lowest)[0])
-        rows[TITLES[method]] = {"seconds a run": float(runs["cpu_s"].mean()), "lowest": float(_lowest(x, 0)[0])}
+        error = float(stats.bootstrap_band(x, lowest)[0])
+        rows[TITLES[method]] = {"seconds a run": float(runs["cpu_s"].mean()), "lowest": float(lowest(x, 0)[0])}
         rows[TITLES[method]]["standard error"] = error
     return rounded(pd.DataFrame(rows).T.rename_axis("method"))

@@ -23,7 +23,14 @@ from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Run
 from gradtune_book import config, papers
 from gradtune_book.notebooks.stats import PLUS_MINUS
-from gradtune_book.papers.onepass import image_horizon, uci_choices, uci_horizon, uci_onepass, uci_sensitivity
+from gradtune_book.papers.onepass import (
+    image_horizon,
+    uci_choices,
+    uci_horizon,
+    uci_onepass,
+    uci_sensitivity,
+    uci_tables,
+)
 from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw, regression, train
 from gradtune_book.papers.restarts import restarted
 from gradtune_book.records import jsonl, recorder, store, verification
@@ -205,6 +212,20 @@ def test_splits_are_compared_at_the_same_seeds(chosen: pd.DataFrame) -> None:
     assert table.loc[1, "log10_decay_end"] == one["log10_decay_end"].median() != one["log10_decay"].median()
     assert uci_choices.split_spread(chosen).startswith("2 splits, 2 runs each")
     assert uci_choices.splits(chosen.iloc[:0]).empty
+
+
+def test_the_splits_of_other_sets_are_run_alone_and_stand_beside_the_papers_mean() -> None:
+    sizes = uci_choices.Sizes("energy", 1, 2, 2, 80, ("power",))
+    other = [c for c in uci_choices.configs(sizes) if c.dataset == "power"]
+    assert [(c.choice, c.split, c.seed) for c in other] == [
+        *((uci_choices.USUAL, 0, k) for k in (0, 1)),
+        *((uci_choices.SPLIT, 1, k) for k in (0, 1)),
+    ]
+    rows = [(uci_choices.USUAL, 0, 18.0), (uci_choices.USUAL, 0, 20.0), (uci_choices.SPLIT, 1, 16.0)]
+    frame = pd.DataFrame(rows, columns=["choice", "split", "test_mse"]).assign(dataset="power", seed=[0, 1, 0])
+    row = uci_choices.split_table(frame, uci_tables.published("onepass_table1.csv")).loc["UCI Power"]
+    assert (row["this book's"], row["lowest"], row["splits"], row["splits below the paper's"]) == (18.0, 16.0, 2, 1)
+    assert row["the paper's"] == 17.19
 
 
 def test_effects_are_paired() -> None:
