@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,8 @@ class Resident:
         self._pair = type(data) is tuple and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
         self._rows, self._device = common_rows(data, what)
         self._order: tuple[int, Tensor] | None = None
-        at_least(1, **{f"the batch size of {what}": 1 if batch_size is None else batch_size})
-        if batch_size is not None and batch_size > self._rows:
+        whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+        if batch_size is not None and not (whole and 1 <= batch_size <= self._rows):
             raise GradtuneError(
                 f"{what}: a batch of {batch_size} cannot be drawn from {self._rows} rows; expected 1 to {self._rows}, "
                 "or None for all"
