@@ -23,6 +23,7 @@ class Entry(NamedTuple):
 
 
 STUDIES = {
+    "oho_layerwise": Entry("oho.layerwise", "Figures 4 and 5 of the OHO paper: global, layerwise, and sets in between"),
     "clip_quadratic": Entry("clip.quadratic", "Table 1 of the Clip paper: five online methods on a quadratic toy"),
     "clip_mnist": Entry(
         "clip.mnist", "Table 2 and Appendix B.1 of the Clip paper: the weight decay of a four-layer net on MNIST"
