@@ -30,7 +30,7 @@ from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method, Run
 from gradtune.tuning.streams import Batch, Resident
 from gradtune_book.papers.oho import measures
-from gradtune_book.papers.series import finite
+from gradtune_book.papers.series import finite, short
 from gradtune_book.records.environment import Seconds, Stopwatch
 from gradtune_book.tasks.classification import Batches, Classification, Modules, fully_connected
 from gradtune_book.tasks.images import Images, load
@@ -236,8 +236,7 @@ class Trained:
 
     def series(self, k: int) -> dict[str, list[float | None]]:
         """Return the readings of run k as they are recorded."""
-        digits = {n: [float(f"{v:.5g}") for v in values[k]] for n, values in self.table.items()}
-        return {"steps": [float(s) for s in self.steps], **digits}
+        return {"steps": [float(s) for s in self.steps], **{n: short(v[k], 5) for n, v in self.table.items()}}
 
 
 Change = Callable[[Loop, Run], tuple[Loop, Run]]
