@@ -23,6 +23,10 @@ class Entry(NamedTuple):
 
 
 STUDIES = {
+    "oho_performance": Entry(
+        "oho.performance",
+        "Figures 2 and 3 of the OHO paper: one training with OHO against searches that train many times",
+    ),
     "oho_layerwise": Entry("oho.layerwise", "Figures 4 and 5 of the OHO paper: global, layerwise, and sets in between"),
     "clip_quadratic": Entry("clip.quadratic", "Table 1 of the Clip paper: five online methods on a quadratic toy"),
     "clip_mnist": Entry(

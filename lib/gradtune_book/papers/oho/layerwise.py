@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gradtune_book.papers.oho.training import OHO, SPLIT, Bench, Config, seeds_of, train
+from gradtune_book.papers.oho.training import OHO, SPLIT, Bench, Config, blocks_of, seeds_of, train
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 
@@ -37,7 +37,7 @@ _CIFAR = Config(
 SIZES = {
     "smoke": Sizes(_DIGITS, (1, 2, 3, 6), 3, (0.1, 0.2), 2),
     "laptop": Sizes(_CIFAR, (1, 2), 3, (0.1, 0.15, 0.2), 3),
-    "paper": Sizes(_MNIST, (1, 2, 3, 6), 10, (0.1, 0.15, 0.2), 5),
+    "paper": Sizes(_MNIST, (1, 2, 3, 6), 10, (0.1, 0.15, 0.2), 3),
 }
 RESNET = replace(
     _CIFAR, rows=None, test_rows=None, validation=5000, net="resnet18", augment=True, outer_batch=1000, epochs=300,
@@ -47,21 +47,21 @@ RESNET = replace(
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Return the runs of a scale: Figure 5, then Figure 4, then the split form.
+    """Return the runs of a scale: Figure 5, five seeds at a time, then Figure 4, then the split form.
 
     Args:
         sizes: What the scale sets.
         seed: First seed.
     """
-    base, most = sizes.base, sizes.sets[-1]
-    pairs, few = seeds_of(sizes.seeds, seed), seeds_of(sizes.start_seeds, seed)
-    out = [replace(base, method=OHO, seed=s, order=o, sets=k) for k in sizes.sets for s, o in pairs]
-    out += [
-        replace(base, method=OHO, seed=s, order=o, sets=k, lr=lr)
-        for k in (1, most)
-        for lr in sizes.starts
-        for s, o in few
+    base, most = replace(sizes.base, method=OHO), sizes.sets[-1]
+    out = [
+        replace(base, seed=s, order=o, sets=k)
+        for block in blocks_of(sizes.seeds, seed)
+        for k in sizes.sets
+        for s, o in block
     ]
+    few = seeds_of(sizes.start_seeds, seed)
+    out += [replace(base, seed=s, order=o, sets=k, lr=lr) for k in (1, most) for lr in sizes.starts for s, o in few]
     return out + [replace(base, method=SPLIT, seed=s, order=o, sets=most) for s, o in few]
 
 

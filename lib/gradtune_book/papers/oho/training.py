@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method, Run
 from gradtune.tuning.streams import Batch, Resident
-from gradtune_book.papers.oho import measures
+from gradtune_book.papers.oho import measures, schedules
 from gradtune_book.papers.series import finite, short
 from gradtune_book.records.environment import Seconds, Stopwatch
 from gradtune_book.tasks.classification import Batches, Classification, Modules, fully_connected
@@ -271,6 +272,25 @@ def train(
     return Trained(run.state.w, [0, *ends], table, spent.share(len(w)))
 
 
+def falling(way: str, per_epoch: int, epochs: int, lr: Tensor, period: Tensor, gamma: Tensor) -> Change:
+    """Return what sets a fixed learning rate at the start of every epoch, by a schedule.
+
+    Args:
+        way: One of `schedules.WAYS`.
+        per_epoch: Steps of an epoch.
+        epochs: Number of all epochs.
+        lr: Initial learning rates `[R]`.
+        period: As `schedules.factor` takes it.
+        gamma: As `schedules.factor` takes it.
+    """
+
+    def change(loop: Loop, run: Run) -> tuple[Loop, Run]:
+        now = lr * schedules.factor(way, run.t // per_epoch, epochs, period, gamma)
+        return loop, run._replace(fixed=run.fixed | {LR: now[:, None, None].expand_as(run.fixed[LR])})
+
+    return change
+
+
 def placed(loop: Loop, run: Run, name: str, value: float) -> Run:
     """Return a run with one hyperparameter set to a value in all its sets, tuned or not.
 
@@ -289,6 +309,15 @@ def frozen(loop: Loop, run: Run) -> tuple[Loop, Run]:
     return Loop(loop.problem, loop.rule, loop.hypers, methods.fixed()), run._replace(memory=(), outer=())
 
 
-def seeds_of(count: int, first: int = 0, block: int = 5) -> Sequence[tuple[int, int]]:
-    """Return seeds with the orders of their batches: another order after every `block` seeds."""
-    return [(s, s // block) for s in range(first, first + count)]
+BLOCK = 5
+"""Seeds that share an order of the batches."""
+
+
+def seeds_of(count: int, first: int = 0) -> list[tuple[int, int]]:
+    """Return seeds with the orders of their batches: another order after every `BLOCK` seeds."""
+    return [(s, s // BLOCK) for s in range(first, first + count)]
+
+
+def blocks_of(count: int, first: int = 0) -> list[list[tuple[int, int]]]:
+    """Return the same in blocks of equal order: a recording that is stopped has as many seeds of every kind."""
+    return [list(block) for _, block in groupby(seeds_of(count, first), key=itemgetter(1))]
