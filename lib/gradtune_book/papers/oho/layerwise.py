@@ -36,7 +36,7 @@ _CIFAR = Config(
 )  # fmt: skip
 SIZES = {
     "smoke": Sizes(_DIGITS, (1, 2, 3, 6), 3, (0.1, 0.2), 2),
-    "laptop": Sizes(_CIFAR, (1, 2), 3, (0.1, 0.15, 0.2), 3),
+    "laptop": Sizes(_CIFAR, (1, 2, 4), 3, (0.1, 0.15, 0.2), 3),
     "paper": Sizes(_MNIST, (1, 2, 3, 6), 10, (0.1, 0.15, 0.2), 3),
 }
 RESNET = replace(
@@ -47,7 +47,7 @@ RESNET = replace(
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Return the runs of a scale: Figure 5, five seeds at a time, then Figure 4, then the split form.
+    """Return the runs of a scale: Figure 5, a few seeds at a time, then Figure 4, then the split form.
 
     Args:
         sizes: What the scale sets.

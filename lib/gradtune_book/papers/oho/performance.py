@@ -86,7 +86,7 @@ RESNET = replace(
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Return the runs of a scale: random draws of OHO and each way to train, five at a time, then searches and layers.
+    """Return the runs of a scale: random draws of OHO and each way to train, a few at a time, then searches and layers.
 
     Args:
         sizes: What the scale sets.
@@ -229,7 +229,12 @@ def _optimised(c: Config, device: torch.device) -> Result:
     val = np.array([row["val_loss"] for row in found.rows], dtype=float)
     best = int(np.where(np.isfinite(val), val, np.inf).argmin())
     sampler = float(found.rows[-1]["sampler_seconds"])
-    metrics = {"test": trials.tests[best], "val": float(val[best]), "best": best, "sampler_s": sampler}
+    metrics: dict[str, float | int | None] = {
+        "test": trials.tests[best],
+        "val": float(val[best]),
+        "best": best,
+        "sampler_s": sampler,
+    }
     series = {"trial_test": trials.tests, "trial_val": val, "trial_s": trials.seconds}
     images, spent = trials.bench.images, trials.spent.share(1)
     kept = {n: short(np.asarray(v, dtype=float), 5) for n, v in series.items()}

@@ -11,11 +11,10 @@ The studies `oho_performance`, `oho_layerwise` and `oho_dynamics` share it. What
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
-from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -41,6 +40,9 @@ from gradtune_book.tasks.resnet18 import resnet18
 LR, DECAY = "lr", "weight_decay"
 OHO, SPLIT = "OHO", "OHO, split"
 """The recursion for each set of hyperparameters, and one influence shared out as the published program does."""
+
+RULE = sgd(momentum=False)
+"""The update of the weights: gradient descent with weight decay (Section 4)."""
 
 TARGET = 0.3
 """The test loss that Section 6.1 asks for."""
@@ -143,7 +145,7 @@ class Bench:
 
     def loop(self, hypers: Hypers) -> Loop:
         """Return plain gradient descent with the configuration's method, or with none where nothing is tuned."""
-        return Loop(self.task, sgd(momentum=False), hypers, self.method() if hypers.tuned else methods.fixed())
+        return Loop(self.task, RULE, hypers, self.method() if hypers.tuned else methods.fixed())
 
     def method(self) -> Method:
         """Return OHO as the configuration has it.
@@ -244,7 +246,12 @@ Change = Callable[[Loop, Run], tuple[Loop, Run]]
 
 
 def train(
-    bench: Bench, loop: Loop, w: Tensor, change: Change | None = None, each: Callable[[Run], None] | None = None
+    bench: Bench,
+    loop: Loop,
+    w: Tensor,
+    change: Change | None = None,
+    each: Callable[[Run], None] | None = None,
+    more: Callable[[Loop, Run], dict[str, Tensor]] | None = None,
 ) -> Trained:
     """Train runs from weights `w [R, D]` and read them as `Bench.ends` says.
 
@@ -255,9 +262,14 @@ def train(
         change: Called before each part of the training, at the latest at the start of every epoch; returns the loop
             and the run to go on with.
         each: Called before the first step and after every one. What it takes counts as training.
+        more: Returns further readings `[R]`, by name.
     """
     run, spent = loop.start(w), Stopwatch(bench.device)
-    readings, ends = [bench.read(loop, run)], bench.ends()
+
+    def read() -> dict[str, Tensor]:
+        return bench.read(loop, run) | (more(loop, run) if more is not None else {})
+
+    readings, ends = [read()], bench.ends()
     if each is not None:
         each(run)
     for end in ends:
@@ -265,7 +277,7 @@ def train(
             loop, run = change(loop, run)
         with spent:
             run = loop.advance(run, end - run.t, each, 1 if each is not None else 0)
-        readings.append(bench.read(loop, run))
+        readings.append(read())
     names = dict.fromkeys(n for r in readings for n in r)
     missing = torch.full((len(w),), math.nan, device=bench.device)
     table = {n: finite(torch.stack([r.get(n, missing) for r in readings], dim=1)) for n in names}
@@ -319,5 +331,5 @@ def seeds_of(count: int, first: int = 0) -> list[tuple[int, int]]:
 
 
 def blocks_of(count: int, first: int = 0) -> list[list[tuple[int, int]]]:
-    """Return the same in blocks of equal order: a recording that is stopped has as many seeds of every kind."""
-    return [list(block) for _, block in groupby(seeds_of(count, first), key=itemgetter(1))]
+    """Return the same three and two at a time: a recording that is stopped has as many seeds of every kind."""
+    return [list(b) for _, b in groupby(seeds_of(count, first), key=lambda pair: (pair[1], pair[0] % BLOCK > 2))]
