@@ -270,7 +270,8 @@ def test_the_papers_convolutional_nets_take_a_step(monkeypatch: pytest.MonkeyPat
         rng = torch.Generator().manual_seed(0)
         parts = [torch.randn(n, channels, size, size, generator=rng) for n in (4, 4, 4)]
         labels = [torch.randint(0, 10, (4,), generator=rng) for _ in parts]
-        return Images(*(x for pair in zip(parts, labels) for x in pair), "drawn", "drawn", "")
+        train, val, test = zip(parts, labels)
+        return Images(*train, *val, *test, "drawn", "drawn", "")
 
     for config, images in ((performance.CNN, drawn(1, 28)), (layerwise.RESNET, drawn(3, 32))):
         monkeypatch.setattr(training, "_images", lambda *_, images=images: images)
