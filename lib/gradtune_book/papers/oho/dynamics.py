@@ -73,11 +73,11 @@ class Sizes:
 
 _PART = Config("", 0, rows=6000, validation=1000, batch=100, epochs=30, readings=1, lr=0.1)
 _DIGITS = replace(
-    _PART, data="digits", rows=None, validation=280, batch=56, outer_batch=56, width=32, epochs=10, meta_rate=5e-5
+    _PART, data="digits", rows=None, validation=280, batch=56, outer_batch=56, width=16, epochs=8, meta_rate=5e-5
 )
 _MNIST = Config("", 0, epochs=30, readings=1, lr=0.1)
 SIZES = {
-    "smoke": Sizes(_DIGITS, 2, (3, 6), (56, 140), (1, 20), (0.1, 0.2), (5e-6, 1e-2)),
+    "smoke": Sizes(_DIGITS, 1, (4,), (56, 140), (1, 20), (0.1, 0.2), (1e-2,)),
     "laptop": Sizes(_PART, 5, (3, 9, 18), (100, 500, 1000), (1, 10, 100), (1e-3, 1e-2, 0.1), (5e-6, 5e-4, 5e-3)),
     "paper": Sizes(
         _MNIST, 5, (3, 5, 9, 18, 27), (100, 500, 1000), (1, 10, 100, 1000), (1e-3, 1e-2, 0.1), (5e-6, 5e-4, 5e-3)
