@@ -311,3 +311,11 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     ends |= {f"{n} deviation": ("correlation_deviation", k) for n, k in (("first", 0), ("last", -1))}
     columns = {n: [float(v[k]) if v[k] is not None else math.nan for v in one[c]] for n, (c, k) in ends.items()}
     return one.assign(row=[f"from {lr:g}" for lr in one["lr"]], **columns)
+
+
+def program_form(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return losses and final hyperparameters of OHO left alone beside the program's forms, over seeds."""
+    one = part(frame, dynamics.ALONE, dynamics.PROGRAM_PART)
+    ends = {name: [_last(v) for v in one[c]] for name, c in (("rate", "lr_0"), ("decay", "decay_0"))}
+    columns = {LOSS: LOSS, "rate": "final learning rate", "decay": "final weight decay"}
+    return means(one.assign(**ends), "method", columns)
