@@ -36,8 +36,10 @@ class Forward:
         reset_every: K; steps 0, K, 2K, ... start from Z = 0, so that an outer update after every K steps sees K steps.
             None: never (exact).
         radius: r; each column is scaled by `r / max(|dw/draw|, r)` after every step. A number, or a tensor `[R]` with a
-            radius a run. The norm covers dw/draw only; the buffers' rows are scaled with it, so that a clip changes the
-            length of a hypergradient, not its direction. None: no projection.
+            radius a run. The norm covers dw/draw only, and the buffers' rows of a column are scaled with it. A clip
+            shortens that column's entry of the hypergradient. For one hyperparameter this keeps the direction (Clip
+            paper, Section 3.4); with several columns, which are clipped one by one, the direction changes. None: no
+            projection.
         product_limit: c; the entries of `H Z + dg/draw` are clamped to [-c, c] before they enter Z (FDS, Appendix C:
             10). None: no clamp.
         product: None for exact Hessian products. A number e for differences of two gradients at `w +- (e/|z|) z`,
@@ -108,7 +110,11 @@ class Forward:
 
     def _project(self, z: Tangent) -> Tangent:
         norm = z.w.norm(dim=-1, keepdim=True)
-        r = self.radius[:, None, None] if isinstance(self.radius, Tensor) else torch.full_like(norm, self.radius or 0.0)
+        r = (
+            self.radius.reshape(-1, 1, 1)
+            if isinstance(self.radius, Tensor)
+            else torch.full_like(norm, self.radius or 0.0)
+        )
         scale = r / torch.maximum(norm, r)
         return Tangent(z.w * scale, {n: b * scale for n, b in z.buf.items()})
 

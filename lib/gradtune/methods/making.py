@@ -55,7 +55,8 @@ def unroll_k(k: int = 5, scale: float = 0.1) -> Method:
 
     Sources: Franceschi et al. 2017; Clip paper, Section 3.2.
 
-    Cost per step: one Hessian product per hyperparameter; a validation gradient every K steps.
+    Cost per K steps: K - 1 Hessian products per hyperparameter (K where the loss has tuned ones), and a validation
+    gradient.
 
     Args:
         k: K.
@@ -109,6 +110,9 @@ def greedy(lr: float) -> Method:
 
     It is the same as `unroll_k(1)` with a constant outer rate.
 
+    Cost per step: no Hessian product, as Z starts from 0; a mixed derivative per hyperparameter where the loss has
+    tuned ones; and a validation gradient.
+
     Args:
         lr: the rate of the outer SGD.
     """
@@ -120,7 +124,8 @@ def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool =
 
     What is tuned (WD+LR, WD+LR+M) is declared by `Hyper(tuned=...)`.
 
-    Cost per outer update: a gradient with its graph, `look_back - 1` Hessian products and a validation gradient.
+    Cost per outer update: a gradient with its graph, `look_back - 1` Hessian products (`look_back` where the loss has
+    tuned hyperparameters) and a validation gradient.
 
     Memory: one graph, independent of P.
 
@@ -137,7 +142,8 @@ def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool =
 def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
     """Lorraine et al. (2020) as OnePass compares it (Section 4.1): `onepass` with the weight decay tuned alone.
 
-    The other hyperparameters are declared with `Hyper(tuned=False)`. Cost and memory are those of `onepass`.
+    The other hyperparameters are declared with `Hyper(tuned=False)`. Cost and memory are those of `onepass`; where the
+    weight decay is a penalty in the loss, an update costs one Hessian product more.
 
     Args:
         look_back: number of terms of the Neumann series.
@@ -226,7 +232,8 @@ def metaoptimize_hf(meta: Outer | None = None, gamma: float = 1.0, form: str = "
     Memory: D, whatever the number of learning rates.
 
     Args:
-        meta: the outer rule; by default Lion with meta step size 1e-3 (the paper also uses Adam, RMSprop and SGD).
+        meta: the outer rule; by default Lion with meta step size 1e-3. The paper's experiments use Lion and Adam
+            (Algorithm 3, Appendix C).
         gamma: discount of past steps, in [0, 1].
         form: "ours" is Algorithm 3; "package" follows the published package: normalised gradients without momentum and
             weight decay in h, and by default the new momentum inside Lion's sign.

@@ -264,7 +264,7 @@ class SignHalving:
     def search_range(self, raw0: Tensor, updates: int) -> tuple[Tensor, Tensor]:
         """Lowest and highest raw coordinates that a number of updates can reach.
 
-        FDS, Appendix F: 10 updates of 0.1 from 0 search [-1, 1].
+        FDS, Section 5.4 and Appendix C: 10 updates of 0.1 from 0 search [-1, 1].
 
         Args:
             raw0: initial raw coordinates `[..., P]`.

@@ -91,7 +91,7 @@ def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = Fa
         w <- w - lr v                                          without nesterov
         w <- w - lr (g + weight_decay w + momentum v)          with nesterov
 
-    Source: FDS, Section 3.3; OnePass, Section 2.4.
+    Source: FDS, Section 3.3; OnePass, Appendix A.4, eq. 10.
 
     Args:
         momentum: False leaves out the buffer v and the hyperparameter `momentum`.
@@ -209,8 +209,10 @@ def adamw(*, eps: float = 1e-8) -> Rule:
         v <- beta2 v + (1 - beta2) g^2
         w <- w - lr (m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + eps) + weight_decay w)
 
-    Source: MetaOptimize, eq. 57. The bias correction uses the betas in force, as if they had been constant. An entry
-    whose gradients have all been zero has a normalised step of 0, with derivative 0. Memory: 2 D.
+    Source: MetaOptimize, Algorithm 3, which prints no `eps`. Its eq. 57 is another rule: moments without the factors
+    `1 - beta`, and a step along the moments before this gradient. The bias correction uses the betas in force, as if
+    they had been constant. An entry whose gradients have all been zero has a normalised step of 0, with derivative 0.
+    Memory: 2 D.
 
     Args:
         eps: added to the root of the second moment.
@@ -312,7 +314,9 @@ def clipped(rule: Rule, limit: float) -> Rule:
     """`rule` with every entry of the gradient clamped to [-limit, limit], as `torch.nn.utils.clip_grad_value_` does.
 
     In the sensitivity the mask of the clamp multiplies `H Z + dg/draw` after the Hessian product: a weight whose
-    gradient is clipped feels nothing, and the Hessian is that of the loss (FDS, Appendix C).
+    gradient is clipped feels nothing, and the Hessian is that of the loss. The program published with FDS clips
+    gradients in this way, with the mask inside the product, `H (mask Z)`. FDS's Appendix C clips other things: the
+    Hessian product (`Forward.product_limit`) and the hypergradient.
 
     Args:
         rule: the rule that is fed.

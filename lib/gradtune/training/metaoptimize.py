@@ -100,8 +100,9 @@ class MetaOptimize:
             map).
         outer: the outer rule that moves the meta-parameters.
         gamma: discount, in (0, 1].
-        level: "full"; "2x2", which leaves Q out (eq. 15); or "L", which also leaves out how the weights move the
-            meta-parameters (eq. 16) and, for a meta SGD, keeps Y at its start.
+        level: "full"; "2x2", which leaves Q out (Section 5; the paper gives it no equation); or "L", the
+            L-approximation (eq. 15 and 16), which also leaves out how the weights move the meta-parameters and, for a
+            meta SGD, keeps Y at its start.
 
     Raises:
         GradtuneError: `gamma` is outside (0, 1]; `level` is unknown; the rule reads a hyperparameter that is not given;

@@ -28,7 +28,7 @@ class LanguageModelling:
 
     Piece t follows piece t - 1, and so does the LSTM's state, which is a constant there. After the last piece the text
     starts again, from the zero state (Zaremba et al. 2014). So steps must be taken in order; the last two can be taken
-    again.
+    again. Step 0 after later ones begins another training.
 
     The training loss reads the hyperparameter "keep". Its masks are a function of (seed of the run, t), hence coupled
     between keep probabilities. The validation loss has no dropout, and each of its pieces starts from the zero state.
@@ -103,6 +103,8 @@ class LanguageModelling:
         return losses * len(tokens)
 
     def _state(self, w: Tensor, tokens: Tensor, t: int) -> State:
+        if t == 0 and max(self._states, default=0) > 2:  # further back than steps are taken again: another training
+            self._states = {}
         if t % len(self._train) == 0:
             return self.net.zero_state(w, tokens.shape[1])
         if t not in self._states:

@@ -82,6 +82,16 @@ def test_the_state_goes_on_from_piece_to_piece() -> None:
         task.train_loss(w, {}, 5)
 
 
+def test_a_second_training_takes_no_state_of_the_first() -> None:
+    task, fresh = language(), language()
+    first, other = task.init(0.5), task.init(0.2)
+    for t in range(5):
+        task.train_loss(first, {}, t)
+    assert [task.train_loss(other, {}, t).tolist() for t in range(2)] == [
+        fresh.train_loss(other, {}, t).tolist() for t in range(2)
+    ]
+
+
 def test_evaluation_reads_the_whole_text() -> None:
     """As many words as there are, in pieces of any length, with one state."""
     task = language()

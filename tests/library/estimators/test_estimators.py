@@ -16,6 +16,7 @@ from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import FirstOrder, Forward, Split
 from gradtune.estimators.neumann import Neumann
 from gradtune.estimators.reverse import Reverse
+from gradtune.nets.second_order import counting
 from gradtune.recursion import oracle
 from gradtune.recursion.hypers import Granularity, Hyper, Hypers, neighbours
 from gradtune.recursion.outer import SGD
@@ -96,6 +97,28 @@ def usual(
     return problem, sgd(momentum=momentum is not None), Hypers(hypers, problem.layout.sizes), problem.init(1)
 
 
+@pytest.mark.parametrize(
+    ("method", "of_rule", "of_loss"),
+    [
+        (methods.onepass(5, every=T), 4, 5),
+        (methods.lorraine(5, every=T), 4, 5),
+        (methods.diff_through_opt(5, every=T), 4, 5),
+        (methods.greedy(1e-9), 0, T),
+        (methods.unroll_k(T), T - 1, T),
+    ],
+    ids=["onepass", "lorraine", "diff-through-opt", "greedy", "unroll"],
+)
+def test_methods_cost_the_hessian_products_they_say(method: Method, of_rule: int, of_loss: int) -> None:
+    """For one tuned hyperparameter over T steps: the weight decay of the rule, or a penalty in the loss."""
+    problem, w = Net(), Net().init(1)
+    for name, products in (("weight_decay", of_rule), ("l2", of_loss)):
+        fixed = [Hyper(n, 0.1, tuned=False) for n in ("lr", "momentum", "weight_decay") if n != name]
+        loop = Loop(problem, sgd(), Hypers([*fixed, Hyper(name, 0.01, "log10")], problem.layout.sizes), method)
+        with counting() as found:
+            loop.advance(loop.start(w), T)
+        assert found.count == products, name
+
+
 def test_neumann_with_one_term_is_the_last_step_exactly() -> None:
     case = usual(("lr", "weight_decay", "momentum"), momentum=0.7)
     assert relative(hypergradient(*case, Neumann(1)), hypergradient(*case, Reverse(1))) < 1e-12
@@ -145,6 +168,8 @@ def test_clip_becomes_exact_as_the_radius_grows() -> None:
     exact = hypergradient(*case, Forward())
     errors = [relative(hypergradient(*case, Forward(radius=r)), exact) for r in (0.01, 0.1, 100.0)]
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-12
+    number, tensor = (hypergradient(*case, Forward(radius=r)) for r in (0.1, torch.tensor(0.1, dtype=torch.float64)))
+    assert torch.equal(number, tensor)
 
 
 def test_reset_counts_the_last_k_steps_only() -> None:
