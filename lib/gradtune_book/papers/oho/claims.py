@@ -136,7 +136,7 @@ def _rows(t: Estimates, prefix: str, column: str) -> list[tuple[float, Estimate]
     """Return the rows `<prefix> <number>` of a column with their numbers, in order."""
     found = [(float(r.removeprefix(prefix)), t.at(r, column)) for r in t.rows(column) if r.startswith(prefix)]
     if len(found) < 2:
-        raise Missing(f"fewer than two rows {prefix}, {column}")
+        raise Missing(f"{column}: fewer than two kinds of runs")
     return sorted(found, key=lambda pair: pair[0])
 
 
@@ -207,11 +207,7 @@ def _norm_counts(frame: pd.DataFrame) -> dict[str, tuple[int, int]]:
     return {name: (int(x.sum()), len(x)) for name, x in out.items() if len(x)}
 
 
-_DYNAMICS = tuple(
-    Setting(scale, data, remembered(lambda scale=scale: dynamics_estimates(scale)))  # type: ignore[misc]
-    for scale, data in (("laptop", "MNIST, 5,000 training images"), ("paper", "MNIST, 4-layer net"))
-)
-_SMALL = _DYNAMICS[:1]
+_SMALL = (Setting("laptop", "MNIST, 5,000 training images", remembered(lambda: dynamics_estimates("laptop"))),)
 
 
 def _resets(name: str, after: str, t: Estimates, column: str) -> list[tuple[str, Estimate]]:
@@ -365,10 +361,10 @@ DYNAMICS_CLAIMS = (
     _three("decay-swing", 6, "with OHO the test loss fluctuates less than with fixed hyperparameters", "order",
            _moving_below_fixed(dynamics.DECAY_RESET, SWING), _SMALL, "after a reset of the weight decay"),
     _four("intervals", 8, "the test loss falls as the influence is reset less often", "shape",
-          _trend("interval ", LOSS, True, "interval"), _DYNAMICS),
+          _trend("interval ", LOSS, True, "interval"), _SMALL),
     _four("variance", 8, "the variance falls as the influence is reset less often", "shape",
-          _trend("interval ", SPREAD, True, "interval"), _DYNAMICS, "variance: distance from the median, run by run"),
-    _four("never", 8, "without any reset OHO is best", "order", _never_is_best, _DYNAMICS),
+          _trend("interval ", SPREAD, True, "interval"), _SMALL, "variance: distance from the median, run by run"),
+    _four("never", 8, "without any reset OHO is best", "order", _never_is_best, _SMALL),
     _five("outer", 7, "training images as outer data generalise worse", "order", _validation_below_training, _SMALL),
     _five("early", 7, "with validation images the learning rate shrinks and the weight decay grows", "order",
           _stops_early, _SMALL, "the weight decay is compared with that of training images as outer data"),
@@ -377,15 +373,15 @@ DYNAMICS_CLAIMS = (
           "on par: within 10 per cent; our schedule falls after each third of the training and is not tuned"),
     _five("large", 9, "the norm of the influence explodes at meta rates above 1e-4, and not below", "count",
           _counts(0.5, ("large exploded", "runs at large meta rates whose norm explodes"),
-                  ("small calm", "runs at small meta rates whose norm does not")), _DYNAMICS),
+                  ("small calm", "runs at small meta rates whose norm does not")), _SMALL),
     _five("starts", 9, "initial learning rates of 0.001 and 0.01 are unstable at large meta rates", "count",
-          _counts(0.5, *((f"from {lr:g}", f"runs from {lr:g} whose norm explodes") for lr in (1e-3, 1e-2))), _DYNAMICS),
+          _counts(0.5, *((f"from {lr:g}", f"runs from {lr:g} whose norm explodes") for lr in (1e-3, 1e-2))), _SMALL),
     _five("rarely", 10, "at a meta rate of 5e-5 the norm of the influence rarely explodes", "count",
-          _counts(0.5, ("calm", CALM)), _DYNAMICS),
-    _five("plateau", 10, "the norm levels off: it grows less late than early", "shape", _plateau, _DYNAMICS),
+          _counts(0.5, ("calm", CALM)), _SMALL),
+    _five("plateau", 10, "the norm levels off: it grows less late than early", "shape", _plateau, _SMALL),
     _five("jacobian", 10, "nor does the norm of a step's Jacobian explode", "count",
-          _counts(0.5, ("jacobian calm", "runs whose norm of the Jacobian does not explode")), _DYNAMICS),
+          _counts(0.5, ("jacobian calm", "runs whose norm of the Jacobian does not explode")), _SMALL),
     _five("correlation", 10, "successive gradients correlate at first and soon no more, with a falling deviation",
-          "shape", _decorrelates, _DYNAMICS, "no more: a mean below 0.1 in the last window"),
+          "shape", _decorrelates, _SMALL, "no more: a mean below 0.1 in the last window"),
 )  # fmt: skip
 CLAIMS = (*PERFORMANCE_CLAIMS, *SETS_CLAIMS, *DYNAMICS_CLAIMS)

@@ -10,13 +10,14 @@ The parts of the study, by the field `part`, are:
 * `meta rate` (Figure 9): meta rates and initial learning rates, with the norm of the influence.
 * `norms` (Figure 10): the same norm at one meta rate, the norm of a step's Jacobian, and the correlation of gradients.
 * `program`: the recursion as the published program has it, with and without its cap, and ours with that cap.
+* `choices`: what the text leaves open, changed one at a time (`VARIATIONS`).
 
 At reduced size the net trains on 5,000 images of MNIST, so that it overfits and a weight decay has something to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 
 ALONE, DECAY_RESET, RATE_RESET, OUTER = "left alone", "decay reset", "rate reset", "outer data"
-INFLUENCE, META, NORMS, PROGRAM_PART = "influence reset", "meta rate", "norms", "program"
+INFLUENCE, META, NORMS, PROGRAM_PART, CHOICES = "influence reset", "meta rate", "norms", "program", "choices"
 CAPPED, PROGRAM, UNCAPPED = "OHO, capped", "program", "program, no cap"
 CAP = 2e-4
 """Cap of the weight decay in the published program, the value of `OhoProgram`."""
@@ -83,6 +84,15 @@ SIZES = {
         _MNIST, 5, (3, 5, 9, 18, 27), (100, 500, 1000), (1, 10, 100, 1000), (1e-3, 1e-2, 0.1), (5e-6, 5e-4, 5e-3)
     ),
 }
+VARIATIONS: dict[str, dict[str, float]] = {
+    "half the batch": {"batch": 0.5},
+    "twice the epochs": {"epochs": 2},
+    "ten times the meta rate": {"meta_rate": 10.0},
+    "a tenth of the initial rate": {"lr": 0.1},
+    "one more layer": {"layers": 1.25},
+}
+"""Fields that the text leaves open or gives twice, with the factor by which each is changed."""
+
 RATE_AFTER = 0.2
 """To this learning rate Figure 6 resets, from an initial one of 0.1."""
 
@@ -105,8 +115,15 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     kinds += [replace(base, part=OUTER, outer_batch=b) for b in sizes.outer_batches[1:]]
     kinds += [replace(base, part=OUTER, method=STEP)]
     kinds += [replace(base, part=PROGRAM_PART, method=m) for m in (PROGRAM, UNCAPPED, CAPPED)]
+    kinds += [varied(base, changes) for changes in VARIATIONS.values()]
     blocks = blocks_of(sizes.seeds, seed)
     return [replace(kind, seed=s, order=o) for block in blocks for kind in kinds for s, o in block]
+
+
+def varied(base: Config, factors: Mapping[str, float]) -> Config:
+    """Return a run of the part `choices`, with fields multiplied by factors; whole numbers stay whole."""
+    values = {name: type(getattr(base, name))(getattr(base, name) * factor) for name, factor in factors.items()}
+    return replace(base, part=CHOICES, **values)
 
 
 def _resets(sizes: Sizes, base: Config, part: str, name: Any, to: float) -> list[Config]:

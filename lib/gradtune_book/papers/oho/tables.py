@@ -315,7 +315,25 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
 def program_form(frame: pd.DataFrame) -> pd.DataFrame:
     """Return losses and final hyperparameters of OHO left alone beside the program's forms, over seeds."""
-    one = part(frame, dynamics.ALONE, dynamics.PROGRAM_PART)
-    ends = {name: [_last(v) for v in one[c]] for name, c in (("rate", "lr_0"), ("decay", "decay_0"))}
+    return _ends(part(frame, dynamics.ALONE, dynamics.PROGRAM_PART), "method")
+
+
+def choices(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return losses and final hyperparameters where one open choice at a time is changed, over seeds."""
+    one, fields = part(frame, dynamics.ALONE, dynamics.CHOICES), [*{n for v in dynamics.VARIATIONS.values() for n in v}]
+    alone = one[one["part"] == dynamics.ALONE] if len(one) else one
+    if alone.empty:
+        return alone
+    base = alone.iloc[0]
+
+    def name(run: pd.Series) -> str:
+        changed = {n for n in fields if run[n] != base[n]}
+        return next((title for title, v in dynamics.VARIATIONS.items() if set(v) == changed), "as chosen")
+
+    return _ends(one.assign(choice=[name(run) for _, run in one.iterrows()]), "choice")
+
+
+def _ends(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    ends = {name: [_last(v) for v in frame[c]] for name, c in (("rate", "lr_0"), ("decay", "decay_0"))}
     columns = {LOSS: LOSS, "rate": "final learning rate", "decay": "final weight decay"}
-    return means(one.assign(**ends), "method", columns)
+    return means(frame.assign(**ends), by, columns)
