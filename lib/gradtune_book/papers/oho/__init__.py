@@ -1,4 +1,4 @@
-"""Online hyperparameter optimisation by real-time recurrent learning (Im, Savin, Cho 2021).
+"""The OHO paper: one training against many, a learning rate for every layer, and the dynamics of the recursion.
 
-Does not belong here: what another paper of the book measures.
+May import the library and the book's rooms below `papers`. Another paper's studies do not belong here.
 """
