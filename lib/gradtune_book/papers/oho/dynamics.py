@@ -39,7 +39,7 @@ from gradtune_book.records.study import Study
 
 ALONE, DECAY_RESET, RATE_RESET, OUTER = "left alone", "decay reset", "rate reset", "outer data"
 INFLUENCE, META, NORMS, PROGRAM_PART, CHOICES = "influence reset", "meta rate", "norms", "program", "choices"
-CAPPED, PROGRAM, UNCAPPED = "OHO, capped", "program", "program, no cap"
+CAPPED, PROGRAM, UNCAPPED = "OHO-capped", "program", "program-uncapped"
 CAP = 2e-4
 """Cap of the weight decay in the published program, the value of `OhoProgram`."""
 

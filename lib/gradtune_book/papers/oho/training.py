@@ -38,7 +38,7 @@ from gradtune_book.tasks.per_run import moved
 from gradtune_book.tasks.resnet18 import resnet18
 
 LR, DECAY = "lr", "weight_decay"
-OHO, SPLIT = "OHO", "OHO, split"
+OHO, SPLIT = "OHO", "OHO-split"
 """The recursion for each set of hyperparameters, and one influence shared out as the published program does."""
 
 RULE = sgd(momentum=False)
