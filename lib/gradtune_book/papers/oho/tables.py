@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from gradtune_book.papers.oho import dynamics
+from gradtune_book import paths
+from gradtune_book.papers.oho import dynamics, layerwise
+from gradtune_book.papers.oho import performance as performance_study
 from gradtune_book.papers.oho.schedules import STEP, WAYS
 from gradtune_book.papers.oho.training import OHO, SPLIT, TARGET
 
@@ -21,6 +23,9 @@ CHANCE = math.log(10)
 
 LOSS, SPREAD, SECONDS = "test loss", "distance from the median", "seconds"
 REACHED, RATE, RATIO = f"share of trainings at {TARGET} or below", "good trainings a minute", "in trainings of Fixed"
+MNIST_ROWS = 50_000
+"""Images of MNIST that train where 10,000 validate."""
+
 TRAININGS, UNTIL = f"trainings until {TARGET}", f"seconds until {TARGET}"
 
 
@@ -33,6 +38,18 @@ def with_loss(frame: pd.DataFrame) -> pd.DataFrame:
 def with_spread(frame: pd.DataFrame, row: str) -> pd.DataFrame:
     """Add `SPREAD`: how far the loss of a run is from the median of its row."""
     return frame.assign(**{SPREAD: (frame[LOSS] - frame.groupby(row)[LOSS].transform("median")).abs()})
+
+
+def settings() -> pd.DataFrame:
+    """Return the settings that the text gives beside those of the studies at the paper's size, and their place."""
+    base, sets, moves = performance_study.SIZES["paper"].base, layerwise.SIZES["paper"], dynamics.SIZES["paper"]
+    ours = (
+        *(base.validation, base.width, base.layers, base.meta_rate, moves.meta_rate, base.lr, base.decay),
+        *(base.outer_batch, TARGET, MNIST_ROWS // base.batch, sets.seeds, moves.base.lr, dynamics.RATE_AFTER),
+    )
+    given = pd.read_csv(paths.published_root() / "oho_settings.csv").set_index("quantity")
+    table = given[["value", "source"]].rename(columns={"value": "paper", "source": "place"})
+    return table.assign(ours=[float(x) for x in ours])[["paper", "ours", "place"]].rename_axis(None)
 
 
 # --- Figures 2 and 3 --------------------------------------------------------------------------------------------------

@@ -127,3 +127,9 @@ def test_the_length_of_a_training_is_judged_by_a_factor_of_two() -> None:
         rows += [_row(seed=s, method="Fixed", cpu_s=1 + 0.01 * rng.standard_normal()) for s in range(5)]
         found = claims.measured(tables.trainings(pd.DataFrame(rows)), "row", [tables.SECONDS])
         assert answer(check, lambda found=found: found).word == word
+
+
+def test_the_studies_have_the_settings_that_the_text_gives() -> None:
+    table = tables.settings()
+    assert len(table) == 13
+    assert table["paper"].tolist() == pytest.approx(table["ours"].tolist())
