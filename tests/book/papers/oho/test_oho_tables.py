@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from gradtune_book.claims import inventory
 from gradtune_book.claims.claim import answer
+from gradtune_book.claims.estimates import Estimates
 from gradtune_book.papers.oho import claims, dynamics, tables
 from gradtune_book.papers.oho.training import OHO
 
@@ -114,7 +116,7 @@ def test_every_figure_with_a_result_has_a_claim() -> None:
 
 def test_nothing_recorded_is_not_run() -> None:
     for claim in claims.CLAIMS:
-        assert answer(claim.check, lambda: claims.Estimates()).word == "not run", claim.id
+        assert answer(claim.check, Estimates).word == "not run", claim.id
 
 
 def test_the_length_of_a_training_is_judged_by_a_factor_of_two() -> None:
@@ -126,7 +128,7 @@ def test_the_length_of_a_training_is_judged_by_a_factor_of_two() -> None:
         rows = [_row(seed=s, cpu_s=ratio + 0.01 * rng.standard_normal()) for s in range(5)]
         rows += [_row(seed=s, method="Fixed", cpu_s=1 + 0.01 * rng.standard_normal()) for s in range(5)]
         found = claims.measured(tables.trainings(pd.DataFrame(rows)), "row", [tables.SECONDS])
-        assert answer(check, lambda found=found: found).word == word
+        assert answer(check, partial(Estimates, found.cells)).word == word
 
 
 def test_the_studies_have_the_settings_that_the_text_gives() -> None:
