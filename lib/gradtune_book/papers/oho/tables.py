@@ -108,7 +108,7 @@ def at_equal_time(frame: pd.DataFrame, draws: int = 2000) -> pd.DataFrame:
     time = one.loc[one["row"] == GLOBAL, SECONDS].mean()
     for row in [r for r in ROWS if r in set(one["row"]) and r != LAYERWISE]:
         own = one[one["row"] == row]
-        fit = max(1, int(time / own[SECONDS].mean() + 0.5)) if row != GLOBAL else 1
+        fit = max(1, int(time / own[SECONDS].mean() + 1e-9)) if row != GLOBAL else 1
         chosen = rng.integers(0, len(own), (draws, fit))
         val, loss = own["val"].fillna(np.inf).to_numpy()[chosen], own[LOSS].to_numpy()[chosen]
         best = loss[np.arange(draws), val.argmin(1)]
