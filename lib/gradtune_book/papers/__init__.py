@@ -23,6 +23,14 @@ class Entry(NamedTuple):
 
 
 STUDIES = {
+    "oho_performance": Entry(
+        "oho.performance",
+        "Figures 2 and 3 of the OHO paper: one training with OHO against searches that train many times",
+    ),
+    "oho_layerwise": Entry("oho.layerwise", "Figures 4 and 5 of the OHO paper: global, layerwise, and sets in between"),
+    "oho_dynamics": Entry(
+        "oho.dynamics", "Figures 6 to 10 of the OHO paper: perturbations, outer data, resets, norms and correlations"
+    ),
     "clip_quadratic": Entry("clip.quadratic", "Table 1 of the Clip paper: five online methods on a quadratic toy"),
     "clip_mnist": Entry(
         "clip.mnist", "Table 2 and Appendix B.1 of the Clip paper: the weight decay of a four-layer net on MNIST"
