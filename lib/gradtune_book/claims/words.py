@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from gradtune_book.claims.claim import Judged, verdict
+from gradtune_book.claims.inventory import Item
 from gradtune_book.claims.judging import ALONE, Answer
 from gradtune_book.notebooks.stats import PLUS_MINUS
 
@@ -97,6 +98,34 @@ def summed_up(judged: Sequence[Judged], item: str) -> str:
     return parts[0] if len(parts) == 1 else f"{whole}: {'. '.join(part[0].upper() + part[1:] for part in parts)}"
 
 
+def about(item: Item, judged: Sequence[Judged]) -> list[Judged]:
+    """Return the answers that count for a figure or table."""
+    return [j for j in judged if j.claim.paper == item.paper and item.item in j.items and not j.claim.sanity]
+
+
+def word_of(item: Item, judged: Sequence[Judged]) -> str:
+    """Return the verdict of a figure or table in a word or two.
+
+    It is a word of `claim.verdict`; "no result" where the item shows none, "not run" where no chapter recomputes it,
+    and "shown" where one does and no claim is about it.
+    """
+    if not item.result:
+        return "no result"
+    if not item.chapter:
+        return "not run"
+    answers = [j.ours for j in about(item, judged)]
+    return verdict(answers) if answers else "shown"
+
+
+def tested_on(judged: Sequence[Judged]) -> str:
+    """Write on what claims were put to the test, and on how many runs: "UCI Energy (n = 200), the paper's size"."""
+    found: dict[str, list[str]] = {}
+    for data, size in dict.fromkeys((j.setting.data, j.setting.size) for j in judged):
+        here = [j.ours for j in judged if (j.setting.data, j.setting.size) == (data, size)]
+        found.setdefault(size, []).append(f"{data}{runs(here)}")
+    return ". ".join(f"{'; '.join(data)}, {size}" for size, data in found.items())
+
+
 def runs(answers: Sequence[Answer]) -> str:
     """Write the numbers of runs that answers rest on, as " (n = 3 to 50)"; nothing where none is known."""
     n = sorted({a.decisive.n for a in answers if a.decisive is not None and a.decisive.n})
@@ -120,3 +149,31 @@ class Shown:
 
     def _verdicts(self) -> list[str]:
         return [f"{item}: {summed_up(self.judged, item)}" for item in self.items]
+
+
+class Opening:
+    """What the opening page of a paper shows: its figures and tables, one a row, and what came out.
+
+    Args:
+        items: The figures and tables of one paper.
+        judged: The answers to its claims.
+    """
+
+    def __init__(self, items: Sequence[Item], judged: Sequence[Judged]) -> None:
+        self.rows = [
+            [item.item, item.shows, word_of(item, judged), tested_on(about(item, judged)) or item.ours, item.chapter]
+            for item in items
+            if item.chapter
+        ]
+        self.missing = [item.item for item in items if word_of(item, judged) == "not run" and not item.chapter]
+
+    def __repr__(self) -> str:
+        return "\n".join([*(f"{name}: {word} [{ours}]" for name, _, word, ours, _ in self.rows), *self._left_out()])
+
+    def _repr_markdown_(self) -> str:
+        head = ["item", "shows", "verdict", "our runs", "chapter"]
+        body = [[*row[:-1], f"{{doc}}`/executed/{row[-1]}`"] for row in self.rows]
+        return "\n".join([table(head, body), "", *self._left_out()])
+
+    def _left_out(self) -> list[str]:
+        return [f"Not run: {', '.join(self.missing)}."] if self.missing else []

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradtune_book.claims import inventory, judging
-from gradtune_book.claims.claim import RULE, Judged, verdict
+from gradtune_book.claims.claim import RULE, Judged
 from gradtune_book.claims.inventory import PAPERS, Item
-from gradtune_book.claims.words import as_markdown, summed_up, table
+from gradtune_book.claims.words import about, as_markdown, summed_up, table, word_of
 from gradtune_book.papers import registry
 
 PICTURE = "verdicts.png"
@@ -50,21 +50,11 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def words_of(item: Item, judged: Sequence[Judged]) -> str:
-    """Return the verdict of an item in a word or two of `WORDS`, "no result" where it shows none."""
-    if not item.result:
-        return "no result"
-    if not item.chapter:
-        return "not run"
-    answers = [j.ours for j in _about(item, judged)]
-    return verdict(answers) if answers else "shown"
-
-
 def count(items: Sequence[Item], judged: Sequence[Judged]) -> dict[str, Counter[str]]:
     """Count the verdicts of each paper's figures and tables; what stands in brackets is left out."""
     out: dict[str, Counter[str]] = {paper: Counter() for paper in PAPERS}
     for item in items:
-        out[item.paper][words_of(item, judged).split(" (")[0]] += 1
+        out[item.paper][word_of(item, judged).split(" (")[0]] += 1
     return out
 
 
@@ -124,8 +114,8 @@ def _overview(items: Sequence[Item], judged: Sequence[Judged]) -> list[str]:
     """Return the table of a paper's figures and tables."""
     body = []
     for item in items:
-        about = _about(item, judged)
-        said = summed_up(about, item.item) if about else words_of(item, judged)
+        of = about(item, judged)
+        said = summed_up(of, item.item) if of else word_of(item, judged)
         where = f"{{doc}}`{item.chapter}`" if item.chapter else "–"
         ours = item.ours or (f"needs {item.needs}" if item.needs else "–")
         setting = f"{item.shows} ({item.setting})" if item.setting else item.shows
@@ -143,8 +133,3 @@ def _claims(judged: Sequence[Judged]) -> list[str]:
         chapters = ", ".join(f"{{doc}}`{n}`" for n in dict.fromkeys(j.claim.notebook for j in of))
         lines += [f"### {paper}: {name}", "", f"Chapter: {chapters}.", "", as_markdown(of), ""]
     return lines or ["No claim of this paper has been put to the test yet."]
-
-
-def _about(item: Item, judged: Sequence[Judged]) -> list[Judged]:
-    """Return the answers that count for an item."""
-    return [j for j in judged if j.claim.paper == item.paper and item.item in j.items and not j.claim.sanity]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from gradtune.errors import unknown
 from gradtune_book import paths
+from gradtune_book.claims import inventory
 from gradtune_book.claims.claim import Claim, Judged, judge
-from gradtune_book.claims.words import Shown
+from gradtune_book.claims.words import Opening, Shown
 from gradtune_book.papers.clip import claims as clip
 from gradtune_book.papers.fds import claims as fds
 from gradtune_book.papers.onepass import claims as onepass
@@ -31,3 +33,20 @@ def _judged(name: str, root: Path) -> list[Judged]:
 def show(notebook: str) -> Shown:
     """Return what a chapter shows: the verdicts of its figures and tables, and a row for each answer."""
     return Shown(answers(notebook))
+
+
+def opening(paper: str) -> Opening:
+    """Return what the opening page of a paper shows: each figure and table, its verdict, our runs and its chapter.
+
+    Args:
+        paper: Short name of the paper, in capitals or not.
+
+    Raises:
+        GradtuneError: There is no such paper; names the nearest.
+    """
+    known = {name.lower(): name for name in inventory.PAPERS}
+    if paper.lower() not in known:
+        raise unknown("paper", paper, known)
+    name = known[paper.lower()]
+    mine = [item for item in inventory.items() if item.paper == name]
+    return Opening(mine, [judged for judged in answers() if judged.claim.paper == name])

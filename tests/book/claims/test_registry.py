@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gradtune.errors import GradtuneError
 from gradtune_book.claims import inventory
 from gradtune_book.claims.claim import Claim, Setting, answer
 from gradtune_book.claims.estimates import Estimate, Estimates
+from gradtune_book.claims.words import word_of
 from gradtune_book.papers import registry
 from tools import ROOT
 
@@ -121,3 +123,19 @@ def moves(table: Estimates, row: str, column: str) -> Iterator[Estimates]:
 def test_nothing_recorded_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path))
     assert {judged.ours.word for judged in registry.answers()} == {"not run"}
+
+
+@pytest.mark.parametrize("paper", inventory.PAPERS)
+def test_an_opening_page_says_of_each_item_what_the_page_of_verdicts_says(paper: str) -> None:
+    items, judged = [item for item in inventory.items() if item.paper == paper], registry.answers()
+    shown, text = registry.opening(paper.lower()), registry.opening(paper)._repr_markdown_()
+    assert [row[0] for row in shown.rows] == [item.item for item in items if item.chapter]
+    for item in items:
+        row = next((line for line in text.splitlines() if line.startswith(f"| {item.item} |")), "")
+        assert (word_of(item, judged) in row and f"`/executed/{item.chapter}`" in row) if item.chapter else not row
+        assert (item.item in text.rsplit("Not run:", 1)[-1]) or item.chapter or not item.result
+
+
+def test_an_opening_page_of_no_paper_is_an_error() -> None:
+    with pytest.raises(GradtuneError, match="did you mean 'clip'"):
+        registry.opening("clib")

@@ -3,6 +3,8 @@
 Every run has a partner, the run of the same seed with the choices of this book. Both have the same initial
 hyperparameters, and the same initial weights unless these are what is changed. The page "What the papers leave out"
 describes the choices.
+
+The splits alone are also run on Kin8nm and UCI Power, whose published averages are those of one split.
 """
 
 from __future__ import annotations
@@ -87,22 +89,27 @@ class Sizes:
     splits: int  # data splits, the first of them this book's
     split_runs: int  # initialisations for each of the others
     steps: int  # training steps a run
+    other_sets: tuple[str, ...] = ()  # sets of which the splits alone are run, the first of them too
 
 
 SIZES = {
     "smoke": Sizes("diabetes", 2, 2, 2, 20),
     "laptop": Sizes("energy", 20, 5, 10, 4000),
-    "paper": Sizes("energy", 100, 20, 10, 4000),
+    "paper": Sizes("energy", 100, 20, 10, 4000, ("kin8nm", "power")),
 }
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Configurations choice by choice, then split by split."""
+    """Configurations choice by choice, then split by split, then the splits of the other sets."""
     first = Config(METHOD, seed, sizes.dataset, sizes.steps)
     out = [replace(first, choice=c, seed=seed + k) for c in CHOICES if c != SPLIT for k in range(sizes.runs)]
     other = replace(first, choice=SPLIT)
-    splits = range(1, sizes.splits)
-    return out + [replace(other, split=s, seed=seed + k) for s in splits for k in range(sizes.split_runs)]
+    few, splits = range(seed, seed + sizes.split_runs), range(1, sizes.splits)
+    out += [replace(other, split=s, seed=k) for s in splits for k in few]
+    for name in sizes.other_sets:
+        out += [replace(first, dataset=name, seed=k) for k in few]
+        out += [replace(other, dataset=name, split=s, seed=k) for s in splits for k in few]
+    return out
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
@@ -132,6 +139,11 @@ STUDY = Study("uci_choices", Config, SIZES, configs, run, chunk=50)
 
 
 # --- what the notebook reads off the runs -----------------------------------------------------------------------------
+
+
+def on(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """The runs on one set."""
+    return frame[frame["dataset"] == dataset] if len(frame) else frame
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
