@@ -1,8 +1,8 @@
 """Sets of small images as they are distributed: where each lies, whether it is intact, its pixels and its classes.
 
 This is the one place that reads images. How they are split and standardised is for `tasks.images` and `tasks.fashion`.
-MNIST, Fashion-MNIST and CIFAR-10 lie below the data root as torchvision puts them, SVHN in the folder `SVHN` there.
-They are read by torchvision. CIFAR-10 may also be a folder of image files by class. Nothing is downloaded here.
+MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 lie below the data root as torchvision puts them, SVHN in the folder `SVHN`
+there. They are read by torchvision. CIFAR-10 may also be a folder of image files by class. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ TITLES = {
     "mnist": "MNIST",
     "fashion": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
     "svhn": "SVHN",
     "svhn_like": "svhn_like: scikit-learn's digits on its photographs (embedded stand-in for SVHN)",
 }
@@ -45,8 +46,8 @@ class ImageSet(NamedTuple):
         test: Test images, in the same form.
         top: Largest value that a pixel can have.
         caption: Name and size of the set, for captions.
-        sha256: SHA-256 of what was read. It is "" for CIFAR-10 and SVHN, whose files torchvision verifies, for CIFAR-10
-            as image files, which have no known checksum, and for `svhn_like`, whose photographs may differ in the last
+        sha256: SHA-256 of what was read. It is "" for CIFAR-10, CIFAR-100 and SVHN, whose files torchvision verifies, for
+            CIFAR-10 as image files, which have no known checksum, and for `svhn_like`, whose photographs may differ in the last
             bit from one decoder to another.
     """
 
@@ -71,6 +72,8 @@ def present(name: str) -> bool:
         return _idx_file(name, "train-images-idx3-ubyte") is not None
     if name == "svhn":
         return (paths.data_root() / "SVHN" / "train_32x32.mat").is_file()
+    if name == "cifar100":
+        return (paths.data_root() / "cifar-100-python").is_dir()
     return name in _EMBEDDED or _cifar_at() is not None
 
 
@@ -171,6 +174,8 @@ def _how(name: str) -> str:
     where = f"{str(paths.data_root())!r}, download=True"
     if name == "cifar10":
         return f"run torchvision.datasets.CIFAR10({where}) or put images in cifar10/{{train,test}}/<class>/ there"
+    if name == "cifar100":
+        return f"run torchvision.datasets.CIFAR100({where})"
     if name == "svhn":
         folder = str(paths.data_root() / "SVHN")
         return f"run torchvision.datasets.SVHN({folder!r}, split, download=True) for the splits train and test"
@@ -256,7 +261,7 @@ def _idx_read(name: str, stem: str) -> tuple[Tensor, str]:
         raise GradtuneError(f"{path} is truncated or no IDX file ({reason}); {_how(name)} to get it again") from error
 
 
-# --- CIFAR-10 ---------------------------------------------------------------------------------------------------------
+# --- CIFAR-10 and CIFAR-100 -------------------------------------------------------------------------------------------
 
 
 def _cifar_at() -> Path | None:
@@ -267,7 +272,7 @@ def _cifar_at() -> Path | None:
 
 
 def _cifar(name: str) -> ImageSet:
-    parts = [_torchvision(paths.data_root(), train) for train in (True, False)]
+    parts = [_torchvision(name, train) for train in (True, False)]
     return _whole(name, parts[0], parts[1], "")
 
 
@@ -277,14 +282,15 @@ def _cifar_files(place: Path, rows: int | None, test_rows: int | None) -> ImageS
     return ImageSet(train, test, 255, _caption("CIFAR-10 from image files", all_train + all_test, train, test), "")
 
 
-def _torchvision(root: Path, train: bool) -> Rows:
-    from torchvision.datasets import CIFAR10
+def _torchvision(name: str, train: bool) -> Rows:
+    from torchvision.datasets import CIFAR10, CIFAR100
 
+    root, kind = paths.data_root(), CIFAR100 if name == "cifar100" else CIFAR10
     try:
-        found = CIFAR10(str(root), train=train)
+        found = kind(str(root), train=train)
     except RuntimeError as error:  # torchvision's own words for a wrong checksum
         raise GradtuneError(
-            f"the files in {root / 'cifar-10-batches-py'} are damaged or incomplete; remove them and {_how('cifar10')}"
+            f"the files in {root / kind.base_folder} are damaged or incomplete; remove them and {_how(name)}"
         ) from error
     return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
 
@@ -319,4 +325,5 @@ def _svhn(name: str) -> ImageSet:
     return _whole(name, parts[0], parts[1], "")
 
 
-_READERS: dict[str, Callable[[str], ImageSet]] = {"mnist": _idx, "fashion": _idx, "cifar10": _cifar, "svhn": _svhn}
+_READERS: dict[str, Callable[[str], ImageSet]] = {"mnist": _idx, "fashion": _idx, "svhn": _svhn}
+_READERS |= {"cifar10": _cifar, "cifar100": _cifar}

@@ -64,6 +64,9 @@ STUDIES = {
     "fds_cifar_regret": Entry(
         "fds.cifar_regret", "Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon"
     ),
+    "metaoptimize_continual": Entry(
+        "metaoptimize.continual", "Figures 3, 4, 7 and 8 of the MetaOptimize paper: ten tasks, one image a step"
+    ),
     "starts": Entry(
         "together.starts",
         "All methods with their defaults on six small problems, from learning rates between 1e-6 and 10",
