@@ -46,9 +46,9 @@ class ImageSet(NamedTuple):
         test: Test images, in the same form.
         top: Largest value that a pixel can have.
         caption: Name and size of the set, for captions.
-        sha256: SHA-256 of what was read. It is "" for CIFAR-10, CIFAR-100 and SVHN, whose files torchvision verifies, for
-            CIFAR-10 as image files, which have no known checksum, and for `svhn_like`, whose photographs may differ in the last
-            bit from one decoder to another.
+        sha256: SHA-256 of what was read. It is "" for CIFAR-10, CIFAR-100 and SVHN, whose files torchvision verifies,
+            for CIFAR-10 as image files, which have no known checksum, and for `svhn_like`, whose photographs may differ
+            in the last bit from one decoder to another.
     """
 
     train: Rows

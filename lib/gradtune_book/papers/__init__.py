@@ -64,8 +64,21 @@ STUDIES = {
     "fds_cifar_regret": Entry(
         "fds.cifar_regret", "Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon"
     ),
+    "metaoptimize_framework": Entry(
+        "metaoptimize.framework",
+        "Sections 3 to 6 of the MetaOptimize paper: forward and backward view, the approximations, the discount",
+    ),
     "metaoptimize_continual": Entry(
         "metaoptimize.continual", "Figures 3, 4, 7 and 8 of the MetaOptimize paper: ten tasks, one image a step"
+    ),
+    "metaoptimize_language": Entry(
+        "metaoptimize.language", "Figures 6 and 11 of the MetaOptimize paper: a small decoder on Penn Treebank"
+    ),
+    "metaoptimize_sensitivity": Entry(
+        "metaoptimize.sensitivity", "Section 7.5 of the MetaOptimize paper: meta step, discount and form on MNIST"
+    ),
+    "metaoptimize_cifar": Entry(
+        "metaoptimize.cifar", "Figures 1 and 2 of the MetaOptimize paper: a residual net on CIFAR-10"
     ),
     "starts": Entry(
         "together.starts",

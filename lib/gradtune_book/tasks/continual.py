@@ -120,7 +120,7 @@ def load(name: str, count: int, images: int, test_images: int, size: int) -> Tas
             or pixels.
     """
     resolve(name)
-    if name == "digits" and size != 8 or size < 4 or 32 % size:
+    if (name == "digits" and size != 8) or size < 4 or 32 % size:
         raise GradtuneError(f"{name} was asked for with {size} pixels a side; expected 8 of the digits, else 8, 16, 32")
     sets = {"mixed": MIXED, "digits": ("digits",), "cifar100": ("cifar100",)}[name]
     rounds = -(-count // (len(sets) if name != "cifar100" else count))
