@@ -80,6 +80,9 @@ STUDIES = {
     "metaoptimize_cifar": Entry(
         "metaoptimize.cifar", "Figures 1 and 2 of the MetaOptimize paper: a residual net on CIFAR-10"
     ),
+    "metaoptimize_overhead": Entry(
+        "metaoptimize.overhead", "Table 1 of the MetaOptimize paper: time and memory of an iteration beside AdamW"
+    ),
     "starts": Entry(
         "together.starts",
         "All methods with their defaults on six small problems, from learning rates between 1e-6 and 10",
