@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,18 +70,22 @@ class Sizes:
     test_images: int
     size: int
     width: int
+    shorter: int = 1  # the paper's 50,000 steps over those of this stream
     grid: tuple[float, ...] = GRID
 
 
 SIZES = {
-    "smoke": Sizes("digits", 1, 30, 390, 8, 4, (1e-4, 1e-3)),
-    "laptop": Sizes("auto", 5, 1000, 500, 16, 8),
+    "smoke": Sizes("digits", 1, 30, 390, 8, 4, 100, (1e-4, 1e-3)),
+    "laptop": Sizes("auto", 5, 1000, 500, 16, 8, 5),
     "paper": Sizes("auto", 5, 5000, 1000, 32, 16),
 }
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Return the runs of a scale: the adapted ones, then those of the grid, on the same streams.
+
+    On a shorter stream there are adapted runs with the paper's settings, and others with a meta step and a horizon
+    `1 / (1 - gamma)` that are the same share of the stream as the paper's (`share`).
 
     Args:
         sizes: what the scale sets.
@@ -93,7 +98,19 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
         size["images"] = min(sizes.images, 130)
     seeds = range(seed, seed + sizes.seeds)
     out = [Config(m, s, gamma=1.0 if m == UNDISCOUNTED else 0.999, **size) for m in ADAPTED for s in seeds]
+    if sizes.shorter > 1:
+        scaled = share(sizes.shorter)
+        out += [Config(m, s, **scaled, **size) for m in (SCALAR, BLOCKS) for s in seeds]
     return out + [Config(FIXED, s, lr=lr, **size) for lr in sizes.grid for s in seeds]
+
+
+def share(shorter: int) -> dict[str, Any]:
+    """Return the meta step and the discount that are to a stream so many times shorter what the paper's are to its own.
+
+    A meta step of 1e-3 moves the logarithm of a step size by 50 at most in 50,000 steps; the horizon of the discount
+    0.999 is a fiftieth of them.
+    """
+    return {"meta_step": 1e-3 * shorter, "gamma": max(0.9, 1 - 1e-3 * shorter)}
 
 
 def optimiser(c: Config, blocks: Sequence[Sequence[nn.Parameter]]) -> Optimizer:
