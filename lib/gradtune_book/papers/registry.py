@@ -12,9 +12,10 @@ from gradtune_book.claims.claim import Claim, Judged, judge
 from gradtune_book.claims.words import Opening, Shown
 from gradtune_book.papers.clip import claims as clip
 from gradtune_book.papers.fds import claims as fds
+from gradtune_book.papers.metaoptimize import claims as metaoptimize
 from gradtune_book.papers.onepass import claims as onepass
 
-CLAIMS: tuple[Claim, ...] = (*clip.CLAIMS, *onepass.CLAIMS, *fds.CLAIMS)
+CLAIMS: tuple[Claim, ...] = (*clip.CLAIMS, *onepass.CLAIMS, *fds.CLAIMS, *metaoptimize.CLAIMS)
 """The claims of all papers, in the order of the chapters."""
 
 
