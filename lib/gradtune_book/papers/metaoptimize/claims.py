@@ -24,9 +24,9 @@ SHARE, TEST, RISES, SLOPES = (
 )
 
 
-def continual_estimates(scaled: bool) -> Estimates:
+def continual_estimates(scaled: bool, start: float) -> Estimates:
     """Read the passes off the records, with the paper's settings or with their share of a shorter stream."""
-    runs = tables.passes(store.load(continual.STUDY, "laptop"), scaled)
+    runs = tables.passes(store.load(continual.STUDY, "laptop"), scaled, start)
     if runs.empty or continual.BLOCKS not in set(runs["row"]):
         return Estimates()
     named = runs.rename(columns={"cumulative": SHARE, "test_accuracy": TEST})
@@ -39,12 +39,14 @@ def continual_estimates(scaled: bool) -> Estimates:
 
 
 _PASSES = "ten tasks from MNIST, Fashion-MNIST and CIFAR-10, a fifth of the paper's steps"
-_SCALED = Setting(
-    "laptop",
-    f"{_PASSES}, meta step and horizon the same share of the stream",
-    remembered(partial(continual_estimates, True)),
+_SCALED, _PRINTED, _FROM_BEST = (
+    Setting("laptop", f"{_PASSES}, {words}", remembered(partial(continual_estimates, scaled, start)))
+    for words, scaled, start in (
+        ("from 1e-4, meta step and horizon the same share of the stream", True, 1e-4),
+        ("from 1e-4, meta step and discount as printed", False, 1e-4),
+        ("from the best fixed step size, meta step and discount as printed", False, 1e-3),
+    )
 )
-_PRINTED = Setting("laptop", f"{_PASSES}, meta step 1e-3 as printed", remembered(partial(continual_estimates, False)))
 
 
 def _positive(columns: tuple[str, ...], t: Estimates) -> Finding:
@@ -58,7 +60,7 @@ def _negative(column: str, t: Estimates) -> Finding:
 def _of_continual(
     name: str, place: str, items: tuple[str, ...], statement: str, kind: Kind, check: Check, both: bool = True
 ) -> Claim:
-    settings = (_SCALED, _PRINTED) if both else (_PRINTED,)
+    settings = (_SCALED, _PRINTED, _FROM_BEST) if both else (_PRINTED,)
     claim, notebook = f"metaoptimize-continual-{name}", "metaoptimize_continual"
     return Claim(claim, "MetaOptimize", place, items, statement, kind, check, notebook, settings)
 

@@ -73,20 +73,21 @@ def discounted(frame: pd.DataFrame, problem: str) -> pd.DataFrame:
 # --- continual --------------------------------------------------------------------------------------------------------
 
 
-def passes(frame: pd.DataFrame, scaled: bool) -> pd.DataFrame:
-    """Return the passes of AdamW and of MetaOptimize with the paper's meta step and discount, or with their share.
+def passes(frame: pd.DataFrame, scaled: bool, start: float = continual.Config.lr) -> pd.DataFrame:
+    """Return the passes of AdamW, and of MetaOptimize with the paper's meta step and discount, or with their share.
 
     The column `row` has the method, of AdamW with its step size; the best fixed one is there again as `BEST`.
 
     Args:
         frame: runs of the study.
         scaled: whether the meta step and the horizon are the same share of the stream as in the paper.
+        start: step size that MetaOptimize starts from.
     """
     if frame.empty:
         return frame
     fixed = frame[frame["method"] == continual.FIXED]
     adapted = frame[frame["method"] != continual.FIXED]
-    adapted = adapted[(adapted["meta_step"] == 1e-3) != scaled]
+    adapted = adapted[((adapted["meta_step"] == 1e-3) != scaled) & (adapted["lr"] == start)]
     fixed = fixed.assign(row=[f"{continual.FIXED}, {lr:g}" for lr in fixed["lr"]])
     best = fixed[fixed["lr"] == best_of(fixed, "cumulative", False)] if len(fixed) else fixed
     return pd.concat([adapted.assign(row=adapted["method"]), best.assign(row=BEST), fixed])
