@@ -38,13 +38,12 @@ def continual_estimates(scaled: bool, start: float) -> Estimates:
     )
 
 
-_PASSES = "ten tasks from MNIST, Fashion-MNIST and CIFAR-10, a fifth of the paper's steps"
 _SCALED, _PRINTED, _FROM_BEST = (
-    Setting("laptop", f"{_PASSES}, {words}", remembered(partial(continual_estimates, scaled, start)))
+    Setting("laptop", f"ten mixed tasks, {words}", remembered(partial(continual_estimates, scaled, start)))
     for words, scaled, start in (
-        ("from 1e-4, meta step and horizon the same share of the stream", True, 1e-4),
-        ("from 1e-4, meta step and discount as printed", False, 1e-4),
-        ("from the best fixed step size, meta step and discount as printed", False, 1e-3),
+        ("settings scaled to the shorter stream", True, 1e-4),
+        ("settings as printed", False, 1e-4),
+        ("settings as printed from the best fixed step size", False, 1e-3),
     )
 )
 
@@ -140,7 +139,7 @@ def language_estimates() -> Estimates:
 _PTB = (
     Setting(
         "laptop",
-        "a small decoder on 200,000 words of Penn Treebank in the place of TinyStories, 1,000 steps, meta step 0.02",
+        "a small decoder on 200,000 words of Penn Treebank",
         remembered(language_estimates),
     ),
 )

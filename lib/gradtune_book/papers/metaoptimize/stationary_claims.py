@@ -37,7 +37,7 @@ def robust_estimates() -> Estimates:
     return measured(both, "row", [ACCURACY], instance="seed")
 
 
-_SMALL = "a small residual net on 5,000 images of CIFAR-10, 300 steps, meta step 0.04"
+_SMALL = "a small residual net on 5,000 images of CIFAR-10"
 _CIFAR = (Setting("laptop", _SMALL, remembered(cifar_estimates)),)
 _ROBUST = (Setting("laptop", _SMALL, remembered(robust_estimates)),)
 
