@@ -72,7 +72,7 @@ class Sizes:
     bases: tuple[str, ...] = ("AdamW", "Lion", "RMSprop", "SGDm")
     grid: tuple[float, ...] = GRID
     robust: tuple[float, ...] = ROBUST
-    peaks: tuple[float, ...] = (1e-3, 1e-2)
+    peaks: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
 
 
 SIZES = {

@@ -32,7 +32,7 @@ from gradtune_book.tasks.decoder import Decoder, Shape
 GRID = (1e-4, 1e-3, 1e-2, 1e-1)
 """Fixed step sizes; the paper's grid but for its smallest, 1e-5."""
 
-PEAKS = (1e-3, 1e-2)
+PEAKS = (1e-3, 1e-2, 1e-1)
 """Highest step sizes of the schedule."""
 
 PAIRS = (("AdamW", "Adam"), ("Lion", "Lion"))

@@ -29,12 +29,33 @@ def best_of(fixed: pd.DataFrame, column: str, lowest: bool) -> float:
 
 
 def summary(frame: pd.DataFrame, row: str, columns: Sequence[str], digits: int = 3) -> pd.DataFrame:
-    """Return means and standard errors over seeds as text, and numbers of runs, a row for each value of `row`."""
+    """Return means and standard errors over seeds as text, and numbers of runs, a row for each value of `row`.
+
+    Of step sizes (`final_lr`) it is the geometric mean, without an error.
+    """
     groups = frame.groupby(row, sort=False)
-    cells = {c: {name: plus_minus(*mean_error(g[c])[:2], digits) for name, g in groups} for c in columns}
-    out = pd.DataFrame(cells).rename_axis(None)
+    cells = {c: {name: _cell(g[c], c, digits) for name, g in groups} for c in columns}
+    out = pd.DataFrame(cells).rename_axis(None).rename(columns=READ)
     out["runs"] = groups.size()
     return out
+
+
+def _cell(values: pd.Series, column: str, digits: int) -> str:
+    if column == "final_lr":
+        return f"{np.exp(np.log(values.astype(float)).mean()):.2g}"
+    return plus_minus(*mean_error(values)[:2], digits)
+
+
+READ = {
+    "loss": "mean loss",
+    "late_loss": "late loss",
+    "test_loss": "test loss",
+    "cumulative": "cumulative accuracy",
+    "test_accuracy": "test accuracy",
+    "late_accuracy": "training accuracy",
+    "final_lr": "step size at the end",
+}
+"""Columns as tables call them."""
 
 
 # --- framework --------------------------------------------------------------------------------------------------------
