@@ -77,7 +77,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("digits", 1, None, 8, 4, 20, 10, 0.1, ("AdamW",), (1e-3, 1e-2), (1e-4,), (1e-2,)),
-    "laptop": Sizes("auto", 3, 5000, 16, 4, 32, 300, 0.04),
+    "laptop": Sizes("auto", 3, 5000, 16, 4, 32, 200, 0.06),
     "paper": Sizes("auto", 3, None, 32, 64, 100, 50_000, 1e-3),
 }
 

@@ -29,6 +29,8 @@ def above(rows: Sequence[str], other: str, column: str, t: Estimates) -> Finding
 
 
 LOSS, ORDER, GAP = "mean loss", "order", "relative gap of the loss"
+NEAR_TWO = 0.1
+"""How near 2 the order of each stream has to be."""
 
 
 def framework_estimates(problem: str) -> Estimates:
@@ -42,8 +44,8 @@ def framework_estimates(problem: str) -> Estimates:
     full = runs[runs["method"] == "full"].set_index(["base", "seed"])["loss"]
     gaps = (free / full - 1).abs().rename(GAP).reset_index()
     views = frame[(frame["method"] == framework.VIEWS) & (frame["problem"] == problem)]
-    orders = measured(views.assign(row="views"), "row", [ORDER])
-    return joined(losses, measured(gaps, "base", [GAP], instance="seed"), Estimates(orders.cells, paired=True))
+    counts = {ORDER: (int(views["order"].sub(2).abs().lt(NEAR_TWO).sum()), len(views))}
+    return joined(losses, measured(gaps, "base", [GAP], instance="seed"), Estimates(paired=True, counts=counts))
 
 
 _STREAMS = tuple(
@@ -53,18 +55,14 @@ _STREAMS = tuple(
 
 
 def _second_order(t: Estimates) -> Finding:
-    return Finding((judging.near_limit(t.at("views", ORDER), 2, 0.1, "order in the meta step − 2"),))
+    return Finding((judging.share(t.count(ORDER), 1, f"streams on which the order is within {NEAR_TWO:g} of 2"),))
 
 
-def _alike(first: str, second: str, t: Estimates) -> Finding:
-    return Finding(tuple(close(t, f"{b}, {first}", f"{b}, {second}", LOSS) for b in framework.RULES))
-
-
-def _no_worse(t: Estimates) -> Finding:
+def _no_worse(first: str, second: str, t: Estimates) -> Finding:
     found = []
     for base in framework.RULES:
-        a, b = (t.at(f"{base}, {level}", LOSS) for level in ("L", "2x2"))
-        found.append(judging.below(a, b, f"{base}: L − {1 + CLOSE:g} × 2x2, {LOSS}", t.paired, 1 + CLOSE))
+        a, b = (t.at(f"{base}, {level}", LOSS) for level in (first, second))
+        found.append(judging.below(a, b, f"{base}: {first} − {1 + CLOSE:g} × {second}, {LOSS}", t.paired, 1 + CLOSE))
     return Finding(tuple(found))
 
 
@@ -81,7 +79,7 @@ def _of_framework(name: str, place: str, statement: str, kind: Kind, check: Chec
     )
 
 
-_WITHIN = "close: mean losses within 2.5 per cent, for SGD, RMSprop and AdamW each"
+_WITHIN = "a mean loss no more than 2.5 per cent above, for SGD, RMSprop and AdamW each"
 
 FRAMEWORK = (
     _of_framework(
@@ -95,8 +93,8 @@ FRAMEWORK = (
         "2x2",
         "Section 5",
         "leaving Q out (2x2) often has a negligible impact on performance",
-        "equality",
-        partial(_alike, "2x2", "full"),
+        "order",
+        partial(_no_worse, "2x2", "full"),
         _WITHIN,
     ),
     _of_framework(
@@ -104,15 +102,15 @@ FRAMEWORK = (
         "Section 5",
         "the L-approximation often matches the performance of the 2x2 approximation",
         "order",
-        _no_worse,
-        "matches: no more than 2.5 per cent above, for SGD, RMSprop and AdamW each",
+        partial(_no_worse, "L", "2x2"),
+        _WITHIN,
     ),
     _of_framework(
         "free",
         "Section 6",
         "the Hessian-free approximation is a good approximation",
-        "equality",
-        partial(_alike, framework.FREE, "full"),
+        "order",
+        partial(_no_worse, framework.FREE, "full"),
         _WITHIN,
     ),
     _of_framework(

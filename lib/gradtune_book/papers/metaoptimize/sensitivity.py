@@ -69,7 +69,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("digits", 1, 300, (1e-3, 2e-2), (1e-4,), (1e-3, 1e-2)),
-    "laptop": Sizes("auto", 3, 10_000),
+    "laptop": Sizes("auto", 3, 3000),
     "paper": Sizes("auto", 5, 30_000),
 }
 

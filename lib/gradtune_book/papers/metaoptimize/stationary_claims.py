@@ -78,7 +78,7 @@ def sensitivity_estimates(steps: int) -> Estimates:
 
 _DIGITS = tuple(
     Setting("laptop", f"a small net on MNIST, {n} steps", remembered(partial(sensitivity_estimates, n)))
-    for n in (1000, 10_000)
+    for n in (1000, 3000)
 )
 NEAR_BEST = 1.25
 """A loss is near the best fixed step's where it exceeds it by less than this factor."""
