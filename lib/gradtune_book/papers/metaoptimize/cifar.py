@@ -61,7 +61,7 @@ class Config:
 class Sizes:
     """What a scale sets: the fields of `Config` that have the same names, seeds, and which runs there are."""
 
-    data: str  # as `images.resolve` takes it
+    data: str  # cifar10 or digits
     seeds: int
     rows: int | None
     size: int
@@ -77,8 +77,8 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("digits", 1, None, 8, 4, 20, 10, 0.1, ("AdamW",), (1e-3, 1e-2), (1e-4,), (1e-2,)),
-    "laptop": Sizes("auto", 3, 5000, 16, 4, 32, 200, 0.06),
-    "paper": Sizes("auto", 3, None, 32, 64, 100, 50_000, 1e-3),
+    "laptop": Sizes("cifar10", 3, 5000, 16, 4, 32, 200, 0.06),
+    "paper": Sizes("cifar10", 3, None, 32, 64, 100, 50_000, 1e-3),
 }
 
 
@@ -90,8 +90,8 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
         seed: first seed; the others follow on.
     """
     size = {n: getattr(sizes, n) for n in ("rows", "size", "width", "batch", "steps")}
-    size["data"] = images.resolve(sizes.data)
-    if size["data"] == "digits":
+    size["data"] = sizes.data
+    if sizes.data == "digits":
         size |= {"rows": None, "size": 8}
     seeds, out = range(seed, seed + sizes.seeds), []
     for base, meta in PAIRS:

@@ -68,7 +68,7 @@ class Config:
 class Sizes:
     """What a scale sets: the fields of `Config` that have the same names, seeds, and the meta step."""
 
-    data: str  # as `text.resolve` takes it
+    data: str  # ptb or markov
     seeds: int
     vocabulary: int
     tokens: int
@@ -85,8 +85,8 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("markov", 1, 200, 6000, 8, 1, 2, 8, 4, 20, 0.05, (1e-3, 1e-2), (1e-2,)),
-    "laptop": Sizes("auto", 3, 500, 200_000, 32, 2, 4, 32, 8, 1000, 0.02),
-    "paper": Sizes("auto", 3, 10_000, 929_589, 288, 6, 6, 256, 128, 30_000, 1e-3),
+    "laptop": Sizes("ptb", 3, 500, 200_000, 32, 2, 4, 32, 8, 1000, 0.02),
+    "paper": Sizes("ptb", 3, 10_000, 929_589, 288, 6, 6, 256, 128, 30_000, 1e-3),
 }
 
 
@@ -98,7 +98,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
         seed: first seed; the others follow on.
     """
     names = ("vocabulary", "tokens", "width", "layers", "heads", "context", "batch", "steps")
-    size = {n: getattr(sizes, n) for n in names} | {"data": text.resolve(sizes.data)}
+    size = {n: getattr(sizes, n) for n in names} | {"data": sizes.data}
     seeds, out = range(seed, seed + sizes.seeds), []
     for base, meta in PAIRS:
         out += [Config(SCALAR, s, base, meta, STARTS[base], sizes.meta_step, **size) for s in seeds]

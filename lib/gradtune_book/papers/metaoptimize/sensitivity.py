@@ -59,7 +59,7 @@ class Config:
 class Sizes:
     """What a scale sets."""
 
-    data: str  # as `images.resolve` takes it
+    data: str  # mnist or digits
     seeds: int
     steps: int
     meta_steps: tuple[float, ...] = META_STEPS
@@ -69,8 +69,8 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("digits", 1, 300, (1e-3, 2e-2), (1e-4,), (1e-3, 1e-2)),
-    "laptop": Sizes("auto", 3, 3000),
-    "paper": Sizes("auto", 5, 30_000),
+    "laptop": Sizes("mnist", 3, 3000),
+    "paper": Sizes("mnist", 5, 30_000),
 }
 
 
@@ -81,7 +81,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
         sizes: what the scale sets.
         seed: first seed; the others follow on.
     """
-    data, seeds = images.resolve(sizes.data, "mnist"), range(seed, seed + sizes.seeds)
+    data, seeds = sizes.data, range(seed, seed + sizes.seeds)
     middle = 1e-4 if 1e-4 in sizes.starts else sizes.starts[0]
     settings = [(lr, eta, 1.0, "ours") for eta in sizes.meta_steps for lr in sizes.starts]
     settings += [(middle, DEFAULT, gamma, "ours") for gamma in GAMMAS]
