@@ -32,26 +32,6 @@ def _band(
 # --- framework --------------------------------------------------------------------------------------------------------
 
 
-def draw_toy(
-    axes: Sequence[Axes], paths: Mapping[float, Sequence[float]], fixed: Mapping[float, float], best: float
-) -> None:
-    """Draw the opening picture: losses of fixed step sizes (left), step sizes that MetaOptimize moves (right).
-
-    Args:
-        axes: two axes.
-        paths: the step size after each step, by where it starts.
-        fixed: mean loss by fixed step size.
-        best: the fixed step size with the lowest loss.
-    """
-    axes[0].loglog(list(fixed), list(fixed.values()), **plots.method_style("SGD"))
-    axes[0].axvline(best, color="black", linewidth=0.8)
-    axes[0].set(xlabel="fixed step size", ylabel="mean loss", title="a search tries many trainings")
-    for path in paths.values():
-        axes[1].semilogy(range(1, len(path) + 1), path, color=plots.method_style("MetaOptimize")["color"])
-    axes[1].axhline(best, color="black", linewidth=0.8)
-    axes[1].set(xlabel="step", ylabel="step size", title="MetaOptimize moves it within one")
-
-
 def draw_views(ax: Axes, frame: pd.DataFrame) -> None:
     """Draw how far the two views end apart, by meta step: a line a stream, and the slope of a square."""
     runs = frame[frame["method"] == framework.VIEWS]

@@ -1,8 +1,8 @@
 """Sections 3 to 6 of the MetaOptimize paper on two small streams: the views, the approximations, the discount.
 
 A run trains with one step size that MetaOptimize moves, from the full matrix G_t ("full"), without Q ("2x2"), without
-how the weights move the meta-parameters either ("L", eq. 15 and 16), or without Hessians ("Hessian-free", Algorithm 3). The method
-"views" measures how far the forward and the backward view end apart.
+how the weights move the meta-parameters either ("L", eq. 15 and 16), or without Hessians ("Hessian-free", Algorithm 3).
+The method "views" measures how far the forward and the backward view end apart.
 """
 
 from __future__ import annotations
