@@ -30,7 +30,7 @@ BOOK = (
     ("data", "records"),
     ("notebooks", "tasks", "checks"),
     ("claims",),
-    ("papers.clip", "papers.fds", "papers.onepass", "papers.together"),
+    ("papers.clip", "papers.fds", "papers.metaoptimize", "papers.onepass", "papers.together"),
     ("papers",),
     ("pages",),
     ("cli",),

@@ -1,8 +1,8 @@
 """Sets of small images as they are distributed: where each lies, whether it is intact, its pixels and its classes.
 
 This is the one place that reads images. How they are split and standardised is for `tasks.images` and `tasks.fashion`.
-MNIST, Fashion-MNIST and CIFAR-10 lie below the data root as torchvision puts them, SVHN in the folder `SVHN` there.
-All are verified: MNIST and Fashion-MNIST by the digest of what their files hold (`idx`), CIFAR-10 and SVHN by
+MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 lie below the data root as torchvision puts them, SVHN in the folder `SVHN`
+there. All are verified: MNIST and Fashion-MNIST by the digest of what their files hold (`idx`), the others by
 torchvision. CIFAR-10 may also be a folder of image files by class (`image_files`). Nothing is downloaded here.
 """
 
@@ -24,6 +24,7 @@ TITLES = {
     "mnist": "MNIST",
     "fashion": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
     "svhn": "SVHN",
     "svhn_like": "svhn_like: scikit-learn's digits on its photographs (embedded stand-in for SVHN)",
 }
@@ -68,6 +69,8 @@ def present(name: str) -> bool:
         return idx.find(name) is not None
     if name == "svhn":
         return (paths.data_root() / "SVHN" / "train_32x32.mat").is_file()
+    if name == "cifar100":
+        return (paths.data_root() / "cifar-100-python").is_dir()
     return name in _EMBEDDED or _cifar_at() is not None
 
 
@@ -168,6 +171,8 @@ def _how(name: str) -> str:
     where = f"{str(paths.data_root())!r}, download=True"
     if name == "cifar10":
         return f"run torchvision.datasets.CIFAR10({where}) or put images in cifar10/{{train,test}}/<class>/ there"
+    if name == "cifar100":
+        return f"run torchvision.datasets.CIFAR100({where})"
     if name == "svhn":
         folder = str(paths.data_root() / "SVHN")
         return f"run torchvision.datasets.SVHN({folder!r}, split, download=True) for the splits train and test"
@@ -219,7 +224,7 @@ def _idx(name: str) -> ImageSet:
     return _whole(name, train, test, digest)
 
 
-# --- CIFAR-10 ---------------------------------------------------------------------------------------------------------
+# --- CIFAR-10 and CIFAR-100 -------------------------------------------------------------------------------------------
 
 
 def _cifar_at() -> Path | None:
@@ -232,7 +237,7 @@ def _cifar_at() -> Path | None:
 
 
 def _cifar(name: str) -> ImageSet:
-    parts = [_torchvision(paths.data_root(), train) for train in (True, False)]
+    parts = [_torchvision(name, train) for train in (True, False)]
     return _whole(name, parts[0], parts[1], _digest(*parts))
 
 
@@ -250,14 +255,15 @@ def _digest(*parts: Rows) -> str:
     return download.digest(shapes.encode() + b"".join(array.tobytes() for array in arrays))
 
 
-def _torchvision(root: Path, train: bool) -> Rows:
-    from torchvision.datasets import CIFAR10
+def _torchvision(name: str, train: bool) -> Rows:
+    from torchvision.datasets import CIFAR10, CIFAR100
 
+    root, kind = paths.data_root(), CIFAR100 if name == "cifar100" else CIFAR10
     try:
-        found = CIFAR10(str(root), train=train)
+        found = kind(str(root), train=train)
     except (RuntimeError, OSError) as error:  # a RuntimeError is torchvision's own word for a wrong checksum
         raise GradtuneError(
-            f"the files in {root / 'cifar-10-batches-py'} are damaged or incomplete; remove them and {_how('cifar10')}"
+            f"the files in {root / kind.base_folder} are damaged or incomplete; remove them and {_how(name)}"
         ) from error
     return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
 
@@ -284,4 +290,5 @@ def _svhn(name: str) -> ImageSet:
     return _whole(name, parts[0], parts[1], _digest(*parts))
 
 
-_READERS: dict[str, Callable[[str], ImageSet]] = {"mnist": _idx, "fashion": _idx, "cifar10": _cifar, "svhn": _svhn}
+_READERS: dict[str, Callable[[str], ImageSet]] = {"mnist": _idx, "fashion": _idx, "svhn": _svhn}
+_READERS |= {"cifar10": _cifar, "cifar100": _cifar}

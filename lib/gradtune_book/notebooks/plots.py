@@ -67,6 +67,16 @@ _LATER = {
     "SGD": (7, 1, 7),
     "MetaOptimize, SGD": (6, 3, 9),
     "ScheduleFree": (1, 4, 3),
+    "full": (0, 0, 0),
+    "2x2": (1, 1, 1),
+    "L": (2, 2, 2),
+    "Hessian-free": (3, 3, 3),
+    "best fixed": (7, 1, 7),
+    "MetaOptimize, scalar": (6, 0, 6),
+    "MetaOptimize, blocks": (4, 3, 4),
+    "MetaOptimize, 2 blocks": (4, 3, 4),
+    "warm-up and cosine": (0, 2, 5),
+    "Lion": (2, 4, 8),
 }
 METHODS |= {
     name: {"color": _PALETTE[colour], "linestyle": _DASHES[dash], "marker": _MARKERS[marker]}

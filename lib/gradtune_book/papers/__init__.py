@@ -72,6 +72,25 @@ STUDIES = {
     "fds_cifar_regret": Entry(
         "fds.cifar_regret", "Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon"
     ),
+    "metaoptimize_framework": Entry(
+        "metaoptimize.framework",
+        "Sections 3 to 6 of the MetaOptimize paper: forward and backward view, the approximations, the discount",
+    ),
+    "metaoptimize_continual": Entry(
+        "metaoptimize.continual", "Figures 3, 4, 7 and 8 of the MetaOptimize paper: ten tasks, one image a step"
+    ),
+    "metaoptimize_language": Entry(
+        "metaoptimize.language", "Figures 6 and 11 of the MetaOptimize paper: a small decoder on Penn Treebank"
+    ),
+    "metaoptimize_sensitivity": Entry(
+        "metaoptimize.sensitivity", "Section 7.5 of the MetaOptimize paper: meta step, discount and form on MNIST"
+    ),
+    "metaoptimize_cifar": Entry(
+        "metaoptimize.cifar", "Figures 1 and 2 of the MetaOptimize paper: a residual net on CIFAR-10"
+    ),
+    "metaoptimize_overhead": Entry(
+        "metaoptimize.overhead", "Table 1 of the MetaOptimize paper: time and memory of an iteration beside AdamW"
+    ),
     "starts": Entry(
         "together.starts",
         "All methods with their defaults on six small problems, from learning rates between 1e-6 and 10",

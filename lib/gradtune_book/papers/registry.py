@@ -12,11 +12,15 @@ from gradtune_book.claims.claim import Claim, Judged, judge
 from gradtune_book.claims.words import Opening, Shown
 from gradtune_book.papers.clip import claims as clip
 from gradtune_book.papers.fds import claims as fds
+from gradtune_book.papers.metaoptimize import claims as metaoptimize
 from gradtune_book.papers.oho import claims as oho
 from gradtune_book.papers.onepass import claims as onepass
 from gradtune_book.papers.together import claims as together
 
-CLAIMS: tuple[Claim, ...] = (*oho.CLAIMS, *clip.CLAIMS, *onepass.CLAIMS, *fds.CLAIMS, *together.CLAIMS)
+CLAIMS: tuple[Claim, ...] = (
+    *(*oho.CLAIMS, *clip.CLAIMS, *fds.CLAIMS, *metaoptimize.CLAIMS, *onepass.CLAIMS),
+    *together.CLAIMS,
+)
 """The claims of all papers, in the order of the chapters, and the book's own."""
 
 

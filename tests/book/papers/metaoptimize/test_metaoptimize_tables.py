@@ -1,0 +1,96 @@
+"""What is read off MetaOptimize's runs, on made-up runs whose answers are known; and the recorded runs."""
+
+from __future__ import annotations
+
+import math
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, overhead, sensitivity, tables
+from gradtune_book.papers.metaoptimize.tables import BEST
+from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR
+from gradtune_book.records import store
+
+
+def test_the_best_fixed_step_size_is_by_the_mean_and_never_one_with_a_nan() -> None:
+    fixed = pd.DataFrame({"lr": [0.1, 0.1, 0.01, 0.01, 1.0, 1.0], "loss": [0.2, 0.6, 0.3, 0.3, 0.1, math.nan]})
+    assert tables.best_of(fixed, "loss", True) == 0.01
+    assert tables.best_of(fixed, "loss", False) == 0.1
+
+
+def test_rows_of_a_study_with_pairs() -> None:
+    rows = [
+        (SCALAR, "Lion", "Lion", 1e-5, 3.0),
+        (BLOCKS, "Lion", "Lion", 1e-5, 2.5),
+        (FIXED, "Lion", "none", 1e-3, 2.0),
+        (FIXED, "Lion", "none", 1e-2, 4.0),
+        (COSINE, "AdamW", "none", 1e-2, 1.0),
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "base", "meta", "lr", "loss"])
+    named = tables.named(frame, "loss", True).set_index("row")["loss"]
+    assert named[f"{SCALAR} (Lion, Lion)"] == 3.0 and named[f"{BLOCKS} (Lion, Lion)"] == 2.5
+    assert named[f"{BEST} Lion"] == 2.0 and named["Lion, fixed 0.01"] == 4.0
+    assert named[f"best {COSINE}"] == 1.0
+    assert tables.named(frame, "loss", False).set_index("row")["loss"][f"{BEST} Lion"] == 4.0
+
+
+def test_movements_of_step_sizes() -> None:
+    """Ten tasks: within each the step size rises by a tenth after its start, and over them it falls by a half each."""
+    n = continual.READINGS
+    path = np.array([0.5**task * np.array([1.0, *[1.1] * (n - 1)]) for task in range(10)])
+    run: dict[str, object] = {"row": continual.BLOCKS}
+    for block, values in ((0, path), (1, 1 / path)):
+        for piece in range(5):
+            run[f"lr_{block}_{piece}"] = values[2 * piece : 2 * piece + 2].ravel().tolist()
+    found = tables.movements(pd.DataFrame([run])).iloc[0]
+    assert found["rise_0"] == pytest.approx(math.log(1.1)) and found["rise_1"] == pytest.approx(-math.log(1.1))
+    assert found["slope_0"] == pytest.approx(8 * math.log(0.5)) and found["slope_1"] == pytest.approx(
+        -8 * math.log(0.5)
+    )
+
+
+def test_passes_are_told_apart_by_setting_and_start() -> None:
+    def one(method: str, meta_step: float, lr: float, value: float) -> dict[str, object]:
+        return {"method": method, "meta_step": meta_step, "lr": lr, "cumulative": value, "seed": 0}
+
+    frame = pd.DataFrame(
+        [
+            one(continual.SCALAR, 1e-3, 1e-4, 0.1),
+            one(continual.SCALAR, 5e-3, 1e-4, 0.2),
+            one(continual.SCALAR, 1e-3, 1e-3, 0.3),
+            one(continual.FIXED, 1e-3, 1e-3, 0.4),
+            one(continual.FIXED, 1e-3, 1e-2, 0.5),
+        ]
+    )
+    for scaled, start, value in ((False, 1e-4, 0.1), (True, 1e-4, 0.2), (False, 1e-3, 0.3)):
+        rows = tables.passes(frame, scaled, start).set_index("row")["cumulative"]
+        assert rows[continual.SCALAR] == value and rows[BEST] == 0.5 and rows["AdamW, 0.001"] == 0.4
+
+
+def test_serving_is_the_loss_over_the_best_fixed_one_at_each_number_of_steps() -> None:
+    shared = {"gamma": 1.0, "form": "ours", "steps": 300, "seed": 0}
+    frame = pd.DataFrame(
+        [
+            {"method": "MetaOptimize", "lr": 1e-4, "meta_step": 1e-3, "val_100": 2.0, "val_300": 1.5} | shared,
+            {"method": "AdamW", "lr": 1e-2, "meta_step": 0.0, "val_100": 1.0, "val_300": 1.0} | shared,
+            {"method": "AdamW", "lr": 1e-3, "meta_step": 0.0, "val_100": 1.6, "val_300": 0.5} | shared,
+        ]
+    )
+    found = tables.serving(frame)
+    assert found.loc[("0.0001", "0.001")].tolist() == [2.0, 3.0]
+
+
+def test_the_published_table() -> None:
+    table = tables.published_overhead()
+    assert table.loc["MetaOptimize (AdamW, Lion)", ["ImageNet, time", "TinyStories, time"]].tolist() == [44, 13]
+    assert len(table) == 6
+
+
+@pytest.mark.parametrize("study", [framework, continual, language, overhead, sensitivity, cifar])
+def test_laptop_scale_is_recorded_in_full_from_clean_checkouts(study: types.ModuleType) -> None:
+    frame = store.load(study.STUDY, "laptop")
+    assert len(frame) == len(study.configs(study.SIZES["laptop"]))
+    assert not frame["dirty"].any()

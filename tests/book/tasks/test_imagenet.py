@@ -1,0 +1,52 @@
+"""ImageNet's loader on a tiny folder in the form of the real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gradtune.errors import GradtuneError
+from gradtune_book.tasks.imagenet import DEVIATION, MEAN, ImageNet
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes of five images each, as large as they come and with a colour of their own."""
+    monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path))
+    for part in ("train", "val"):
+        for k, name in enumerate(("n01440764", "n01443537")):
+            folder = tmp_path / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for number in range(5):
+                Image.new("RGB", (40 + number, 30), (200 * k, 100, 50)).save(folder / f"{name}_{number}.JPEG")
+    return tmp_path
+
+
+def test_images_classes_and_standardisation(root: Path) -> None:
+    part = ImageNet("val", size=16)
+    assert len(part) == 10 and part.classes == ("n01440764", "n01443537")
+    x, y = next(part.batches(4))
+    assert x.shape == (4, 3, 16, 16) and y.tolist() == [0, 0, 0, 0]
+    expected = [(c / 255 - m) / d for c, m, d in zip((0, 100, 50), MEAN, DEVIATION, strict=True)]
+    assert torch.allclose(x[0].mean((1, 2)), torch.tensor(expected), atol=0.03)
+    assert [len(b[1]) for b in part.batches(4)] == [4, 4, 2]
+
+
+def test_training_batches_are_drawn_from_the_seed(root: Path) -> None:
+    part = ImageNet("train", size=16)
+    before = torch.random.get_rng_state()
+    first, again, other = (list(part.batches(4, seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len(first) == 2
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert [b[1].tolist() for b in first] != [b[1].tolist() for b in other]
+
+
+def test_what_is_absent_is_said(root: Path) -> None:
+    with pytest.raises(GradtuneError, match="unknown part of ImageNet 'test'"):
+        ImageNet("test")
+    with pytest.raises(GradtuneError, match="has no images by class"):
+        ImageNet("train", root=root / "elsewhere")
