@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from gradtune_book.records.store import NOTHING
+
 
 class Table:
     """A table with a caption, whose numbers have few digits, as a notebook shows it.
@@ -79,3 +81,16 @@ def where(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(index=pd.Index([], name="no run is recorded yet"))
     groups = frame.groupby(["device", "commit", "dirty"], dropna=False)
     return groups.agg(runs=("seed", "size"), first=("date", "min"), last=("date", "max")).reset_index().T
+
+
+def sources(frame: pd.DataFrame) -> Table | str:
+    """Return what `where` tells as a table with a caption, a row a commit; a sentence where no run is recorded.
+
+    Args:
+        frame: The runs, from `store.load`.
+    """
+    if frame.empty:
+        return NOTHING
+    rows = where(frame).T.assign(commit=lambda t: t["commit"].str[:12]).set_index("commit")
+    rows[["first", "last"]] = rows[["first", "last"]].apply(lambda column: column.astype(str).str[:10])
+    return Table(rows, "Recorded runs by commit: device, whether files had changed since, runs, and their dates.")
