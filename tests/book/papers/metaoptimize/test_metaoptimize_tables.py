@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradtune_book.papers.metaoptimize import continual, framework, language, overhead, sensitivity, tables
+from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, overhead, sensitivity, tables
 from gradtune_book.papers.metaoptimize.tables import BEST
 from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR
 from gradtune_book.records import store
@@ -89,7 +89,7 @@ def test_the_published_table() -> None:
     assert len(table) == 6
 
 
-@pytest.mark.parametrize("study", [framework, continual, language, overhead, sensitivity])
+@pytest.mark.parametrize("study", [framework, continual, language, overhead, sensitivity, cifar])
 def test_laptop_scale_is_recorded_in_full_from_clean_checkouts(study: types.ModuleType) -> None:
     frame = store.load(study.STUDY, "laptop")
     assert len(frame) == len(study.configs(study.SIZES["laptop"]))
