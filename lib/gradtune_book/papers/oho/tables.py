@@ -214,8 +214,9 @@ def resets(frame: pd.DataFrame, name: str, later: float = 0.1) -> pd.DataFrame:
     """Return what becomes of a reset, run by run (Figure 6).
 
     `BACK` is the distance of the hyperparameter from that of the same run left alone, a share `later` of the training
-    after the reset, divided by the distance that the reset made. It is NaN where the reset moved nothing. `SWING` is
-    the mean size of the change of the test loss between two readings after the reset.
+    after the reset, divided by the distance that the reset made. It is NaN where the reset moved the hyperparameter by
+    less than a tenth of its largest value in the run left alone. `SWING` is the mean size of the change of the test
+    loss between two readings after the reset.
 
     Args:
         frame: Runs of the study `oho_dynamics`.
@@ -234,7 +235,8 @@ def resets(frame: pd.DataFrame, name: str, later: float = 0.1) -> pd.DataFrame:
         then = min(len(steps) - 1, at + max(1, round(later * (len(steps) - 1))))
         values, still = (np.array(x, dtype=float) for x in (run[curve], alone[run["seed"]]))
         jump = abs(run["to"] - still[at])
-        back = abs(values[then] - still[then]) / jump if jump > 0 else math.nan
+        moved = jump > 0.1 * np.nanmax(np.abs(still))
+        back = abs(values[then] - still[then]) / jump if moved else math.nan
         losses = np.array(run["test_curve"], dtype=float)[at:]
         swing = np.abs(np.diff(np.nan_to_num(losses, nan=CHANCE))).mean()
         rows.append((run["seed"], run["at"], run["after"], back, run[LOSS], swing))
@@ -320,13 +322,14 @@ def norms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return, for each run of Figure 10, mean and deviation of the correlation in the first and the last window."""
+    """Return the runs of Figure 10 with the correlation's mean, its size and deviation in the first and last window."""
     one = part(frame, dynamics.NORMS)
     if one.empty:
         return one
     ends = {"first mean": ("correlation", 0), "last mean": ("correlation", -1)}
     ends |= {f"{n} deviation": ("correlation_deviation", k) for n, k in (("first", 0), ("last", -1))}
     columns = {n: [float(v[k]) if v[k] is not None else math.nan for v in one[c]] for n, (c, k) in ends.items()}
+    columns |= {f"{n} size": [abs(v) for v in columns[f"{n} mean"]] for n in ("first", "last")}
     return one.assign(row=[f"from {lr:g}" for lr in one["lr"]], **columns)
 
 
