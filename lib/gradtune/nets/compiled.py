@@ -27,17 +27,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from gradtune import variables
 from gradtune.errors import GradtuneWarning
 
-if sys.platform == "win32":
-    fcntl = None
-else:
+fcntl: Any
+try:
     import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 
