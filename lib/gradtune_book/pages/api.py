@@ -102,8 +102,22 @@ PAGES = (
     Page(
         "studies",
         "The book: studies",
-        "What is run for each figure and table, and how it is summed up, drawn and judged.",
-        ("gradtune_book.papers", "gradtune_book.papers.*"),
+        "What is run for each figure and table of OHO, Clip and FDS, and how it is summed up, drawn and judged.",
+        (
+            "gradtune_book.papers",
+            "gradtune_book.papers.registry",
+            *(f"gradtune_book.papers.{paper}{rest}" for paper in ("oho", "clip", "fds") for rest in ("", ".*")),
+        ),
+    ),
+    Page(
+        "more_studies",
+        "The book: more studies",
+        "What is run for each figure and table of MetaOptimize and OnePass, and for all papers together.",
+        tuple(
+            f"gradtune_book.papers.{paper}{rest}"
+            for paper in ("metaoptimize", "onepass", "together")
+            for rest in ("", ".*")
+        ),
     ),
     Page(
         "evidence",

@@ -6,6 +6,7 @@ It is made from the inventory, the registry of claims and the records alone, at 
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ WORDS = ("reproduced", "partly", "not", "within noise", "shown", "not run")
 """Verdicts of the items with a result, in the order of the table. "shown": recomputed, with no claim to judge."""
 
 _COLOURS = ("#1b7837", "#a6dba0", "#762a83", "#e7d4e8", "#bababa", "#f7f7f7")
+
+_EXPONENT = re.compile(r"(?<=\de)-(?=\d)")
 
 _HOW = f"""\
 A **claim** is a statement of a paper, in our words. It is put to the test on our records and, where the paper prints
@@ -49,7 +52,8 @@ def page() -> str:
         mine = [j for j in judged if j.claim.paper == paper]
         lines += ["", f"## {paper}", "", *_overview([i for i in items if i.paper == paper], mine), "", *_claims(mine)]
     lines += ["", "## This book", "", _OWN, "", *_claims([j for j in judged if j.claim.paper == OWN])]
-    return "\n".join(lines) + "\n"
+    # a browser would break a line at the hyphen of 1e-4
+    return _EXPONENT.sub("\N{NON-BREAKING HYPHEN}", "\n".join(lines) + "\n")
 
 
 def count(items: Sequence[Item], judged: Sequence[Judged]) -> dict[str, Counter[str]]:
