@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike
 from gradtune.errors import GradtuneError
 from gradtune_book import paths
 from gradtune_book.notebooks.stats import bootstrap_error, mean_error
+
+T = TypeVar("T")
 
 Statistic = Literal["mean", "median"]
 
@@ -156,11 +158,11 @@ def joined(*tables: Estimates) -> Estimates:
     return Estimates(cells, all(t.paired for t in tables), counts)
 
 
-def remembered(source: Callable[[], Estimates]) -> Callable[[], Estimates]:
-    """Return a source that reads the records once, and again where their root has moved."""
-    found: dict[Path, Estimates] = {}
+def remembered(source: Callable[[], T]) -> Callable[[], T]:
+    """Return a source that reads the records once, and again where their root has moved; what it gives is shared."""
+    found: dict[Path, T] = {}
 
-    def read() -> Estimates:
+    def read() -> T:
         root = paths.records_root()
         if root not in found:
             found[root] = source()

@@ -7,7 +7,7 @@ prints no table; the one number that it prints is the length of a training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -130,26 +130,34 @@ def sets_estimates() -> Estimates:
 
 
 _SETS = (Setting("paper", "MNIST, 4-layer net", remembered(sets_estimates)),)
+_MNIST_SETS = layerwise.SIZES["paper"]
 
 
-def _rows(t: Estimates, prefix: str, column: str) -> list[tuple[float, Estimate]]:
-    """Return the rows `<prefix> <number>` of a column with their numbers, in order."""
-    found = [(float(r.removeprefix(prefix)), t.at(r, column)) for r in t.rows(column) if r.startswith(prefix)]
-    if len(found) < 2:
-        raise Missing(f"{column}: fewer than two kinds of runs")
-    return sorted(found, key=lambda pair: pair[0])
+def _all(rows: Sequence[str], wanted: int, what: str) -> Sequence[str]:
+    """Return rows that a claim is about, all of which have to be recorded.
+
+    Raises:
+        Missing: some are not.
+    """
+    if len(rows) < wanted:
+        raise Missing(f"{what}: {len(rows)} of {wanted} recorded")
+    return rows
 
 
-def _trend(prefix: str, column: str, falling: bool, what: str) -> Check:
+def _trend(prefix: str, numbers: Sequence[float], column: str, falling: bool, what: str) -> Check:
+    """Check a trend over the rows `<prefix><number>`, all of which have to be recorded."""
+
     def check(t: Estimates) -> Finding:
-        pairs = [(k, v) for k, e in _rows(t, prefix, column) for v in e.values if math.isfinite(v)]
+        found = [(k, t.at(f"{prefix}{k:g}", column)) for k in sorted(numbers)]
+        pairs = [(k, v) for k, e in found for v in e.values if math.isfinite(v)]
         return Finding((judging.trend([k for k, _ in pairs], [v for _, v in pairs], falling, f"{what}, {column}"),))
 
     return check
 
 
 def _layers_below_global(t: Estimates) -> Finding:
-    starts = [r.removeprefix(GLOBAL) for r in t.rows(LOSS) if r.startswith(f"{GLOBAL}, ")]
+    rows = _all([r for r in t.rows(LOSS) if r.startswith(f"{GLOBAL}, ")], len(_MNIST_SETS.starts), "initial rates")
+    starts = [r.removeprefix(GLOBAL) for r in rows]
     pairs = [(t.at(LAYERWISE + s, LOSS), t.at(GLOBAL + s, LOSS), s.removeprefix(", ")) for s in starts]
     what = "layerwise − global from {}, " + LOSS
     return Finding(tuple(judging.below(a, b, what.format(s), t.paired) for a, b, s in pairs))
@@ -162,6 +170,8 @@ def _cluster(t: Estimates) -> Finding:
 # --- Figures 6 to 10 --------------------------------------------------------------------------------------------------
 
 CALM = "runs whose norm of the influence does not explode"
+_PART = dynamics.SIZES["laptop"]
+_NEVER = 1e6  # stands for no reset among the intervals, more steps than a training has
 
 
 def dynamics_estimates(scale: str) -> Estimates:
@@ -179,8 +189,7 @@ def dynamics_estimates(scale: str) -> Estimates:
     out.append(measured(outer, "row", (LOSS, "final learning rate", "final weight decay"), instance="seed"))
     every = tables.intervals(frame)
     if len(every):
-        limit = dynamics.SIZES[scale].base.epochs * 10_000
-        rows = [f"interval {min(k, limit):g}" for k in every["interval"]]
+        rows = [f"interval {min(k, _NEVER):g}" for k in every["interval"]]
         out.append(measured(every.assign(row=rows), "row", (LOSS, SPREAD), instance="seed"))
         out.append(measured(every, "row", (LOSS,), instance="seed"))
     found = tables.correlations(frame)
@@ -200,8 +209,10 @@ def _norm_counts(frame: pd.DataFrame) -> dict[str, tuple[int, int]]:
         return {}
     bad = norms["lr explodes"] | norms["decay explodes"]
     large, ten = norms["meta_rate"] > 1e-4, norms["part"] == dynamics.NORMS
-    out = {"small calm": (~bad)[~large], "large exploded": bad[large], "calm": (~bad)[ten]}
-    out |= {f"from {lr:g}": bad[large & (norms["lr"] == lr)] for lr in norms["lr"].unique()}
+    out = {"calm": (~bad)[ten]}
+    if set(norms["meta_rate"]) >= {*_PART.meta_rates, _PART.meta_rate}:
+        out |= {"small calm": (~bad)[~large], "large exploded": bad[large]}
+        out |= {f"from {lr:g}": bad[large & (norms["lr"] == lr)] for lr in norms["lr"].unique()}
     jacobian = norms.loc[ten, "jacobian explodes"].dropna()
     out["jacobian calm"] = jacobian == 0
     return {name: (int(x.sum()), len(x)) for name, x in out.items() if len(x)}
@@ -211,10 +222,9 @@ _SMALL = (Setting("laptop", "MNIST, 5,000 training images", remembered(lambda: d
 
 
 def _resets(name: str, after: str, t: Estimates, column: str) -> list[tuple[str, Estimate]]:
-    rows = [r for r in t.rows(column) if r.startswith(name) and r.endswith(f", {after}")]
-    if not rows:
-        raise Missing(f"no run of the part {name}")
-    return [(r, t.at(r, column)) for r in rows]
+    rows = [r for r in t.rows(LOSS) if r.startswith(name) and r.endswith(f", {after}")]
+    moved = t.rows(column)  # the others were reset to where they were
+    return [(r, t.at(r, column)) for r in _all(rows, len(_PART.resets), name) if r in moved]
 
 
 def _comes_back(name: str) -> Check:
@@ -237,8 +247,7 @@ def _moving_below_fixed(name: str, column: str) -> Check:
 
 
 def _outer_row(kind: str, number: int = 0) -> str:
-    sizes = dynamics.SIZES["laptop"]
-    return f"{tables.OUTER_ROWS[kind]}, {sizes.outer_batches[number]}"
+    return f"{tables.OUTER_ROWS[kind]}, {_PART.outer_batches[number]}"
 
 
 def _validation_below_training(t: Estimates) -> Finding:
@@ -247,7 +256,7 @@ def _validation_below_training(t: Estimates) -> Finding:
 
 def _stops_early(t: Estimates) -> Finding:
     val, train = _outer_row("validation"), _outer_row("training")
-    decay, rate, start = "final weight decay", "final learning rate", dynamics.SIZES["laptop"].base.lr
+    decay, rate, start = "final weight decay", "final learning rate", _PART.base.lr
     return Finding(
         (
             *judging.all_below(t, (train,), (val,), decay).comparisons,
@@ -257,8 +266,7 @@ def _stops_early(t: Estimates) -> Finding:
 
 
 def _larger_is_better(t: Estimates) -> Finding:
-    count = len(dynamics.SIZES["laptop"].outer_batches)
-    return judging.falls(t, [_outer_row("validation", k) for k in range(count)], LOSS)
+    return judging.falls(t, [_outer_row("validation", k) for k in range(len(_PART.outer_batches))], LOSS)
 
 
 def _on_par_with_step(t: Estimates) -> Finding:
@@ -269,10 +277,7 @@ def _on_par_with_step(t: Estimates) -> Finding:
 
 
 def _never_is_best(t: Estimates) -> Finding:
-    others = [r for r in t.rows(LOSS) if r.startswith("every ")]
-    if not others:
-        raise Missing("no run with resets of the influence")
-    return judging.all_below(t, ("never",), others, LOSS)
+    return judging.all_below(t, ("never",), [f"every {k}" for k in _PART.intervals], LOSS)
 
 
 def _counts(least: float, *names: tuple[str, str]) -> Check:
@@ -280,17 +285,13 @@ def _counts(least: float, *names: tuple[str, str]) -> Check:
 
 
 def _plateau(t: Estimates) -> Finding:
-    rows = [r for r in t.rows("late") if r.startswith("from ")]
-    if not rows:
-        raise Missing("no run of Figure 10")
+    rows = _all([r for r in t.rows("late") if r.startswith("from ")], len(_PART.starts), "Figure 10")
     what = "{}, growth of log10 of the norm, late − early"
     return Finding(tuple(judging.below(t.at(r, "late"), t.at(r, "early"), what.format(r)) for r in rows))
 
 
 def _decorrelates(t: Estimates) -> Finding:
-    rows = [r for r in t.rows("last size") if r.startswith("from ")]
-    if not rows:
-        raise Missing("no run of Figure 10")
+    rows = _all([r for r in t.rows("last size") if r.startswith("from ")], len(_PART.starts), "Figure 10")
     found: list[Comparison] = []
     for r in rows:
         found.append(judging.below(t.at(r, "last size"), t.at(r, "first size"), f"{r}, last − first size", t.paired))
@@ -343,11 +344,12 @@ SETS_CLAIMS = (
     _two("cluster", 4, "early in training learning rates lie together by layer, wherever they started", "order",
          _cluster, (*_SETS, _NOT_RUN), "half-way, the starts of a layer lie closer together than the layers"),
     _two("loss", 5, "the test loss falls as the number of sets grows", "shape",
-         _trend("k = ", LOSS, True, "number of sets"), _SETS),
+         _trend("k = ", _MNIST_SETS.sets, LOSS, True, "number of sets"), _SETS),
     _two("variance", 5, "the variance shrinks as the number of sets grows", "shape",
-         _trend("k = ", SPREAD, True, "number of sets"), _SETS, "variance: distance from the median, run by run"),
+         _trend("k = ", _MNIST_SETS.sets, SPREAD, True, "number of sets"), _SETS,
+         "variance: distance from the median, run by run"),
     _two("time", 5, "the time of a training grows with the number of sets", "shape",
-         _trend("k = ", SECONDS, False, "number of sets"), _SETS),
+         _trend("k = ", _MNIST_SETS.sets, SECONDS, False, "number of sets"), _SETS),
 )  # fmt: skip
 _three, _four, _five = (_maker(DYNAMICS, f"Section 6.{k}") for k in (3, 4, 5))
 _SOON = "soon: a tenth of the training later less than half of the jump is left"
@@ -361,9 +363,10 @@ DYNAMICS_CLAIMS = (
     _three("decay-swing", 6, "with OHO the test loss fluctuates less than with fixed hyperparameters", "order",
            _moving_below_fixed(dynamics.DECAY_RESET, SWING), _SMALL, "after a reset of the weight decay"),
     _four("intervals", 8, "the test loss falls as the influence is reset less often", "shape",
-          _trend("interval ", LOSS, True, "interval"), _SMALL),
+          _trend("interval ", (*_PART.intervals, _NEVER), LOSS, True, "interval"), _SMALL),
     _four("variance", 8, "the variance falls as the influence is reset less often", "shape",
-          _trend("interval ", SPREAD, True, "interval"), _SMALL, "variance: distance from the median, run by run"),
+          _trend("interval ", (*_PART.intervals, _NEVER), SPREAD, True, "interval"), _SMALL,
+          "variance: distance from the median, run by run"),
     _four("never", 8, "without any reset OHO is best", "order", _never_is_best, _SMALL),
     _five("outer", 7, "training images as outer data generalise worse", "order", _validation_below_training, _SMALL),
     _five("early", 7, "with validation images the learning rate shrinks and the weight decay grows", "order",

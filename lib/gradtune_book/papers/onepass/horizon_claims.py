@@ -20,24 +20,27 @@ NOTEBOOK = "onepass_horizon"
 _SHORT = ("WD+LR+M", "Diff-through-Opt")
 _STEPS = {LONG: image_horizon.SIZES["paper"].steps, MEDIUM: image_horizon.SIZES["paper"].medium_steps}
 
+_tables = remembered(lambda: store.load(uci_horizon.STUDY, "paper"))
+_images = remembered(lambda: store.load(image_horizon.STUDY.name, "paper"))
+
 
 def truncated(dataset: str) -> Estimates:
     """Read Table 10 off the records for one set."""
-    frame = uci_horizon.short_runs(store.load(uci_horizon.STUDY, "paper"))
+    frame = uci_horizon.short_runs(_tables())
     here = frame[frame["dataset"] == dataset] if len(frame) else frame
     return uci_claims.averages(here.assign(test_mse=here["test_mse"] * UNITS.get(dataset, 1.0)) if len(here) else here)
 
 
 def images(dataset: str, longer: str) -> Estimates:
     """Read Table 11 or 12 off the records for one set of images: cross-entropies."""
-    frame = store.load(image_horizon.STUDY.name, "paper")
+    frame = _images()
     here = image_horizon.of_length(frame, _STEPS[longer])
     return uci_claims.averages(here[here["dataset"] == dataset] if len(here) else here, "test_ce")
 
 
 def whole() -> Estimates:
     """Read Table 13 off the records."""
-    frame = uci_horizon.full_runs(store.load(uci_horizon.STUDY, "paper"), uci_claims.recorded())
+    frame = uci_horizon.full_runs(_tables(), uci_claims.recorded())
     return uci_claims.averages(frame) if len(frame) else Estimates()
 
 

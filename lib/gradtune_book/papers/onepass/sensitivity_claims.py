@@ -22,12 +22,14 @@ _STRONG = 0.3
 """A rank correlation of this size counts as a strong trend."""
 
 
+_recorded = remembered(lambda: store.load(uci_sensitivity.STUDY, "paper"))
+
 # --- the grid of T and i ----------------------------------------------------------------------------------------------
 
 
 def grid() -> Estimates:
     """Read Figure 6 off the records: medians by method and look-back (rows) and update interval (columns)."""
-    frame = store.load(uci_sensitivity.STUDY, "paper")
+    frame = _recorded()
     if not uci_sensitivity.complete(frame, uci_sensitivity.SIZES["paper"]):
         return Estimates()
     cells = {}
@@ -102,7 +104,7 @@ def _by_look_back(rows: list[str]) -> list[str]:
 
 def errors(measure: str) -> Estimates:
     """Read Figure 7 off the records: relative errors by hyperparameter (rows) and look-back (columns)."""
-    found = uci_sensitivity.gradient_errors(store.load(uci_sensitivity.STUDY, "paper"))
+    found = uci_sensitivity.gradient_errors(_recorded())
     return Estimates(
         {(str(h), f"i = {i}"): mean_of(x[measure]) for (h, i), x in found.groupby(["hyperparameter", "i"])}
     )
@@ -139,7 +141,7 @@ _FIRST, _SECOND, _LAST = proportion(SHARES[0]), proportion(SHARES[1]), proportio
 
 def shares(method: str) -> Estimates:
     """Read Table 14 off the records for one method, a row for each proportion of rows."""
-    usual, frame = uci_claims.recorded(), store.load(uci_sensitivity.STUDY, "paper")
+    usual, frame = uci_claims.recorded(), _recorded()
     parts = []
     if len(usual):
         parts.append(usual[(usual["dataset"] == "energy") & (usual["method"] == method)].assign(share=_FIRST))

@@ -49,6 +49,7 @@ def of_set(dataset: str) -> Estimates:
     return joined(averages(losses), measured(seconds, "method", [SECONDS], median_of))
 
 
+@remembered
 def recorded() -> pd.DataFrame:
     """Return the recorded runs of the chapter's tables."""
     return uci_onepass.main_runs(store.load(uci_onepass.STUDY, "paper"))
