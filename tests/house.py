@@ -26,11 +26,11 @@ LIBRARY = (
     ("tuning",),
 )
 BOOK = (
-    ("config", "paths", "papers.series", "papers.restarts", "papers.published"),
+    ("config", "paths", "papers.series", "papers.packages", "papers.restarts", "papers.published"),
     ("data", "records"),
     ("notebooks", "tasks", "checks"),
     ("claims",),
-    ("papers.clip", "papers.fds", "papers.metaoptimize", "papers.onepass", "papers.together"),
+    ("papers.clip", "papers.fds", "papers.metaoptimize", "papers.oho", "papers.onepass", "papers.together"),
     ("papers",),
     ("pages",),
     ("cli",),

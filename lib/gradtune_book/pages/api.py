@@ -105,7 +105,7 @@ PAGES = (
         "What is run for each figure and table of OHO, Clip and FDS, and how it is summed up, drawn and judged.",
         (
             "gradtune_book.papers",
-            "gradtune_book.papers.registry",
+            *(f"gradtune_book.papers.{name}" for name in ("registry", "published", "restarts", "series", "packages")),
             *(f"gradtune_book.papers.{paper}{rest}" for paper in ("oho", "clip", "fds") for rest in ("", ".*")),
         ),
     ),

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from gradtune_book.tasks.resnet18 import resnet18
 
 
-class Unit(nn.Module):
-    """Two convolutions with batch norm, and a way around them (He et al. 2016).
+def unit(inputs: int, outputs: int, stride: int) -> BasicBlock:
+    """Return two convolutions with batch norm, and a way around them (He et al. 2016).
 
     Args:
         inputs: Channels that come in.
         outputs: Channels that go out.
         stride: Stride of the first convolution, and of the way around where it has one.
     """
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.first, self.second = (
-            nn.Conv2d(i, outputs, 3, s, padding=1, bias=False) for i, s in ((inputs, stride), (outputs, 1))
-        )
-        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        same = stride == 1 and inputs == outputs
-        around = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        self.around = nn.Identity() if same else nn.Sequential(*around)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the unit's output for images `[N, inputs, size, size]`."""
-        out: Tensor = self.norm2(self.second(self.norm1(self.first(x)).relu())) + self.around(x)
-        return out.relu()
+    made = BasicBlock(inputs, outputs, stride)
+    around = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)  # each unit draws as much
+    if stride != 1 or inputs != outputs:
+        made.downsample = nn.Sequential(*around)
+    return made
 
 
 class Residual(nn.Module):
@@ -45,7 +36,7 @@ class Residual(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            Unit(width * max(1, 2**k // 2), width * 2**k, 2 if k else 1) for k in range(4)
+            unit(width * max(1, 2**k // 2), width * 2**k, 2 if k else 1) for k in range(4)
         )
         self.fc = nn.Linear(8 * width, 10)
 

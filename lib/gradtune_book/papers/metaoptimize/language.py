@@ -21,7 +21,8 @@ from gradtune_book import config
 from gradtune_book.data import text
 from gradtune_book.data.text import Text
 from gradtune_book.papers.metaoptimize import training
-from gradtune_book.papers.metaoptimize.training import COSINE, FIXED, PACKAGES, SCALAR
+from gradtune_book.papers.metaoptimize.training import COSINE, FIXED, OF_PACKAGES, SCALAR
+from gradtune_book.papers.packages import installed
 from gradtune_book.papers.series import short
 from gradtune_book.records import jsonl, store
 from gradtune_book.records.environment import Stopwatch
@@ -110,9 +111,9 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     """Return the runs of a scale: those chosen, then those of packages that are installed, or that are recorded."""
     out = list(chosen)
-    for method in PACKAGES:
+    for method in OF_PACKAGES:
         every = [config.replace(c, method=method) for c in chosen if c.method == COSINE and c.lr == chosen[-1].lr]
-        if not training.installed(method):
+        if not installed(method):
             have = jsonl.keys(store.path(STUDY.name, scale, method))
             every = [c for c in every if config.key(STUDY.name, c) in have]
         out += every

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from gradtune.errors import unknown
 from gradtune_book.papers.metaoptimize import training
+from gradtune_book.papers.packages import installed
 from gradtune_book.records.environment import Stopwatch, busy_seconds
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -118,8 +119,8 @@ def optimisers() -> dict[str, Callable[[list[list[nn.Parameter]]], Optimizer]]:
         SCALAR: lambda blocks: training.adapted([flat(blocks)], "AdamW", "Lion", 1e-5, 1e-6),
         BLOCKS: lambda blocks: training.adapted(blocks, "AdamW", "Lion", 1e-5, 1e-6),
     }
-    for name in training.PACKAGES:
-        if training.installed(name):
+    for name in training.OF_PACKAGES:
+        if installed(name):
             found[name] = lambda blocks, name=name: training.of_a_package(name, flat(blocks))  # type: ignore[misc]
     return found
 

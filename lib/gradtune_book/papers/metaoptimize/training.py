@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,8 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gradtune import optim
-from gradtune.errors import GradtuneError, unknown
+from gradtune.errors import unknown
 from gradtune.recursion.outer import SGD, Adam, Lion, Outer
+from gradtune_book.papers.packages import imported
 
 FIXED, COSINE, SCALAR, BLOCKS = "fixed", "warm-up and cosine", "MetaOptimize, scalar", "MetaOptimize, blocks"
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,13 +29,8 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Base updates by the paper's names: that of `gradtune.optim`, and the settings."""
 
-PACKAGES = {
-    "Prodigy": ("prodigyopt", "prodigyopt"),
-    "D-Adaptation": ("dadaptation", "dadaptation"),
-    "DoG": ("dog", "dog-optimizer"),
-    "ScheduleFree": ("schedulefree", "schedulefree"),
-}
-"""Methods that need a package of others: its module, and its name on PyPI."""
+OF_PACKAGES = {"Prodigy": "Prodigy", "D-Adaptation": "DAdaptAdam", "DoG": "DoG", "ScheduleFree": "AdamWScheduleFree"}
+"""Methods that need a package of others, and the class of their optimiser there."""
 
 WARM_UP = 1 / 30
 """Share of the steps in which the step size of `COSINE` rises: 1,000 of 30,000 in the paper."""
@@ -115,24 +109,15 @@ def scheduled(
     return optimizer, LambdaLR(optimizer, factor).step
 
 
-def installed(method: str) -> bool:
-    """Return whether a method can run here: whether the package that it needs, if any, is installed."""
-    return method not in PACKAGES or find_spec(PACKAGES[method][0]) is not None
-
-
 def of_a_package(method: str, parameters: Sequence[nn.Parameter]) -> Optimizer:
     """Return an optimiser of a package with its defaults.
 
     Raises:
         GradtuneError: the method is unknown, or its package is not installed.
     """
-    if method not in PACKAGES:
-        raise unknown("method of a package", method, PACKAGES)
-    module, package = PACKAGES[method]
-    if not installed(method):
-        raise GradtuneError(f"{method} needs the package {package}, which is not installed; pip install {package}")
-    names = {"Prodigy": "Prodigy", "D-Adaptation": "DAdaptAdam", "DoG": "DoG", "ScheduleFree": "AdamWScheduleFree"}
-    made: Optimizer = getattr(import_module(module), names[method])(parameters)
+    if method not in OF_PACKAGES:
+        raise unknown("method of a package", method, OF_PACKAGES)
+    made: Optimizer = getattr(imported(method), OF_PACKAGES[method])(parameters)
     if method == "ScheduleFree":
         made.train()  # type: ignore[attr-defined]
     return made

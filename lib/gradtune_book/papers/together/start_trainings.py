@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +12,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 import gradtune
-from gradtune.errors import GradtuneError, GradtuneWarning, unknown
+from gradtune.errors import GradtuneWarning, unknown
 from gradtune.optim import MetaOptimize
 from gradtune.tuning import defaults
 from gradtune.tuning.history import History
 from gradtune.tuning.streams import stream
+from gradtune_book.papers.packages import imported
 from gradtune_book.tasks.small import Pair, Small
 
 NAMED = (
@@ -30,13 +29,8 @@ NAMED = (
 STARTED = ("default", *NAMED, "MetaOptimize", "AdamW", "SGD")
 """Methods that have a learning rate to start from."""
 
-PACKAGES = {
-    "ScheduleFree": ("schedulefree", "schedulefree"),
-    "Prodigy": ("prodigyopt", "prodigyopt"),
-    "DoG": ("dog", "dog-optimizer"),
-    "Bayes": ("optuna", "optuna"),
-}
-"""Methods that need a package of others: its module, and its name on PyPI."""
+OF_PACKAGES = ("ScheduleFree", "Prodigy", "DoG", "Bayes")
+"""Methods that need a package of others."""
 
 RULES = {"adamw": "AdamW", "sgd": "SGD"}
 """The two rules by their names in `gradtune`, and as methods with a fixed learning rate."""
@@ -69,7 +63,7 @@ def training(method: str, start: float | None, rule: str = "", weight_decay: flo
     """Return the training of a method.
 
     Args:
-        method: Name of the method: one of `STARTED` or `PACKAGES`, or "grid".
+        method: Name of the method: one of `STARTED` or `OF_PACKAGES`, or "grid".
         start: Learning rate at the start; None for a method that has none.
         rule: Rule of the fixed learning rate of "grid", one of `RULES`.
         weight_decay: Weight decay of "grid"; None for the default.
@@ -77,7 +71,7 @@ def training(method: str, start: float | None, rule: str = "", weight_decay: flo
     Raises:
         GradtuneError: The method or the rule is unknown, or the method's package is not installed.
     """
-    if method in PACKAGES:
+    if method in OF_PACKAGES:
         return _of_a_package(method, start)
     if method == "grid":
         if rule not in RULES:
@@ -88,13 +82,8 @@ def training(method: str, start: float | None, rule: str = "", weight_decay: flo
     if method == "MetaOptimize":
         return _looped(lambda parameters, steps: MetaOptimize(parameters, lr=start))  # type: ignore[arg-type]
     if method not in STARTED:
-        raise unknown("method", method, [*STARTED, *PACKAGES, "grid"])
+        raise unknown("method", method, [*STARTED, *OF_PACKAGES, "grid"])
     return _tuned(method, start)
-
-
-def installed(method: str) -> bool:
-    """Return whether a method can run here: whether the package that it needs, if any, is installed."""
-    return method not in PACKAGES or find_spec(PACKAGES[method][0]) is not None
 
 
 def mean_loss(small: Small, model: nn.Module, part: Pair) -> float:
@@ -200,10 +189,7 @@ def loop(
 
 
 def _of_a_package(method: str, start: float | None) -> Training:
-    module, package = PACKAGES[method]
-    if not installed(method):
-        raise GradtuneError(f"{method} needs the package {package}, which is not installed; pip install {package}")
-    found = import_module(module)
+    found = imported(method)
     if method == "Bayes":
         return _search
     trained = {"ScheduleFree": _schedule_free, "Prodigy": _prodigy, "DoG": _dog}[method]

@@ -4,8 +4,8 @@ Trainings of six small problems (`tasks.small`) start from learning rates a deca
 options. Beside them is a grid of fixed learning rates and weight decays for AdamW and for SGD, 25 points each, at the
 same number of steps. All start from the same weights and see the same batches.
 
-Methods that need a package of others (`start_trainings.PACKAGES`) have runs where it is installed; elsewhere only those
-that are recorded.
+Methods that need a package of others (`start_trainings.OF_PACKAGES`) have runs where it is installed;
+elsewhere only those that are recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from gradtune_book import config
-from gradtune_book.papers.together.start_trainings import PACKAGES, STARTED, installed, mean_loss, training
+from gradtune_book.papers.packages import installed
+from gradtune_book.papers.together.start_trainings import OF_PACKAGES, STARTED, mean_loss, training
 from gradtune_book.records import jsonl, store
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
@@ -43,7 +44,7 @@ _STARTLESS = ("Prodigy", "DoG", "Bayes")
 class Config:
     """One training of a small problem."""
 
-    method: str  # one of `start_trainings.STARTED` or `PACKAGES`, or "grid"
+    method: str  # one of `start_trainings.STARTED` or `OF_PACKAGES`, or "grid"
     seed: int  # draws the initial weights, the order of the batches and dropout
     task: str  # one of `small.TITLES`
     dataset: str  # as `small.resolve` gives it
@@ -113,7 +114,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     for that could not be computed.
     """
     out = list(chosen)
-    for method in PACKAGES:
+    for method in OF_PACKAGES:
         every = _of(method, SIZES[scale], 0)
         if not installed(method):
             have = jsonl.keys(store.path(STUDY.name, scale, method))

@@ -20,6 +20,7 @@ from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
 from gradtune.training.metaoptimize import MetaOptimize
 from gradtune_book import config, papers
+from gradtune_book.papers import packages
 from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, sensitivity, training, views
 from gradtune_book.tasks import residual, streams
 from tools import relative
@@ -152,17 +153,17 @@ def test_the_schedule_rises_and_falls() -> None:
 
 
 def test_a_package_that_is_absent_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(GradtuneError, match="DoG needs the package dog-optimizer, which is not installed"):
         training.of_a_package("DoG", [])
-    assert {c.method for c in language.STUDY.runs("smoke")}.isdisjoint(training.PACKAGES)
+    assert {c.method for c in language.STUDY.runs("smoke")}.isdisjoint(training.OF_PACKAGES)
 
 
 def test_a_package_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.ModuleType("prodigyopt")
     package.Prodigy = lambda parameters: torch.optim.SGD(parameters, 0.1)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "prodigyopt", package)
-    monkeypatch.setattr(training, "find_spec", lambda name: name == "prodigyopt")
+    monkeypatch.setattr(packages, "find_spec", lambda name: name == "prodigyopt")
     runs = [c for c in language.STUDY.runs("smoke") if c.method == "Prodigy"]
     frame = papers.run_now(language.STUDY, runs)
     assert len(frame) == 1 and frame["final_lr"].tolist() == pytest.approx([0.1])

@@ -14,8 +14,10 @@ import torch
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
 from gradtune_book.claims.claim import answer
+from gradtune_book.papers import packages
+from gradtune_book.papers.packages import PACKAGES, installed
 from gradtune_book.papers.together import claims, start_tables, start_trainings, starts
-from gradtune_book.papers.together.start_trainings import PACKAGES, STARTED, training
+from gradtune_book.papers.together.start_trainings import OF_PACKAGES, STARTED, training
 from gradtune_book.records import jsonl, store
 from gradtune_book.tasks import small
 
@@ -79,18 +81,18 @@ def test_a_training_that_diverges_is_recorded_as_nan() -> None:
     assert line["metrics"]["val"] is None
 
 
-@pytest.mark.parametrize(("method", "package"), [(m, p) for m, (_, p) in PACKAGES.items()])
+@pytest.mark.parametrize(("method", "package"), [(m, PACKAGES[m][1]) for m in OF_PACKAGES])
 def test_a_method_of_a_package_that_is_absent_says_so(
     method: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start_trainings, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(GradtuneError, match=f"{method} needs the package {package}, which is not installed"):
         metrics(config(method))
 
 
-@pytest.mark.parametrize("method", PACKAGES)
+@pytest.mark.parametrize("method", OF_PACKAGES)
 def test_methods_of_packages_train_where_they_are_installed(method: str) -> None:
-    if not start_trainings.installed(method):
+    if not installed(method):
         pytest.skip(f"{PACKAGES[method][1]} is not installed")
     found = metrics(config(method, task="norm"))
     assert math.isfinite(found["val"]) and found["rewinds"] == 0
@@ -129,8 +131,8 @@ def test_runs_of_an_absent_package_are_those_that_are_recorded(tmp_path: Path, m
         store.path("starts", "smoke", "DoG"), [store.line("starts", "smoke", every[1], result, "cpu", 1, None)]
     )
     assert len(store.load(STUDY, "smoke")) == 1
-    monkeypatch.setattr(starts, "installed", lambda method: method not in PACKAGES)
-    assert [c for c in STUDY.runs("smoke") if c.method in PACKAGES] == [every[1]]
+    monkeypatch.setattr(starts, "installed", lambda method: method not in OF_PACKAGES)
+    assert [c for c in STUDY.runs("smoke") if c.method in OF_PACKAGES] == [every[1]]
     assert list(store.load(STUDY, "smoke")["task"]) == [every[1].task]
 
 
