@@ -128,9 +128,9 @@ def verdict(answers: Sequence[Answer]) -> str:
     words = [a.word for a in answers if a.word != "not run"]
     if not words:
         return "not run"
+    missing = len(answers) - len(words)
     if "holds" in words:
-        word = "reproduced" if set(words) == {"holds"} else "partly"
+        word = "reproduced" if set(words) == {"holds"} and not missing else "partly"
     else:
         word = "not" if "fails" in words else "within noise"
-    missing = len(answers) - len(words)
     return word + (f" ({missing} of {len(answers)} answers not run)" if missing else "")

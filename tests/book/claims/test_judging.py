@@ -174,7 +174,7 @@ def test_a_claim_is_answered_in_each_setting() -> None:
     assert (first.ours.word, first.paper.word, second.ours.word) == ("holds", "holds", "not run")
     shown = Shown([first, second])
     assert repr(shown).startswith(
-        "Table 1: reproduced (1 of 2 answers not run): "
+        "Table 1: partly (1 of 2 answers not run): "
         "Reproduced on toy (n = 30); the paper's size. Not run on other; reduced size\n"
     )
     assert "| a is below b | Section 1 | other, reduced size | – | no number for a, loss | not run |" in (
@@ -197,7 +197,7 @@ def test_verdicts_follow_from_the_answers() -> None:
         "not run",
         "not run",
     ]
-    assert of("holds", "not run") == "reproduced (1 of 2 answers not run)"
+    assert of("holds", "not run") == "partly (1 of 2 answers not run)"
 
 
 def test_numbers_in_words() -> None:
