@@ -91,6 +91,10 @@ STUDIES = {
     "metaoptimize_overhead": Entry(
         "metaoptimize.overhead", "Table 1 of the MetaOptimize paper: time and memory of an iteration beside AdamW"
     ),
+    "together": Entry(
+        "together.comparison",
+        "Every way to train on nine problems, at equal processor time and at equal steps, from starts of 1e-6 to 10",
+    ),
     "starts": Entry(
         "together.starts",
         "All methods with their defaults on six small problems, from learning rates between 1e-6 and 10",

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,10 @@ class Small:
     make: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
     batch: int | None
+
+    def data(self, steps: int, seed: int) -> Any:
+        """Return what `gradtune.tune` takes as training data for a training of `steps` steps."""
+        return self.train
 
     def net(self, seed: int) -> nn.Module:
         """Return a module whose initial weights are drawn from `seed`; torch's own state is left alone."""
@@ -129,6 +134,12 @@ def _layers(*sizes: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+def windows(tokens: Tensor, context: int) -> Pair:
+    """Return the words before each word of a text `[N, context]`, and the words `[N]`."""
+    rows = tokens.unfold(0, context + 1, 1)
+    return rows[:, :context].contiguous(), rows[:, context].contiguous()
+
+
 def _tables(dataset: str) -> Small:
     """A net with one hidden layer on a table, all rows at each step."""
     return _regression("tables", dataset, lambda features: _layers(features, 50, 1), None, "one hidden layer")
@@ -175,15 +186,10 @@ def _words(dataset: str, context: int = 6) -> Small:
     """The next word of a text from the six before it."""
     sizes = (500, 20_000, 3_000) if dataset == "ptb" else (200, 6_000, 1_500)
     found = text.load(dataset, *sizes)
-
-    def pairs(tokens: Tensor) -> Pair:
-        rows = tokens.unfold(0, context + 1, 1)
-        return rows[:, :context].contiguous(), rows[:, context].contiguous()
-
-    parts = pairs(found.train), pairs(found.val), pairs(found.test)
+    train, val, test = (windows(tokens, context) for tokens in (found.train, found.val, found.test))
     make = lambda: Words(found.vocabulary, context)  # noqa: E731
     caption = f"{found.caption}, {TITLES['words']}"
-    return Small("words", found.name, caption, found.sha256, *parts, make, cross_entropy, 128)
+    return Small("words", found.name, caption, found.sha256, train, val, test, make, cross_entropy, 128)
 
 
 TITLES = {
