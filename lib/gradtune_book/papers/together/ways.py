@@ -18,7 +18,7 @@ from torch import nn
 
 import gradtune
 from gradtune import methods
-from gradtune.errors import GradtuneWarning, unknown
+from gradtune.errors import GradtuneError, GradtuneWarning, unknown
 from gradtune.estimators.reverse import Reverse
 from gradtune.nets import losses
 from gradtune.optim import MetaOptimize
@@ -27,6 +27,7 @@ from gradtune.recursion.outer import Lion, SignHalving
 from gradtune.training.loop import Method
 from gradtune.tuning import defaults
 from gradtune_book.papers.packages import imported
+from gradtune_book.papers.together import comparison_costs
 from gradtune_book.papers.together.start_trainings import Trained, dog, loop, prodigy, schedule_free
 from gradtune_book.tasks.small import Small
 
@@ -369,5 +370,12 @@ def cost(name: str, problem: str, tunes: Tunes = "") -> float:
         name: Name of the way.
         problem: Name of the problem.
         tunes: What is tuned; "" is what the way usually tunes.
+
+    Raises:
+        GradtuneError: It was not measured.
     """
-    return 1.0
+    column = comparison_costs.PROBLEMS.index("mnist" if problem == "fashion" else problem)
+    found = comparison_costs.COSTS[name, tunes or WAYS[name].tunes][column]
+    if found is None:
+        raise GradtuneError(f"what {name} costs on {problem}, where it tunes {tunes!r}, was not measured")
+    return found

@@ -1,0 +1,73 @@
+"""What a step of each way costs in plain steps by AdamW, by problem: the plan of the study `together`.
+
+Each number is one measurement of processor time beside AdamW's, in one process on a shared machine, to two digits.
+It decides how many steps a way is given, and nothing else; the runs' own times are recorded. None: it was not
+measured, as the way does not apply or is not run there. Fashion-MNIST counts as MNIST.
+"""
+
+PROBLEMS = (
+    "energy",
+    "kin8nm",
+    "mnist",
+    "lenet",
+    "digits",
+    "residual",
+    "words",
+    "stream",
+)
+"""The columns."""
+
+_ = None
+COSTS: dict[tuple[str, str], tuple[float | None, ...]] = {
+    ("recipe", "rate and decay"): (2.5, 2.7, 3.1, 4.0, 6.0, 14.0, 3.3, _),
+    ("oho", "rate and decay"): (5.1, 4.9, 5.9, 4.7, 7.3, 7.8, 5.6, _),
+    ("oho", "rate, decay and momentum"): (5.7, _, 5.7, _, 7.3, _, _, _),
+    ("oho", "rates by tensor"): (6.2, _, 7.7, _, 16.0, _, _, _),
+    ("oho", "smoothing"): (_, _, 4.4, _, 6.2, _, _, _),
+    ("unroll_k", "rate and decay"): (3.4, 3.9, 3.3, 3.4, 4.3, 4.7, 3.9, _),
+    ("unroll_k", "rate, decay and momentum"): (4.0, _, 4.4, _, 5.0, _, _, _),
+    ("unroll_k", "rates by tensor"): (4.3, _, 6.1, _, 13.0, _, _, _),
+    ("unroll_k", "smoothing"): (_, _, 2.9, _, 4.6, _, _, _),
+    ("clip_r", "rate and decay"): (5.7, 6.1, 4.9, 4.9, 8.4, 7.9, 6.0, _),
+    ("clip_r", "rate, decay and momentum"): (5.5, _, 5.9, _, 8.6, _, _, _),
+    ("clip_r", "rates by tensor"): (6.6, _, 9.4, _, 18.0, _, _, _),
+    ("clip_r", "smoothing"): (_, _, 4.1, _, 6.6, _, _, _),
+    ("greedy", "rate and decay"): (4.3, 3.6, 3.4, 2.3, 4.8, 3.9, 3.0, _),
+    ("fds", "rate"): (4.2, 4.4, 4.3, 4.8, 5.9, 5.7, 5.5, _),
+    ("per_step", "rate"): (4.7, 4.6, 3.8, 3.4, 6.4, 4.2, 4.2, _),
+    ("onepass", "rate and decay"): (2.2, 2.2, 1.9, 1.7, 2.3, 2.2, 1.9, _),
+    ("onepass", "rate, decay and momentum"): (2.2, _, 1.8, _, 2.5, _, _, _),
+    ("onepass", "rates by tensor"): (2.1, _, 2.0, _, 2.4, _, _, _),
+    ("onepass", "smoothing"): (_, _, 2.1, _, 2.6, _, _, _),
+    ("onepass_adamw", "rate and decay"): (2.4, 2.9, 2.5, 1.7, 2.1, 2.1, 2.5, _),
+    ("onepass_hdlr", "rate and decay"): (1.9, 2.2, 2.1, 1.7, 2.3, _, 1.9, _),
+    ("lorraine", "decay"): (2.3, 2.1, 1.7, 1.6, 2.2, _, 1.7, _),
+    ("lorraine", "smoothing"): (_, _, 2.2, _, 2.6, _, _, _),
+    ("diff_through_opt", "rate and decay"): (2.4, 2.6, 2.0, 1.7, 2.5, _, 2.0, _),
+    ("diff_through_opt", "rate, decay and momentum"): (2.6, _, 1.7, _, 2.6, _, _, _),
+    ("diff_through_opt", "rates by tensor"): (2.5, _, 1.9, _, 2.6, _, _, _),
+    ("diff_through_opt", "smoothing"): (_, _, 2.1, _, 2.7, _, _, _),
+    ("hd", "rate"): (1.6, 1.8, 1.4, 1.1, 1.5, _, 1.6, 1.4),
+    ("baydin", "rate"): (1.7, 2.4, 1.5, 1.1, 1.5, _, 1.6, 1.6),
+    ("metaoptimize_hf", "rate"): (1.6, 2.0, 1.4, 1.1, 1.4, _, 1.6, 1.0),
+    ("metaoptimize_hf", "rates by tensor"): (2.4, _, 2.0, _, 1.5, _, _, _),
+    ("MetaOptimize", "rate"): (1.0, 1.0, 1.0, 0.96, 0.94, _, 1.0, 0.96),
+    ("MetaOptimize-blocks", "rates by tensor"): (1.3, 1.3, 1.1, 1.0, 1.1, _, 1.2, 1.1),
+    ("random", "rate and decay"): (1.3, 1.9, 1.3, 1.5, 1.4, _, 1.4, _),
+    ("grid", "rate and decay"): (1.0, 1.4, 1.3, 1.1, 1.1, _, 1.1, _),
+    ("bayes", "rate and decay"): (2.2, 2.1, 1.5, 1.8, 1.8, _, 1.9, _),
+    ("hyperband", "rate and decay"): (1.4, 2.1, 1.6, 5.4, 1.6, _, 2.0, _),
+    ("bohb", "rate and decay"): (1.5, 2.0, 1.4, 5.7, 1.6, _, 2.1, _),
+    ("asha", "rate and decay"): (1.7, 2.6, 4.4, 6.9, 2.3, _, 4.5, _),
+    ("pbt", "rate and decay"): (1.5, 2.4, 1.9, 9.4, 2.6, _, 4.4, _),
+    ("AdamW", ""): (0.99, 1.1, 0.97, 1.0, 1.1, _, 0.96, 0.94),
+    ("SGD", ""): (0.63, 0.64, 0.63, 0.93, 0.94, _, 0.74, 0.68),
+    ("AdamW-1e-3", ""): (1.0, 0.96, 0.99, 1.0, 1.1, _, 1.1, 1.1),
+    ("AdamW-cosine", ""): (1.1, 1.1, 0.94, 0.99, 1.0, _, 1.1, 1.1),
+    ("SGD-cosine", ""): (0.77, 0.74, 0.79, 0.95, 0.71, _, 0.78, 0.86),
+    ("ScheduleFree", ""): (0.89, 0.93, 0.85, 1.0, 0.96, _, 0.88, 0.96),
+    ("Prodigy", ""): (1.1, 1.1, 1.1, 0.99, 1.0, _, 0.95, 1.2),
+    ("D-Adaptation", ""): (0.88, 1.0, 0.94, 1.0, 1.0, _, 0.98, 1.1),
+    ("DoG", ""): (0.92, 1.1, 1.0, 1.0, 0.96, _, 1.1, 1.1),
+}
+"""By way and what it tunes; a value for each of `PROBLEMS`."""
