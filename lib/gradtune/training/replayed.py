@@ -102,18 +102,23 @@ class Trail(Sequence[Step]):
             if self._end - t > 1:
                 self._cut(t, self._end - t)
                 continue
-            before = self._shelf.get(t)
-            step, _ = self._take(t, before, self._all_graphs or t > self._first)
-            if after is not None and not self._agrees(step, before, after):
-                raise GradtuneError(
-                    f"step {t}, taken again, does not give the weights that it gave in the training: weights or "
-                    "hyperparameters were changed between two steps, a batch is another, or the device does not "
-                    "compute the same bits twice (torch.use_deterministic_algorithms(True) makes it); use store='state'"
-                )
+            before, graph = self._shelf.get(t), self._all_graphs or t > self._first
+            step, _ = self._take(t, before, graph)
+            if after is not None and not _same(step.next, after):
+                if not self._agrees(t, before, after):
+                    self._refuse(t)
+                step, _ = self._take(t, before, graph)  # the problem is at this step again
             self._times.pop()
             self._shelf.drop(t)
             self._end, after = t, before.state
             yield step
+
+    def _refuse(self, t: int) -> None:
+        raise GradtuneError(
+            f"step {t}, taken again, does not give the weights that it gave in the training: weights or hyperparameters"
+            " were changed between two steps, a batch is another, or the device does not compute the same bits twice "
+            "(torch.use_deterministic_algorithms(True) makes it); use store='state'"
+        )
 
     def _cut(self, t: int, steps: int) -> None:
         """Keep the states before the parts of some steps, by taking them again up to the last part."""
@@ -129,11 +134,16 @@ class Trail(Sequence[Step]):
                 self._shelf.put(t + place + 1, before, ends[number] - inner[number])
         self.states = max(self.states, len(self._times))
 
-    def _agrees(self, step: Step, before: Before, after: State) -> bool:
-        """Return whether a step leads to a state; a gradient without its graph may differ in the last bit."""
-        if _same(step.next, after):
-            return True
-        return _same(self._take(step.t, before, False)[0].next, after)
+    def _agrees(self, t: int, before: Before, after: State) -> bool:
+        """Return whether step number `t` leads to a state when it is taken as in the training.
+
+        A gradient without its graph may differ in the last bit, and the next step's forward pass may have written into
+        the weights that it was given (`max_norm`).
+        """
+        step, seen = self._take(t, before, False)
+        if not _same(step.next, after) and t + 1 < self._all:
+            self._take(t + 1, Before(step.next, seen), False)
+        return _same(step.next, after)
 
 
 def _same(a: State, b: State) -> bool:
@@ -188,7 +198,7 @@ class Replays:
         if self._disk is None:
             return (*past, Anchor(torch.tensor(t), [state]))
         if not past:
-            self._disk.begin(self._described(t, state, raw), state)
+            self._disk.begin(self._described(t, state, raw), state.w.device, anew=True)
         self._disk.put(t, Before(state, seen), self.steps)
         return (*past, Anchor(torch.tensor(t), []))
 
@@ -215,7 +225,7 @@ class Replays:
         """
         if self._disk is None or self._disk.own or self._position(t):
             return None
-        self._disk.begin(self._described(t, state, raw), state)
+        self._disk.begin(self._described(t, state, raw), state.w.device, anew=False)
         times = self._disk.times()
         if not times or times[0] != t:
             return None
@@ -240,7 +250,7 @@ class Replays:
         problem = self._problem if isinstance(self._problem, Replayable) else None
         shelf: Shelf = self._shelf(past, problem, keep) if self._disk is None else self._disk
         if self._disk is not None:
-            self._disk.last = end - 1
+            self._disk.last, self._disk.device = end - 1, final.w.device
 
         def take(t: int, before: Before, curvature: bool) -> tuple[Step, Any]:
             if problem is None:

@@ -106,6 +106,10 @@ class OnDisk:
         folder: the folder; None for a temporary one, which goes with this object.
         problem: packs what it keeps beside weights.
 
+    Attributes:
+        device: where tensors shall be that are read.
+        last: the last step of the training; -1 before the way back.
+
     Raises:
         GradtuneError: a file cannot be written or read.
     """
@@ -117,31 +121,39 @@ class OnDisk:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._problem = problem if isinstance(problem, Replayable) else None
         self._short, self._of, self._noted, self.last = InMemory(), "", 0.0, -1
-        self._device = torch.device("cpu")
+        self.device = torch.device("cpu")
 
     # -- whose checkpoints these are -----------------------------------------------------------------------------------
 
-    def begin(self, of: str, like: State) -> None:
+    def begin(self, of: str, device: torch.device, anew: bool) -> None:
         """Begin a training, or go on with what is there of the same one.
 
         Args:
             of: text that tells trainings apart.
-            like: a state, whose device is taken.
+            device: where tensors shall be that are read.
+            anew: whether to remove what is there of the same one.
 
         Raises:
             GradtuneError: the folder holds checkpoints of another training.
         """
-        self._device, about = like.w.device, self.folder / "about.pt"
-        found = checkpoints.load(about, self._device, "tree", "a tree")["tree"] if about.exists() else None
+        self.device, about = device, self.folder / "about.pt"
+        found = checkpoints.load(about, self.device, "tree", "a tree")["tree"] if about.exists() else None
         if found is not None and found not in (of, self._of):
             raise GradtuneError(
                 f"{self.folder} holds checkpoints of another training (other weights, hyperparameters or number of "
                 "steps); choose another folder, or empty it"
             )
-        if found != of:
+        if found != of or anew:
             self.clear()
             checkpoints.save({"tree": of}, about)
         self._of = of
+
+    def _own(self) -> str:
+        """Return what tells the training apart; that of the folder where it has begun elsewhere."""
+        about = self.folder / "about.pt"
+        if not self._of and about.exists():
+            self._of = checkpoints.load(about, self.device, "tree", "a tree")["tree"]
+        return self._of
 
     def clear(self) -> None:
         """Remove all files of a training."""
@@ -153,7 +165,7 @@ class OnDisk:
     def times(self) -> list[int]:
         """Return the steps whose states are there, in order; the one before the last step is there again."""
         if (last := self.folder / _LAST).exists():
-            last.replace(self._file(checkpoints.load(last, self._device, "of", "a tree")["t"]))
+            last.replace(self._file(checkpoints.load(last, self.device, "of", "a tree")["t"]))
         return sorted(int(file.stem.partition("-")[2]) for file in self.folder.glob("state-*.pt"))
 
     # -- states --------------------------------------------------------------------------------------------------------
@@ -163,14 +175,14 @@ class OnDisk:
             self._short.put(t, before, 1)
             return
         seen = None if self._problem is None else self._problem.packed(before.seen)
-        content = {"of": self._of, "t": t, "w": before.state.w, "buf": before.state.buf, "seen": seen}
+        content = {"of": self._own(), "t": t, "w": before.state.w, "buf": before.state.buf, "seen": seen}
         checkpoints.save(content, self._file(t))
 
     def get(self, t: int) -> Before:
         if self._short.has(t):
             return self._short.get(t)
-        found = checkpoints.load(self._file(t), self._device, "of", "a tree")
-        if found["of"] != self._of:
+        found = checkpoints.load(self._file(t), self.device, "of", "a tree")
+        if found["of"] != self._own():
             raise GradtuneError(f"{self._file(t)} is of another training; choose another folder, or empty it")
         with checkpoints.expected(self._file(t)):
             seen = None if self._problem is None else self._problem.unpacked(found["seen"])
@@ -191,14 +203,14 @@ class OnDisk:
         file = self.folder / _BACK
         if not file.exists():
             return None
-        found = checkpoints.load(file, self._device, "of", "a tree")
-        if found["of"] != self._of:
+        found = checkpoints.load(file, self.device, "of", "a tree")
+        if found["of"] != self._own():
             return None
         return found["end"], State(found["w"], found["buf"]), found["total"]
 
     def note(self, end: int, cot: State, total: Tensor) -> None:
         if self.own or time.monotonic() - self._noted < _PAUSE:
             return
-        content = {"of": self._of, "end": end, "w": cot.w, "buf": cot.buf, "total": total}
+        content = {"of": self._own(), "end": end, "w": cot.w, "buf": cot.buf, "total": total}
         checkpoints.save(content, self.folder / _BACK)
         self._noted = time.monotonic()
