@@ -9,7 +9,7 @@ learning rate, momentum and weight decay, and is compared with a bare loop of to
 Each measurement has a process of its own: CPU time with one thread, both sides in turns; the largest resident memory
 above that of a call of three steps; and the largest number of bytes in tensors at 64 moments, which the machine's
 allocator does not blur. Steps taken again and states kept stand beside the formulas of `estimators.tree` and the fewest
-steps that are possible with as many states (Revolve). `--record` keeps all in `data/records/long_horizons`.
+steps that are possible with as many states (Revolve). `--record` keeps all in `data/records/horizon_cost`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from gradtune.estimators.tree import revolve_cost, tree_cost
 from gradtune.tuning.once import hypergradient
 from gradtune_book.records import environment, jsonl, store
 
-STUDY, SCALE = "long_horizons", "paper"
+STUDY, SCALE = "horizon_cost", "paper"
 SIZES, BATCH, START = (64, 32, 10), 32, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
 _MOMENTS, _LEAST = 64, 3
 
@@ -162,7 +162,8 @@ def measured(row: LongHorizon) -> dict[str, float]:
         differentiated(replace(row), Drawn(_LEAST))
         plain(Drawn(_LEAST))
         gc.collect()
-        before, times = _resident_mb(), ([], [])
+        before = _resident_mb()
+        times: tuple[list[float], list[float]] = ([], [])
         for _ in range(row.repeats):
             for side, call in zip(times, (plain, lambda b: differentiated(row, b)), strict=True):
                 begun = time.process_time()
@@ -216,7 +217,7 @@ def keep(row: LongHorizon, metrics: dict[str, float], root: Path | None = None) 
     file = store.path(STUDY, SCALE, row.method, root)
     number = sum(line["config"]["steps"] == row.steps for line in jsonl.read(file))
     seconds = row.repeats * (metrics["base_s"] + metrics["method_s"])
-    result = store.Result(metrics, {}, wall_s=seconds, dataset="digits")
+    result = store.Result({**metrics}, {}, wall_s=seconds, dataset="digits")
     device = environment.describe(torch.device("cpu"))
     jsonl.append(file, [store.line(STUDY, SCALE, replace(row, seed=number), result, device, 1, None)])
     return file
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 1000, 10000])
     parser.add_argument("--repeats", type=int, default=3, help="at 10000 steps and more, one is enough")
     parser.add_argument("--quick", action="store_true", help="20 steps, once")
-    parser.add_argument("--record", action="store_true", help="keep the measurements in data/records/long_horizons")
+    parser.add_argument("--record", action="store_true", help="keep the measurements in data/records/horizon_cost")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.quick and given.record:
