@@ -96,11 +96,12 @@ class Drawn(Sequence[Any]):
 
     Attributes:
         most: The largest number of bytes noted.
+        noting: CPU seconds that the notes have taken.
     """
 
     def __init__(self, steps: int, every: int = 0) -> None:
         self.x, self.y = _digits()
-        self.steps, self._every, self._asked, self.most = steps, every, 0, 0
+        self.steps, self._every, self._asked, self.most, self.noting = steps, every, 0, 0, 0.0
 
     def __len__(self) -> int:
         return self.steps
@@ -110,7 +111,9 @@ class Drawn(Sequence[Any]):
             raise IndexError(k)
         self._asked += 1
         if self._every and self._asked % self._every == 0:
+            begun = time.process_time()
             self.most = max(self.most, bytes_alive())
+            self.noting += time.process_time() - begun
         rows = torch.randint(1500, (BATCH,), generator=torch.Generator().manual_seed(int(k)))
         return self.x[rows], self.y[rows]
 
@@ -162,19 +165,19 @@ def measured(row: LongHorizon) -> dict[str, float]:
         differentiated(replace(row), Drawn(_LEAST))
         plain(Drawn(_LEAST))
         gc.collect()
-        before = _resident_mb()
+        gc.freeze()  # what there is already is not counted
+        before, asked = _resident_mb(), row.steps
+        if row.branching:
+            asked += row.steps + tree_cost(row.steps, row.branching).replayed
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(row.repeats):
-            for side, call in zip(times, (plain, lambda b: differentiated(row, b)), strict=True):
-                begun = time.process_time()
-                call(Drawn(row.steps))
-                side.append(time.process_time() - begun)
+            begun = time.process_time()
+            plain(Drawn(row.steps))
+            times[0].append(time.process_time() - begun)
+            watched, begun = Drawn(row.steps, max(1, asked // _MOMENTS)), time.process_time()
+            found = differentiated(row, watched)
+            times[1].append(time.process_time() - begun - watched.noting)
         after = _resident_mb()
-        asked = 2 * row.steps + (tree_cost(row.steps, row.branching).replayed if row.branching else -row.steps)
-        gc.collect()
-        gc.freeze()  # what there is already is not counted
-        watched = Drawn(row.steps, max(1, asked // _MOMENTS))
-        found = differentiated(row, watched)
     base, method = (statistics.median(side) for side in times)
     formula = tree_cost(row.steps, row.branching) if row.branching else (0, 0)
     return {
