@@ -49,7 +49,8 @@ class Reverse:
             update. "graph" keeps each step's graph: no second gradient, memory of `horizon` graphs; for short horizons.
             "tree" keeps the states of a few steps in a tree (Engstrom et al. 2025) and takes the steps between them
             again: memory of about k log_k(horizon) states, and cost of "state" and about log_k(horizon) more gradients
-            a step (`tree.tree_cost`). It gives the bits of "state", which is checked: the training has to be
+            a step (`tree.tree_cost`). It gives the bits of "state", which is checked (at no cost, or that of a gradient
+            more every k steps where a gradient with its graph has other bits than one without): the training has to be
             deterministic, and nobody may change weights or hyperparameters between two of its steps.
         branching: k of the tree, >= 2.
         on: where the tree's states lie, "memory" or "disk".

@@ -3,7 +3,7 @@
 `Replays` keeps the states that the tree wants while a training runs; `Trail` then visits its steps from the last to the
 first. A step that is taken again has to give the weights that it gave in the training, to the bit: it is a function of
 the state before it, of what the model keeps beside weights (`problems.Replayable`) and of the step's number. This is
-checked at every step.
+checked wherever steps that were taken again meet a state that was kept before.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Trail(Sequence[Step]):
         branching: int,
         all_graphs: bool,
     ) -> None:
-        self._all_graphs = all_graphs
+        self._all_graphs, self._apart = all_graphs, False  # whether steps with a graph differ from those without
+        self._derived: set[int] = set()  # steps that lead to the next kept state, as it was made by taking them again
         self._shelf, self._times, self._end, self._take, self._k = shelf, list(times), end, take, branching
         self.final, self.replayed, self.states = final, 0, len(self._times)
         self._first, self._all = self._times[0], end
@@ -102,19 +103,29 @@ class Trail(Sequence[Step]):
             if self._end - t > 1:
                 self._cut(t, self._end - t)
                 continue
-            before, graph = self._shelf.get(t), self._all_graphs or t > self._first
-            step, _ = self._take(t, before, graph)
-            if after is not None and not _same(step.next, after):
-                if not self._agrees(t, before, after):
-                    self._refuse(t)
-                step, _ = self._take(t, before, graph)  # the problem is at this step again
+            before = self._shelf.get(t)
+            step = self._checked(t, before, None if t in self._derived else after)
+            self._derived.discard(t)
             self._times.pop()
             self._shelf.drop(t)
             self._end, after = t, before.state
             yield step
 
-    def _refuse(self, t: int) -> None:
-        raise GradtuneError(
+    def _checked(self, t: int, before: Before, after: State | None) -> Step:
+        """Return step number `t` with its graph, after a check that it leads to a state; None checks nothing."""
+        graph = self._all_graphs or t > self._first
+        if after is not None and self._apart and not self._agrees(t, before, after):
+            raise self._other(t)
+        step, _ = self._take(t, before, graph)
+        if after is None or self._apart or _same(step.next, after):
+            return step
+        self._apart = True
+        if not self._agrees(t, before, after):
+            raise self._other(t)
+        return self._take(t, before, graph)[0]  # the problem is at this step again
+
+    def _other(self, t: int) -> GradtuneError:
+        return GradtuneError(
             f"step {t}, taken again, does not give the weights that it gave in the training: weights or hyperparameters"
             " were changed between two steps, a batch is another, or the device does not compute the same bits twice "
             "(torch.use_deterministic_algorithms(True) makes it); use store='state'"
@@ -130,6 +141,8 @@ class Trail(Sequence[Step]):
             self.replayed += 1
             if place + 1 in inner:
                 number = inner.index(place + 1)
+                if place in inner:
+                    self._derived.add(t + place)
                 self._times.append(t + place + 1)
                 self._shelf.put(t + place + 1, before, ends[number] - inner[number])
         self.states = max(self.states, len(self._times))

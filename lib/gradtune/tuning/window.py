@@ -52,8 +52,9 @@ class Window:
     def give(self, t: int, batches: list[Batch], lr_factor: float) -> None:
         """Note what step `t` is given."""
         self._given.pop(t, None)  # a step that is tried again
-        self._given[t] = (batches if self.source is None else None, lr_factor)
-        while next(iter(self._given)) <= t - self._keep:
+        if self.source is None or lr_factor != 1.0:
+            self._given[t] = (batches if self.source is None else None, lr_factor)
+        while self._given and next(iter(self._given)) <= t - self._keep:
             del self._given[next(iter(self._given))]
 
     def batches(self, t: int) -> list[Batch]:
