@@ -261,7 +261,7 @@ def bias(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_amount(runs: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """Return the median over seeds of a column of `bias`: methods and amounts in rows, problems and units in columns."""
+    """Return medians over seeds of a column of `bias`: methods and amounts in rows, problems and units in columns."""
     table = runs.groupby(["method", "amount", "task", "units"])[column].median().unstack([-2, -1])
     order = [m for m in METHODS if m in table.index.get_level_values(0)]
     return table.reindex(order, level=0).sort_index(axis=1).rename(columns=small.TITLES, level=0)
