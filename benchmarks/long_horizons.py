@@ -178,6 +178,7 @@ def measured(row: LongHorizon) -> dict[str, float]:
             found = differentiated(row, watched)
             times[1].append(time.process_time() - begun - watched.noting)
         after = _resident_mb()
+        gc.unfreeze()
     base, method = (statistics.median(side) for side in times)
     formula = tree_cost(row.steps, row.branching) if row.branching else (0, 0)
     return {
