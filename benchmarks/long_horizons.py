@@ -162,7 +162,7 @@ def differentiated(row: LongHorizon, batches: Drawn) -> Any:
 def measured(row: LongHorizon) -> dict[str, float]:
     """Measure a row in this process; see the head of the module."""
     with one_thread():
-        differentiated(replace(row), Drawn(_LEAST))
+        differentiated(row, Drawn(_LEAST))
         plain(Drawn(_LEAST))
         gc.collect()
         gc.freeze()  # what there is already is not counted
