@@ -25,18 +25,19 @@ from gradtune.errors import GradtuneError, at_least
 from gradtune.nets.explained import in_our_words
 from gradtune.nets.single import copied
 from gradtune.recursion.rules import Rule
-from gradtune.recursion.step import Step, cotangent, validation_gradient
+from gradtune.recursion.step import Step
 from gradtune.training.loop import Method, Run
 from gradtune.tuning import declared, reading
 from gradtune.tuning.assembly import assembled, configuration, copy_of
 from gradtune.tuning.info import Info
+from gradtune.tuning.looking_back import LookingBack
 from gradtune.tuning.recorded import Given
 from gradtune.tuning.replaying import Replay
 from gradtune.tuning.schedule import Factor
 from gradtune.tuning.streams import Batch, fits
 
 
-class Tuner(reading.Readable):
+class Tuner(reading.Readable, LookingBack):
     """Training of a model step by step, with hyperparameters tuned on the way.
 
     The model is trained in place. After every step its parameters and buffers are the trained ones, so it can be
@@ -281,33 +282,6 @@ class Tuner(reading.Readable):
     def _lam(self) -> dict[str, Tensor]:
         return self.hypers.at(self._run.raw, self._run.fixed, max(self._run.t - 1, 0)).lam
 
-    def pulled_back(self, val_batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
-        """Pull the validation gradient back through the steps since the last outer update; nothing is updated.
-
-        Cost: a validation gradient and a Hessian product a step.
-
-        Args:
-            val_batch: validation batch.
-
-        Returns:
-            dL/draw `[P]`; dL/dw by parameter, at the weights before the first of these steps; and the validation loss.
-
-        Raises:
-            GradtuneError: the method does not look back on steps.
-        """
-        recent = self._loop.looked_back(self._run, self._recent)
-        if not recent:
-            raise GradtuneError(f"{self.method} keeps no steps to pull a gradient back through; use reverse mode")
-        last = recent[-1]
-        self._problem.validate(fits(val_batch, self._run.state.w, "the validation batch"))
-        gv, total = validation_gradient(self._problem, last.base_rule, last.values, self._run.state, last.t)
-        cot = cotangent(gv, last.next)
-        for step in reversed(recent):
-            cot, share = step.with_curvature().pull(cot)
-            total = total + share
-        assert self._problem.seen_val is not None
-        return total[0], self._layout.split(cot.w[0]), float(self._problem.seen_val)
-
     def restart(self) -> None:
         """Begin a new training from the weights and buffers that the model now has (FDS).
 
@@ -362,7 +336,7 @@ class Tuner(reading.Readable):
         like, t = self._run.state.w, state["t"]
         start = self._run._replace(t=0, past=())
         parts = [0, *(x.to(like.device) for x in state["tensors"])]
-        form = tree_flatten(self._run.state)[1]
+        form = tree_flatten(self._loop.form_of_past(self._run))[1]
         past = tuple(tree_unflatten([x.to(like.device) for x in leaves], form) for leaves in state["past"])
         run: Run = tree_unflatten(parts, tree_flatten(start)[1])
         self._run = run._replace(t=t, past=past)

@@ -71,7 +71,9 @@ PAGES = (
         "estimators",
         "Estimators",
         "How a hypergradient is computed. All estimators have the members of "
-        "{py:class}`~gradtune.estimators.Estimator`; only what differs is described.",
+        "{py:class}`~gradtune.estimators.Estimator`; only what differs is described. Whole trainings in memory that "
+        'does not grow with them: {py:class}`~gradtune.estimators.reverse.Reverse` with `store="tree"`, counted by '
+        "{py:func}`~gradtune.estimators.tree.tree_cost`.",
         ("gradtune.estimators", "gradtune.estimators.*"),
     ),
     Page(

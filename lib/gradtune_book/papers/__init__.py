@@ -99,6 +99,10 @@ STUDIES = {
         "together.starts",
         "All methods with their defaults on six small problems, from learning rates between 1e-6 and 10",
     ),
+    "long_horizons": Entry(
+        "together.long_horizons",
+        "The bias of truncation: shortcuts against the exact hypergradient of a long training, on three small nets",
+    ),
 }
 """Every study by the name that its records have, in the order of the lists."""
 
