@@ -13,16 +13,16 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
 from gradtune_book import config
 from gradtune_book.data import text
 from gradtune_book.data.text import Text
-from gradtune_book.papers.metaoptimize import training
-from gradtune_book.papers.metaoptimize.training import COSINE, FIXED, OF_PACKAGES, SCALAR
-from gradtune_book.papers.packages import installed
+from gradtune_book.papers.metaoptimize import others, training
+from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
+from gradtune_book.papers.metaoptimize.training import COSINE, FIXED, SCALAR
+from gradtune_book.papers.packages import installed, needed
 from gradtune_book.papers.series import short
 from gradtune_book.records import jsonl, store
 from gradtune_book.records.environment import Stopwatch
@@ -156,23 +156,24 @@ def net(c: Config) -> Decoder:
         return Decoder(Shape(c.vocabulary, c.width, c.layers, c.heads, c.context))
 
 
-def optimiser(c: Config, parameters: list[nn.Parameter]) -> tuple[Optimizer, Callable[[], None] | None]:
+def optimiser(c: Config, decoder: Decoder) -> tuple[Steps, Callable[[], None] | None]:
     """Return the optimiser of a configuration, and what else is to be called after each step.
 
     Raises:
         GradtuneError: a name is unknown, or a package is not installed.
     """
     if c.method in (FIXED, COSINE, SCALAR):
+        parameters = list(decoder.parameters())
         if c.method == COSINE:
             return training.scheduled(parameters, c.lr, c.steps)
         return training.adapted([parameters], c.base, c.meta, c.lr, c.meta_step), None
-    return training.of_a_package(c.method, parameters), None
+    return others.of_a_package(c.method, decoder), None
 
 
 def _one(c: Config, device: torch.device) -> Result:
     found = _text((c.data, c.vocabulary, c.tokens))
     words, decoder = found.train.to(device), net(c).to(device)
-    optimizer, after = optimiser(c, list(decoder.parameters()))
+    optimizer, after = optimiser(c, decoder)
     random, places = np.random.default_rng([c.seed, 1]), torch.arange(c.context + 1, device=device)
     test_rows = found.test[: len(found.test) // (c.context + 1) * (c.context + 1)].view(-1, c.context + 1).to(device)
     losses, rates, tests, spent = torch.zeros(c.steps), [], [], Stopwatch(device)
@@ -183,13 +184,13 @@ def _one(c: Config, device: torch.device) -> Result:
             rates.append(training.geometric_mean(optimizer))
             optimizer.zero_grad()
             loss = _loss(decoder(rows[:, :-1]), rows[:, 1:])
-            loss.backward()
+            others.backward(loss, optimizer)
             optimizer.step()
             if after is not None:
                 after()
             losses[t] = loss.detach()
             if (t + 1) % max(1, c.steps // 10) == 0:
-                with spent.paused():
+                with spent.paused(), others.at_rest(optimizer):
                     tests.append(training.mean_loss(decoder, _loss, test_rows[:, :-1], test_rows[:, 1:], 50))
     return _result(c, found, losses.double().numpy(), rates, tests, spent)
 
@@ -207,7 +208,9 @@ def _result(
         "lr_curve": short(np.array(rates)[at], 3),
         "test_curve": short(np.array(tests)),
     }
-    return Result(metrics, series, dataset=found.caption, dataset_sha256=found.sha256, **spent.share(1))
+    return Result(
+        metrics, series, dataset=found.caption, dataset_sha256=found.sha256, packages=needed(c.method), **spent.share(1)
+    )
 
 
 STUDY = Study("metaoptimize_language", Config, SIZES, configs, run, chunk=1, arranged=arranged)

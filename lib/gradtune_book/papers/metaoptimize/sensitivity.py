@@ -28,7 +28,7 @@ from gradtune_book.tasks.images import Images
 FIXED, ADAPTED = "AdamW", "MetaOptimize"
 METHODS = (FIXED, ADAPTED)
 GRID = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
-META_STEPS = (1e-4, 1e-3, 1e-2, 2e-2, 1e-1)
+META_STEPS = (1e-4, 1e-3, 3e-3, 7e-3, 1e-2, 2e-2, 5e-2, 7e-2, 1e-1, 2e-1)
 STARTS = (1e-6, 1e-4, 1e-2)
 DEFAULT = 2e-2
 """The meta step of `gradtune.optim.MetaOptimize` where none is given; with it discounts and forms are compared."""
@@ -44,7 +44,7 @@ class Config:
 
     method: str  # AdamW or MetaOptimize
     seed: int  # draws the weights and the batches
-    data: str = "mnist"  # mnist or digits
+    data: str = "mnist"  # mnist, fashion or digits
     lr: float = 1e-4  # step size, that at the start where it is adapted
     meta_step: float = 0.0  # of the meta rule Lion
     gamma: float = 1.0
@@ -65,10 +65,11 @@ class Sizes:
     meta_steps: tuple[float, ...] = META_STEPS
     starts: tuple[float, ...] = STARTS
     grid: tuple[float, ...] = GRID
+    second: str | None = "fashion"  # a set that the rule for the meta step is not chosen on
 
 
 SIZES = {
-    "smoke": Sizes("digits", 1, 300, (1e-3, 2e-2), (1e-4,), (1e-3, 1e-2)),
+    "smoke": Sizes("digits", 1, 300, (1e-3, 2e-2), (1e-4,), (1e-3, 1e-2), None),
     "laptop": Sizes("mnist", 3, 3000),
     "paper": Sizes("mnist", 5, 30_000),
 }
@@ -77,17 +78,22 @@ SIZES = {
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Return the runs of a scale: meta steps by starts, the fixed step sizes, discounts, and the package's form.
 
+    On the second set there are the meta steps and the fixed step sizes alone.
+
     Args:
         sizes: what the scale sets.
         seed: first seed; the others follow on.
     """
     data, seeds = sizes.data, range(seed, seed + sizes.seeds)
     middle = 1e-4 if 1e-4 in sizes.starts else sizes.starts[0]
-    settings = [(lr, eta, 1.0, "ours") for eta in sizes.meta_steps for lr in sizes.starts]
-    settings += [(middle, DEFAULT, gamma, "ours") for gamma in GAMMAS]
+    steps = [(lr, eta, 1.0, "ours") for eta in sizes.meta_steps for lr in sizes.starts]
+    settings = steps + [(middle, DEFAULT, gamma, "ours") for gamma in GAMMAS]
     settings += [(lr, DEFAULT, 1.0, "package") for lr in sizes.starts]
     out = [Config(ADAPTED, s, data, *each, steps=sizes.steps) for each in settings for s in seeds]
-    return out + [Config(FIXED, s, data, lr, steps=sizes.steps) for lr in sizes.grid for s in seeds]
+    if sizes.second is not None:
+        out += [Config(ADAPTED, s, sizes.second, *each, steps=sizes.steps) for each in steps for s in seeds]
+    sets = [name for name in (data, sizes.second) if name is not None]
+    return out + [Config(FIXED, s, d, lr, steps=sizes.steps) for d in sets for lr in sizes.grid for s in seeds]
 
 
 def read_at(steps: int) -> list[int]:
@@ -142,7 +148,7 @@ def _one(c: Config, device: torch.device) -> Result:
 
 @lru_cache(maxsize=1)
 def _images(data: str, device: torch.device) -> Images:
-    return images.load(data, device=device, validation=10_000 if data == "mnist" else 0.2).flat()
+    return images.load(data, device=device, validation=0.2 if data == "digits" else 10_000).flat()
 
 
 def _net(inputs: int, hidden: int, seed: int) -> nn.Module:

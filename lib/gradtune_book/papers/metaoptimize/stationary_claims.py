@@ -66,7 +66,7 @@ def _from_every_start(t: Estimates) -> Finding:
 
 def sensitivity_estimates(steps: int) -> Estimates:
     """Read Section 7.5 off the records after so many steps: losses by meta step and by discount."""
-    frame = store.load(sensitivity.STUDY, "laptop")
+    frame = tables.of_set(store.load(sensitivity.STUDY, "laptop"), "mnist")
     if frame.empty:
         return Estimates()
     gammas = tables.gammas(frame, steps)

@@ -181,6 +181,11 @@ def robust(frame: pd.DataFrame) -> pd.DataFrame:
 # --- sensitivity and overhead -----------------------------------------------------------------------------------------
 
 
+def of_set(frame: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Return the runs of `sensitivity` on one set of images."""
+    return frame if frame.empty else frame[frame["data"] == data]
+
+
 def meta_steps(frame: pd.DataFrame, start: float, steps: int) -> pd.DataFrame:
     """Return the loss after so many steps by meta step from one start, with the best fixed step size as `BEST`."""
     if frame.empty:
