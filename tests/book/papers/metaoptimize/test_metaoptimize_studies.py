@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
 from gradtune.training.metaoptimize import MetaOptimize
 from gradtune_book import config, papers
+from gradtune_book.data import tinystories
 from gradtune_book.papers import packages
 from gradtune_book.papers.metaoptimize import (
     cifar,
@@ -181,6 +183,29 @@ def test_a_package_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
     runs = [c for c in language.STUDY.runs("smoke") if c.method == "Prodigy"]
     frame = papers.run_now(language.STUDY, runs)
     assert len(frame) == 1 and frame["final_lr"].tolist() == pytest.approx([0.1])
+
+
+def test_paper_scale_trains_on_tinystories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration of the paper's size, but for bytes in the place of words, for two steps on a tiny folder."""
+    monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path))
+    with pytest.raises(GradtuneError, match="TinyStories is not in"):
+        language.resolve("paper", "auto")
+    folder = tmp_path / "tinystories"
+    folder.mkdir()
+    for name in tinystories.FILES.values():
+        (folder / name).write_text("Once upon a time.\n<|endoftext|>\nThe cat sat.\n<|endoftext|>\n" * 30)
+    assert language.resolve("paper", "auto") == "tinystories" and language.resolve("smoke", "auto") == "markov"
+    runs = {c.method: c for c in language.configs(language.SIZES["paper"])}
+    assert {(c.lr, c.meta_step, c.steps, c.tokens) for c in (runs[training.SCALAR],)} == {(1e-5, 1e-3, 30_000, None)}
+    assert next(c for c in language.configs(language.SIZES["paper"]) if c.meta == "Adam").lr == 1e-6
+    with torch.device("meta"):
+        assert sum(p.numel() for p in language.net(runs[training.FIXED]).parameters()) == 15_191_712
+    small = {"vocabulary": 257, "steps": 2, "batch": 2}
+    frame = papers.run_now(language.STUDY, [config.replace(c, **small) for c in runs.values()])
+    assert np.isfinite(frame[["late_loss", "test_loss"]]).all(axis=None)
+    adapted = frame.loc[frame["method"] == training.SCALAR, "late_loss"]
+    assert adapted.tolist() == pytest.approx([math.log(257)], rel=0.1)
+    assert set(frame["dataset"]) == {f"TinyStories, {len(tinystories.load(257).train)} training tokens, vocabulary 257"}
 
 
 @pytest.mark.parametrize("method", others.OF_PACKAGES)
