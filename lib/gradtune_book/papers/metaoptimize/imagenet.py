@@ -167,6 +167,7 @@ def _one(c: Config, device: torch.device) -> Result:
             if (t + 1) % max(1, c.steps // 10) == 0:
                 with spent.paused(), others.at_rest(optimizer):
                     tests.append(_accuracy(net, val, c.batch, device))
+    optimizer.zero_grad()  # a graph that gdtuo's gradients hold would outlive them
     metrics, series = cifar.curves(losses, hits, rates)
     metrics["test_accuracy"], series["test_curve"] = tests[-1], short(torch.tensor(tests).numpy())
     caption = f"ImageNet, {len(train)} training images of {len(train.classes)} classes"

@@ -223,6 +223,7 @@ def _one(c: Config, device: torch.device) -> Result:
             if (t + 1) % max(1, c.steps // 10) == 0:
                 with spent.paused(), others.at_rest(optimizer):
                     tests.append(training.mean_loss(decoder, _loss, test_rows[:, :-1], test_rows[:, 1:], 50))
+    optimizer.zero_grad()  # a graph that gdtuo's gradients hold would outlive them
     return _result(c, found, losses.double().numpy(), rates, tests, spent)
 
 

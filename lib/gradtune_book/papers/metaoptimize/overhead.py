@@ -215,6 +215,7 @@ class _Turn:
         for _ in range(count):
             self._iterate()
         self.seconds.append((busy_seconds(self.device) - since) / count)
+        self.optimizer.zero_grad()  # a graph that gdtuo's gradients hold would outlive them
 
     def numbers(self) -> float:
         """Return how many numbers the optimiser keeps for each weight."""

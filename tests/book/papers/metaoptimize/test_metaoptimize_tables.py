@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gradtune_book.notebooks.stats import plus_minus
 from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, overhead, sensitivity, tables
 from gradtune_book.papers.metaoptimize.tables import BEST
 from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR
@@ -28,12 +29,13 @@ def test_rows_of_a_study_with_pairs() -> None:
         (FIXED, "Lion", "none", 1e-3, 2.0),
         (FIXED, "Lion", "none", 1e-2, 4.0),
         (COSINE, "AdamW", "none", 1e-2, 1.0),
+        ("DoG", "AdamW", "none", 1e-2, 5.0),
     ]
     frame = pd.DataFrame(rows, columns=["method", "base", "meta", "lr", "loss"])
     named = tables.named(frame, "loss", True).set_index("row")["loss"]
     assert named[f"{SCALAR} (Lion, Lion)"] == 3.0 and named[f"{BLOCKS} (Lion, Lion)"] == 2.5
     assert named[f"{BEST} Lion"] == 2.0 and named["Lion, fixed 0.01"] == 4.0
-    assert named[f"best {COSINE}"] == 1.0
+    assert named[f"best {COSINE}"] == 1.0 and named["DoG"] == 5.0 and len(named) == len(rows) + 2
     assert tables.named(frame, "loss", False).set_index("row")["loss"][f"{BEST} Lion"] == 4.0
 
 
@@ -81,6 +83,42 @@ def test_serving_is_the_loss_over_the_best_fixed_one_at_each_number_of_steps() -
     )
     found = tables.serving(frame)
     assert found.loc[("0.0001", "0.001")].tolist() == [2.0, 3.0]
+
+
+def test_the_rule_is_read_off_the_nearest_recorded_meta_step() -> None:
+    def one(method: str, eta: float, late: float, lr: float = 1e-4) -> dict[str, object]:
+        return {"method": method, "meta_step": eta, "lr": lr, "val_100": 2 * late, "val_1000": late} | shared
+
+    shared = {"gamma": 1.0, "form": "ours", "steps": 1000, "seed": 0}
+    frame = pd.DataFrame(
+        [one("MetaOptimize", eta, late) for eta, late in ((1e-3, 5.0), (0.018, 3.0), (0.02, 2.0), (0.09, 4.0))]
+        + [one("AdamW", 0.0, 1.0, 1e-2)]
+    )
+    found = tables.ruled(frame)
+    assert found.loc[("0.0001", "1000 steps")].tolist() == [0.02, 2.0, 2.0, 5.0, 2.0]
+    assert found.loc[("0.0001", "100 steps")].tolist() == [0.1, 4.0, 2.0, 5.0, 2.0]
+    assert tables.ruled(frame.head(0)).empty
+
+
+def test_the_two_forms_are_compared_run_by_run() -> None:
+    rows = [
+        {"form": form, "lr": 1e-4, "seed": s, "gamma": 1.0, "meta_step": sensitivity.DEFAULT, "val_10": value}
+        for form, values in (("ours", (1.0, 3.0)), ("package", (1.5, 3.5)))
+        for s, value in enumerate(values)
+    ]
+    found = tables.forms(pd.DataFrame(rows), 10).loc["from 0.0001"]
+    assert found["ours"] == plus_minus(2.0, 1.0, 4) and found["package − ours"] == plus_minus(0.5, 0.0, 4)
+
+
+def test_costs_are_read_off_one_kind_of_comparison() -> None:
+    shared = {"net": "words", "seed": 0, "time AdamW, fused": 0.0}
+    rows = [
+        shared | {"method": overhead.METHOD, "time MetaOptimize, scalar": 1.0},
+        shared | {"method": overhead.OTHERS, "time MetaOptimize, scalar": 2.0, "time DoG": 9.0},
+    ]
+    frame = pd.DataFrame(rows)
+    assert list(tables.costs(frame, "time").columns) == ["net", "seed", "AdamW, fused", "MetaOptimize, scalar"]
+    assert tables.costs(frame, "time", overhead.OTHERS)[["MetaOptimize, scalar", "DoG"]].to_numpy().tolist() == [[2, 9]]
 
 
 def test_the_published_table() -> None:
