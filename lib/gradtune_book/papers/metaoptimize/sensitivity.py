@@ -29,6 +29,9 @@ FIXED, ADAPTED = "AdamW", "MetaOptimize"
 METHODS = (FIXED, ADAPTED)
 GRID = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
 META_STEPS = (1e-4, 1e-3, 3e-3, 7e-3, 1e-2, 2e-2, 5e-2, 7e-2, 1e-1, 2e-1)
+CHECKED = (1e-3, 7e-3, 2e-2, 7e-2, 1e-1)
+"""Meta steps on the second set: the paper's, the default, and those nearest to `optim.settings.meta_step`."""
+
 STARTS = (1e-6, 1e-4, 1e-2)
 DEFAULT = 2e-2
 """The meta step of `gradtune.optim.MetaOptimize` where none is given; with it discounts and forms are compared."""
@@ -65,7 +68,7 @@ class Sizes:
     meta_steps: tuple[float, ...] = META_STEPS
     starts: tuple[float, ...] = STARTS
     grid: tuple[float, ...] = GRID
-    second: str | None = "fashion"  # a set that the rule for the meta step is not chosen on
+    second: str | None = "fashion"  # a set that the rule for the meta step was not chosen on
 
 
 SIZES = {
@@ -78,7 +81,7 @@ SIZES = {
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Return the runs of a scale: meta steps by starts, the fixed step sizes, discounts, and the package's form.
 
-    On the second set there are the meta steps and the fixed step sizes alone.
+    On the second set there are `CHECKED` and the fixed step sizes alone.
 
     Args:
         sizes: what the scale sets.
@@ -91,7 +94,8 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     settings += [(lr, DEFAULT, 1.0, "package") for lr in sizes.starts]
     out = [Config(ADAPTED, s, data, *each, steps=sizes.steps) for each in settings for s in seeds]
     if sizes.second is not None:
-        out += [Config(ADAPTED, s, sizes.second, *each, steps=sizes.steps) for each in steps for s in seeds]
+        checked = [each for each in steps if each[1] in CHECKED]
+        out += [Config(ADAPTED, s, sizes.second, *each, steps=sizes.steps) for each in checked for s in seeds]
     sets = [name for name in (data, sizes.second) if name is not None]
     return out + [Config(FIXED, s, d, lr, steps=sizes.steps) for d in sets for lr in sizes.grid for s in seeds]
 

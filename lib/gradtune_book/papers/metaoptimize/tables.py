@@ -266,9 +266,10 @@ def costs(frame: pd.DataFrame, what: str, method: str = overhead.METHOD) -> pd.D
         what: "time", "seconds", "memory" or "space".
         method: which comparisons, one of `overhead.METHODS`.
     """
+    frame = frame if frame.empty else frame[frame["method"] == method]
     if frame.empty:
         return frame
-    frame = frame[frame["method"] == method].dropna(axis=1, how="all")
+    frame = frame.dropna(axis=1, how="all")
     columns = {c: c.removeprefix(f"{what} ") for c in frame.columns if str(c).startswith(f"{what} ")}
     return frame[["net", "seed", *columns]].rename(columns=columns)
 

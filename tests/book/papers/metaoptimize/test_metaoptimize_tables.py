@@ -118,6 +118,7 @@ def test_costs_are_read_off_one_kind_of_comparison() -> None:
     ]
     frame = pd.DataFrame(rows)
     assert list(tables.costs(frame, "time").columns) == ["net", "seed", "AdamW, fused", "MetaOptimize, scalar"]
+    assert tables.costs(frame.head(1), "time", overhead.OTHERS).empty
     assert tables.costs(frame, "time", overhead.OTHERS)[["MetaOptimize, scalar", "DoG"]].to_numpy().tolist() == [[2, 9]]
 
 
