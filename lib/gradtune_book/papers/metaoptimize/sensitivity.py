@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gradtune.errors import unknown
+from gradtune.optim.settings import DEFAULT
 from gradtune_book.papers.metaoptimize import training
 from gradtune_book.papers.series import short
 from gradtune_book.records.environment import Stopwatch
@@ -33,9 +34,6 @@ CHECKED = (1e-3, 7e-3, 2e-2, 7e-2, 1e-1)
 """Meta steps on the second set: the paper's, the default, and those nearest to `optim.settings.meta_step`."""
 
 STARTS = (1e-6, 1e-4, 1e-2)
-DEFAULT = 2e-2
-"""The meta step of `gradtune.optim.MetaOptimize` where none is given; with it discounts and forms are compared."""
-
 GAMMAS = (0.9, 0.99, 0.999)
 READ = (100, 300, 1000, 3000, 10_000)
 """Numbers of steps at which a training is read."""

@@ -243,7 +243,7 @@ def forms(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
     """
     if frame.empty:
         return frame
-    kept = frame[(frame["meta_step"] == sensitivity.DEFAULT) & (frame["gamma"] == 1)]
+    kept = frame[(frame["meta_step"] == DEFAULT) & (frame["gamma"] == 1)]
     both = kept.pivot_table(index=["lr", "seed"], columns="form", values=f"val_{steps}")
     both["package − ours"] = both["package"] - both["ours"]
     cells = {f"from {lr:g}": x.apply(lambda v: plus_minus(*mean_error(v)[:2], 4)) for lr, x in both.groupby("lr")}
@@ -254,7 +254,7 @@ def gammas(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
     """Return the loss after so many steps by discount; one meta step and start, our form."""
     if frame.empty:
         return frame
-    kept = frame[(frame["meta_step"] == sensitivity.DEFAULT) & (frame["form"] == "ours") & (frame["lr"] == 1e-4)]
+    kept = frame[(frame["meta_step"] == DEFAULT) & (frame["form"] == "ours") & (frame["lr"] == 1e-4)]
     return kept.assign(row=kept["gamma"].map("{:g}".format), loss=kept[f"val_{steps}"]).sort_values("gamma")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gradtune.optim.settings import DEFAULT
 from gradtune_book.notebooks.stats import plus_minus
 from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, overhead, sensitivity, tables
 from gradtune_book.papers.metaoptimize.tables import BEST
@@ -102,7 +103,7 @@ def test_the_rule_is_read_off_the_nearest_recorded_meta_step() -> None:
 
 def test_the_two_forms_are_compared_run_by_run() -> None:
     rows = [
-        {"form": form, "lr": 1e-4, "seed": s, "gamma": 1.0, "meta_step": sensitivity.DEFAULT, "val_10": value}
+        {"form": form, "lr": 1e-4, "seed": s, "gamma": 1.0, "meta_step": DEFAULT, "val_10": value}
         for form, values in (("ours", (1.0, 3.0)), ("package", (1.5, 3.5)))
         for s, value in enumerate(values)
     ]
