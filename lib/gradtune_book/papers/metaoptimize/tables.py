@@ -42,6 +42,11 @@ def summary(frame: pd.DataFrame, row: str, columns: Sequence[str], digits: int =
     return out
 
 
+def by_mean(frame: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
+    """Return runs in the order of the means of a column, those of the row with the lowest mean first."""
+    return frame.iloc[frame.groupby(row)[column].transform("mean").argsort(kind="stable")]
+
+
 def _cell(values: pd.Series, column: str, digits: int) -> str:
     if column == "final_lr":
         return f"{np.exp(np.log(values.astype(float)).mean()):.2g}"
@@ -232,7 +237,7 @@ def ruled(frame: pd.DataFrame) -> pd.DataFrame:
             asked = meta_step(int(str(column).split()[0]))
             near = min(by_step.index, key=lambda eta, asked=asked: abs(np.log(eta / asked)))  # type: ignore[misc]
             chosen = {"by the rule": near, f"with {DEFAULT:g}": DEFAULT, "with 0.001": 1e-3, "best": losses.idxmin()}
-            rows[start, str(column)] = {"20 / steps": asked} | {name: losses[eta] for name, eta in chosen.items()}
+            rows[start, str(column)] = {"meta step": asked} | {name: losses[eta] for name, eta in chosen.items()}
     return pd.DataFrame(rows).T.rename_axis(["start", "training"])
 
 
