@@ -83,8 +83,12 @@ class MetaOptimize(Optimizer):
         meta: "sgd", "adam", "lion" or "rmsprop" with `meta_step_size`, or an outer rule of `gradtune.recursion.outer`,
             which has a step size of its own.
         meta_step_size: step size of a meta rule given by name. With "lion", every step multiplies or divides a learning
-            rate by exp(meta_step_size): over T steps it moves by a factor of exp(T meta_step_size) at most. The paper
-            has 1e-3, for trainings of many thousand steps; in a few hundred, that hardly moves.
+            rate by exp(meta_step_size): over T steps it moves by a factor of exp(T meta_step_size) at most. By default
+            it follows from `steps`, and is 0.02 without, which suits about 1,000 steps. The paper has 1e-3, for
+            trainings of many thousand steps; in a few hundred, that hardly moves.
+        steps: the number of steps that the training will take, in place of `meta_step_size`, which is then 20 / steps,
+            but at least 1e-3 and at most 0.1 (`settings.meta_step`). Only for the meta rules "lion", "adam" and
+            "rmsprop".
         gamma: discount of past steps, in (0, 1].
         groups: what shares a learning rate: "scalar", all parameters (parameter groups keep the ratios of their lr);
             "blockwise", each parameter group; "tensor", each tensor by itself.
@@ -111,7 +115,8 @@ class MetaOptimize(Optimizer):
 
     Raises:
         GradtuneError: there are no parameters; a name is unknown; a value is outside its range; a hyperparameter is
-            given that the base does not have; or `fused` or `sharded` does not fit the parameters. It is a ValueError.
+            given that the base does not have; `steps` has nothing to decide; or `fused` or `sharded` does not fit the
+            parameters. It is a ValueError.
     """
 
     _settings: Settings
@@ -126,10 +131,11 @@ class MetaOptimize(Optimizer):
         lr: float | Tensor = 1e-4,
         base: str = "adamw",
         meta: str | Outer = "lion",
-        meta_step_size: float = 0.02,
+        meta_step_size: float | None = None,
         gamma: float = 1.0,
         groups: str = "scalar",
         *,
+        steps: int | None = None,
         weight_decay: float | None = None,
         betas: tuple[float, float] | None = None,
         momentum: float | None = None,
@@ -143,7 +149,7 @@ class MetaOptimize(Optimizer):
         differentiable: bool = False,
         sharded: bool = False,
     ) -> None:
-        self._settings = Settings(base, outer_rule(meta, meta_step_size, form), gamma, groups, form)
+        self._settings = Settings(base, outer_rule(meta, meta_step_size, form, steps), gamma, groups, form)
         if sharded:
             shards.check_processes()
             self._sharded = True

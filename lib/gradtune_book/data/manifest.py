@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gradtune_book import paths
 
-FOLDERS = ("UCI_Datasets", "MNIST", "FashionMNIST", "ptb", "SVHN", "cifar10", "cifar-10-batches-py")
+FOLDERS = ("UCI_Datasets", "MNIST", "FashionMNIST", "ptb", "SVHN", "cifar10", "cifar-10-batches-py", "tinystories")
 """Folders below the data root that any loader reads."""
 
 _DEEPEST = 3  # levels of folders, as in cifar10/train/cat

@@ -79,6 +79,9 @@ STUDIES = {
     "metaoptimize_continual": Entry(
         "metaoptimize.continual", "Figures 3, 4, 7 and 8 of the MetaOptimize paper: ten tasks, one image a step"
     ),
+    "metaoptimize_imagenet": Entry(
+        "metaoptimize.imagenet", "Figures 5, 9 and 10 of the MetaOptimize paper: ResNet-18 on ImageNet"
+    ),
     "metaoptimize_language": Entry(
         "metaoptimize.language", "Figures 6 and 11 of the MetaOptimize paper: a small decoder on Penn Treebank"
     ),

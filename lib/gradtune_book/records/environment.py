@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -36,14 +36,18 @@ def commit() -> tuple[str | None, bool | None]:
     return head, None if head is None or changed is None else bool(changed)
 
 
-def versions() -> dict[str, str]:
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
     """Return the versions that a record keeps, by name.
 
     The names are python, torch, numpy, gradtune and compiler. The last is the C++ compiler of `nets.compiled`, "none"
     where there is none, and "none: ..." with the reason where torch has computed in its place. A package that is not
     installed has the version "unknown".
+
+    Args:
+        others: Further packages that a run has used, by their names on PyPI.
     """
-    return {**_packages(), "compiler": compiled.in_use()}
+    found = {name: _version(name) or "unknown" for name in others}
+    return {**_packages(), **found, "compiler": compiled.in_use()}
 
 
 @cache

@@ -47,6 +47,8 @@ class Result:
         dataset_sha256: Digest of the data that was used, "" for a generated problem.
         cpu_s: The same as `wall_s` in seconds that the processor computed (`environment.busy_seconds`), which a busy
             machine does not lengthen. None where it was not measured.
+        packages: Packages beside torch and numpy that decided the numbers, by their names on PyPI. The record keeps
+            their versions.
     """
 
     metrics: dict[str, float | int | None]
@@ -55,6 +57,7 @@ class Result:
     dataset: str = ""
     dataset_sha256: str = ""
     cpu_s: float | None = None
+    packages: tuple[str, ...] = ()
 
 
 class Study(Protocol):
@@ -176,7 +179,7 @@ def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: i
         "commit": commit,
         "dirty": dirty,
         "device": device,
-        "versions": environment.versions(),
+        "versions": environment.versions(result.packages),
         "dataset": result.dataset,
         "dataset_sha256": result.dataset_sha256,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

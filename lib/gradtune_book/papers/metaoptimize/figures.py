@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from gradtune.optim.settings import REACH
 from gradtune_book.notebooks import plots
 from gradtune_book.papers.metaoptimize import continual, framework, sensitivity, tables
 from gradtune_book.papers.metaoptimize.tables import BEST
@@ -161,16 +162,20 @@ def draw_robust(ax: Axes, frame: pd.DataFrame, column: str) -> None:
 
 
 def draw_serving(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
-    """Draw losses over that of the best fixed step size, against the number of steps, a panel a start."""
+    """Draw losses over that of the best fixed step size, against meta step times steps: a panel a start.
+
+    The vertical line is where the rule of `gradtune.optim` stands.
+    """
     found = tables.serving(frame)
     starts = list(dict.fromkeys(found.index.get_level_values(0)))
-    names = ("full", "2x2", "L", "Hessian-free", SCALAR)
+    names = ("full", "2x2", "L", "Hessian-free")
     for ax, start in zip(axes, starts, strict=False):
-        for (eta, ratios), name in zip(found.loc[start].iterrows(), names, strict=False):
-            steps = [int(c.split()[0]) for c in ratios.index]
-            ax.loglog(steps, ratios, **plots.method_style(name), label=f"meta step {eta}")
+        etas = np.array([float(row) for row in found.loc[start].index])
+        for (column, ratios), name in zip(found.loc[start].items(), names, strict=False):
+            ax.loglog(etas * int(str(column).split()[0]), ratios, **plots.method_style(name), label=column)
         ax.axhline(1, color="black", linewidth=0.8)
-        ax.set(xlabel="steps", title=f"from {start}")
+        ax.axvline(REACH, color="black", linewidth=0.8)
+        ax.set(xlabel=r"meta step $\times$ steps", title=f"from {start}")
     axes[0].set_ylabel("loss over the best fixed step's")
     axes[-1].legend()
 

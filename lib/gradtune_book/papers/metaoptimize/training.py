@@ -1,4 +1,4 @@
-"""Trainings by MetaOptimize and by what the paper compares it with, on any module: base updates, meta rules, packages.
+"""Trainings by MetaOptimize and by what the paper compares it with, on any module: base updates and meta rules.
 
 A base update with a fixed step size is the same code as with an adapted one, with a meta step of 0, so that both differ
 in the adaptation alone. Settings are those of the paper's Tables 2 to 5; the base updates are those of `torch.optim`.
@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gradtune import optim
 from gradtune.errors import unknown
 from gradtune.recursion.outer import SGD, Adam, Lion, Outer
-from gradtune_book.papers.packages import imported
+from gradtune_book.papers.metaoptimize.others import Steps
 
 FIXED, COSINE, SCALAR, BLOCKS = "fixed", "warm-up and cosine", "MetaOptimize, scalar", "MetaOptimize, blocks"
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,9 +27,6 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "SGDm": ("sgdm", {"momentum": 0.9, "weight_decay": 0.1}),
 }
 """Base updates by the paper's names: that of `gradtune.optim`, and the settings."""
-
-OF_PACKAGES = {"Prodigy": "Prodigy", "D-Adaptation": "DAdaptAdam", "DoG": "DoG", "ScheduleFree": "AdamWScheduleFree"}
-"""Methods that need a package of others, and the class of their optimiser there."""
 
 WARM_UP = 1 / 30
 """Share of the steps in which the step size of `COSINE` rises: 1,000 of 30,000 in the paper."""
@@ -109,23 +105,9 @@ def scheduled(
     return optimizer, LambdaLR(optimizer, factor).step
 
 
-def of_a_package(method: str, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """Return an optimiser of a package with its defaults.
-
-    Raises:
-        GradtuneError: the method is unknown, or its package is not installed.
-    """
-    if method not in OF_PACKAGES:
-        raise unknown("method of a package", method, OF_PACKAGES)
-    made: Optimizer = getattr(imported(method), OF_PACKAGES[method])(parameters)
-    if method == "ScheduleFree":
-        made.train()  # type: ignore[attr-defined]
-    return made
-
-
-def geometric_mean(optimizer: Optimizer) -> float:
-    """Return the geometric mean of the step sizes of an optimiser's groups."""
-    rates = [max(float(group["lr"]), 1e-300) for group in optimizer.param_groups]
+def geometric_mean(optimizer: Steps) -> float:
+    """Return the geometric mean of the step sizes of an optimiser's groups, times Prodigy's and D-Adaptation's `d`."""
+    rates = [max(float(group["lr"]) * float(group.get("d", 1)), 1e-300) for group in optimizer.param_groups]
     return math.exp(sum(map(math.log, rates)) / len(rates))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from gradtune_book import config
-from gradtune_book.papers.packages import installed
+from gradtune_book.papers.packages import installed, needed
 from gradtune_book.papers.together.start_trainings import OF_PACKAGES, STARTED, mean_loss, training
 from gradtune_book.records import jsonl, store
 from gradtune_book.records.environment import Stopwatch
@@ -146,7 +146,7 @@ def _run(c: Config, device: torch.device) -> Result:
         done = train(task, net, c.steps, c.seed)
     metrics: dict[str, float | int | None] = {"val": mean_loss(task, done.model, task.val), "initial_val": before}
     metrics |= {"test": mean_loss(task, done.model, task.test), "final_lr": done.lr, "rewinds": done.rewinds}
-    return Result(metrics, dataset=c.dataset, dataset_sha256=task.sha256, **spent.share(1))
+    return Result(metrics, dataset=c.dataset, dataset_sha256=task.sha256, packages=needed(c.method), **spent.share(1))
 
 
 _COSTS = {"default": 2.5, "onepass": 2.0, "diff_through_opt": 2.0, "oho": 5.0, "clip_r": 5.0, "unroll_k": 5.0}
