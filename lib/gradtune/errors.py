@@ -13,6 +13,9 @@ class GradtuneError(ValueError):
 
     exit_status = 2
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(str(message).split()))  # one line, also where a value in it is printed in several
+
 
 class GradtuneWarning(UserWarning):
     """What is allowed and seldom meant, in one sentence: what may happen, and what to do."""

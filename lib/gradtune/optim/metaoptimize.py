@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradtune.errors import GradtuneError, GradtuneWarning
-from gradtune.optim import foreach, fused, rates, shards
+from gradtune.optim import foreach, fused, rates, saved, shards
 from gradtune.optim.foreach import Bucket, Rate
 from gradtune.optim.settings import FLAGS, Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
+from gradtune.optim.settings import torchs_errors
 from gradtune.recursion.outer import Outer
 
 
@@ -150,7 +151,8 @@ class MetaOptimize(Optimizer):
         given = {"weight_decay": weight_decay, "betas": betas, "momentum": momentum, "alpha": alpha, "eps": eps}
         flags = dict(zip(FLAGS, (maximize, foreach, fused, capturable, differentiable)))
         defaults = {"lr": lr, **hyperparameters(base, given), **flags}
-        super().__init__(parameter_lists(params, may_be_none=sharded), defaults)
+        with torchs_errors():
+            super().__init__(parameter_lists(params, may_be_none=sharded), defaults)
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
@@ -325,7 +327,8 @@ class MetaOptimize(Optimizer):
             GradtuneError: a hyperparameter is outside its range, or the parameters cannot be optimised; the group is
                 not added then.
         """
-        super().add_param_group(param_group)
+        with torchs_errors():
+            super().add_param_group(parameter_lists([param_group], may_be_none=True)[0])
         group = self.param_groups[-1]
         try:
             check_group(len(self.param_groups) - 1, group, self._settings.base, self._sharded)
@@ -336,17 +339,24 @@ class MetaOptimize(Optimizer):
         old = self.param_groups[0]["meta"] if len(self.param_groups) > 1 else None
         rates.grow(self.param_groups, self._settings, old)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for `load_state_dict`, as torch's optimisers do."""
+        return saved.marked(super().state_dict())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`, to the bit; the state is copied.
 
         States of earlier versions can be loaded too.
 
         Raises:
-            GradtuneError: the state is that of another kind of optimiser.
+            GradtuneError: the state is that of another kind of optimiser or of other parameters, or not whole.
         """
+        if not isinstance(state_dict, dict):
+            raise GradtuneError(f"the state is a {type(state_dict).__name__}; expected what state_dict() returns")
         last = self.register_load_state_dict_pre_hook(_checked)  # after the hooks of others
         try:
-            super().load_state_dict(state_dict)
+            with torchs_errors():
+                super().load_state_dict(state_dict)
         finally:
             last.remove()
 
@@ -357,6 +367,7 @@ class MetaOptimize(Optimizer):
         self.defaults = {**FLAGS, **self.defaults}
         for group in self.param_groups:
             group.update({n: x for n, x in self.defaults.items() if n not in group and n != "lr"})
+            group.pop(saved.BEGUN, None)
         meta = cast(dict[Any, Any], self.state).pop("meta", None)  # where an earlier version had it
         if meta is not None:
             rates.deal(self.param_groups, meta)
@@ -372,7 +383,7 @@ class MetaOptimize(Optimizer):
 
 def _checked(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a state that `optimizer` can continue from."""
-    rates.check_saved(state_dict, cast(MetaOptimize, optimizer)._settings)
+    saved.check(state_dict, optimizer.param_groups, cast(MetaOptimize, optimizer)._settings)
     return deepcopy(state_dict)
 
 

@@ -140,7 +140,7 @@ _OF_RECORDS = ("environment", "jsonl", "locks", "proof", "recorder", "verificati
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),
-    *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "settings", "shards")),
+    *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "saved", "settings", "shards")),
     *("gradtune.search.asking", "gradtune.tuning.assembly", "gradtune.tuning.scaling", "gradtune.tuning.recorded"),
     *("gradtune.tuning.kept",),
     *("gradtune.training.checkpoints", "gradtune.training.tracing", "gradtune.nets.watching"),
