@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtune.errors import GradtuneError
+from gradtune.errors import GradtuneError, short
 from gradtune.optim import rates
-from gradtune.optim.settings import Settings, check_values, named, short
+from gradtune.optim.settings import Settings, check_values, named
 
 BEGUN = "begun"
 """Entry of a saved group: which of its parameters, by position, have a state. An older state does not have it."""

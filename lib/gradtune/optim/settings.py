@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradtune.errors import GradtuneError, unknown
+from gradtune.errors import GradtuneError, short, unknown
 from gradtune.optim import fused
 from gradtune.optim.foreach import BASES, Base
 from gradtune.optim.shards import place
@@ -117,12 +117,6 @@ class Settings:
 def named(memory: Any) -> dict[str, Tensor]:
     """Return the tensors of a meta rule's state by name."""
     return memory._asdict() if hasattr(memory, "_asdict") else {str(i): x for i, x in enumerate(memory)}
-
-
-def short(value: Any) -> str:
-    """Return how Python writes a value, cut to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def outer_rule(meta: str | Outer, step_size: float, form: str) -> Outer:

@@ -25,6 +25,7 @@ from gradtune.recursion.rules import Rule
 from gradtune.search import METHODS, Configuration, Dimension, Grid, Result, Space, prepare
 from gradtune.search import ledger as found_by
 from gradtune.search.ledger import Cohort
+from gradtune.tuning import kinds
 from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.streams import steps_of, stream
 from gradtune.tuning.trials import State, Trials, cloned, held, mean_losses
@@ -152,6 +153,7 @@ def tune_by_search(
             `budget_steps`, or of `steps` and `epochs`, are given; data are missing, empty or an iterator that cannot
             start again; or the model cannot be copied.
     """
+    kinds.check(locals() | {"method": None})
     at_least(0, seed=seed)
     at_least(1, accumulate=accumulate, trials=1 if trials is None else trials)
     made = Space({name: _dimension(name, given) for name, given in space.items()})

@@ -371,6 +371,21 @@ def test_verify_finds_other_numbers(shift: str, same: bool, monkeypatch: pytest.
     assert all(each.same == same and each.metric == "loss" and each.difference > 0 for each in found)
 
 
+def test_verify_says_when_torch_computed_what_cpp_does_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations with two forms differ in their last digits: a record says which form it is of."""
+    monkeypatch.setattr(compiled, "in_use", lambda: "none: relu_nets.cpp: no space left")
+    recorder.record(STUDY, SCALE)
+    assert {line["versions"]["compiler"] for file in store.all_files() for line in jsonl.read(file)} == {
+        "none: relu_nets.cpp: no space left"
+    }
+    assert all(not each.elsewhere for each in verification.verify(STUDY, SCALE, count=TOTAL))
+    monkeypatch.setattr(compiled, "in_use", lambda: "c++ 12.2.0")
+    monkeypatch.setenv("FAKE_SHIFT", "1e-5")
+    found = [each for each in verification.verify(STUDY, SCALE, count=TOTAL) if each.seed != 3]
+    assert all(each.elsewhere == "compiler" and not each.same for each in found)
+    assert all(each.sentence().endswith("recorded with another compiler)") for each in found)
+
+
 def test_verify_finds_a_metric_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder.record(STUDY, SCALE)
     result = store.Result({"steps": 120})

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from torch import Tensor
@@ -25,8 +26,10 @@ from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Run
+from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import bootstrap_error, plus_minus
-from gradtune_book.records.store import Result
+from gradtune_book.papers.onepass.uci_tables import NAMES
+from gradtune_book.records.store import NOTHING, Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.uci import TableRegression, load
 
@@ -206,6 +209,22 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
+def by_set(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the runs of each set by the set's name, none where there is no run."""
+    return {NAMES[str(name)]: runs for name, runs in frame.groupby("dataset", sort=False)}
+
+
+def summaries(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the `summary` of each set, one below the other.
+
+    Args:
+        sets: Result of `by_set`.
+    """
+    if not sets:
+        return pd.DataFrame(index=pd.Index([], name=NOTHING))
+    return pd.concat({name: summary(frame) for name, frame in sets.items()}, names=["data"])
+
+
 def movement(frame: pd.DataFrame, height: Map) -> pd.DataFrame:
     """A row for every trajectory that stayed finite.
 
@@ -255,6 +274,22 @@ def ends(frame: pd.DataFrame) -> dict[str, str | int]:
     out["lower on the map"] = int((moved["map_end"] < moved["map_start"]).sum())
     out["in the valley"], out["doubled back"] = int(in_the_valley(moved).sum()), int(doubled_back(moved).sum())
     return out | {"worse than the median of fixed": int((moved["test_mse"] > fixed).sum())}
+
+
+def sheet(sets: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw one panel a set; without any run, a panel that says so.
+
+    Args:
+        sets: Result of `by_set`.
+    """
+    fig, axes = plots.panels(max(1, len(sets)), width=4.8, height=4.2)
+    for ax, (name, frame) in zip(axes, sets.items()):
+        draw(ax, frame)
+        ax.set_title(name)
+    if not sets:
+        axes[0].set_axis_off()
+        axes[0].text(0.5, 0.5, NOTHING, ha="center")
+    return fig
 
 
 def draw(ax: Axes, frame: pd.DataFrame) -> None:
