@@ -23,6 +23,7 @@ import fake_study
 import fake_work
 from fake_study import CHUNK, SEEDS, STUDY, FakeConfig
 from gradtune.errors import GradtuneError
+from gradtune.nets import compiled
 from gradtune_book import papers, paths
 from gradtune_book.records import jsonl, recorder, store, verification, workers
 from tools import ROOT
