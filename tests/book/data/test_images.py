@@ -23,7 +23,8 @@ from torchvision.datasets import SVHN
 
 from gradtune.errors import GradtuneError
 from gradtune_book import paths
-from gradtune_book.data import image_files, image_sets, manifest, svhn_like
+from gradtune_book.data import datasets, image_files, image_sets, manifest, svhn_like
+from gradtune_book.data import idx as idx_files
 from gradtune_book.tasks import images
 
 REAL_ROOT = paths.data_root()  # before any test moves it
@@ -47,6 +48,22 @@ def test_the_digits_are_the_same_everywhere(root: Path) -> None:
     rows = torch.cat([found.x_train, found.x_val, found.x_test]).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows)  # no image on two sides
     assert "embedded" in found.caption
+
+
+@pytest.mark.parametrize("folder", ["cifar-10-batches-py", "cifar10/train", "cifar-100-python", "SVHN", "MNIST/raw"])
+def test_an_empty_folder_is_no_set(folder: str, root: Path) -> None:
+    (root / folder).mkdir(parents=True)
+    assert image_sets.chosen("auto", "cifar10", "cifar100", "svhn", "mnist") == "digits"
+
+
+def test_the_surface_covers_every_set(root: Path) -> None:
+    """What a cache key is made of: a file that appears for any set is noticed."""
+    places = [*idx_files.FOLDERS.values(), "SVHN", "cifar10/train/cat", "cifar-10-batches-py", "cifar-100-python"]
+    places += [str(Path(datasets.files(name)[0]).parent) for name in datasets.DATASETS if datasets.files(name)]
+    for k, place in enumerate(places):
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / place / f"new-{k}").write_text("")
+    assert len(manifest.surface()) == len(places)
 
 
 def test_a_name_that_is_none_and_a_set_that_is_absent(root: Path) -> None:

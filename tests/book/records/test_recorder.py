@@ -313,6 +313,22 @@ def test_workers_end_with_their_parent(how: signal.Signals, group: bool) -> None
     assert err.count("Traceback") == (how is signal.SIGINT)  # the parent's KeyboardInterrupt, none of the workers'
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_that_still_import_end_with_their_parent(how: signal.Signals) -> None:
+    code = "import slow_import; from gradtune_book.records import workers; workers.share(slow_import.work, '', 2, print)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        started = [process.stdout.readline().strip() for _ in range(2)]
+        since = time.monotonic()
+        os.kill(process.pid, how)
+        wait_until(lambda: not any(alive(pid) for pid in started), 30)
+        assert time.monotonic() - since < 30
+        _, err = process.communicate(timeout=60)
+    assert "leaked" not in err and "Traceback" not in err
+
+
 def test_workers_report_and_end() -> None:
     got: list[int] = []
     workers.share(fake_work.work, "", 2, got.append)
