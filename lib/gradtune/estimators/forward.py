@@ -151,7 +151,11 @@ def difference_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor], wid
         ends = [
             step.gradient_at(
                 step.state.w + sign * e * z[:, p],
-                {n: v.detach() + sign * e * lam_dot[n][:, p] for n, v in step.loss_lam.items() if n in lam_dot and n not in apart},
+                {
+                    n: v.detach() + sign * e * lam_dot[n][:, p]
+                    for n, v in step.loss_lam.items()
+                    if n in lam_dot and n not in apart
+                },
             )
             for sign in (1, -1)
         ]

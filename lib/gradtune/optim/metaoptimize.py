@@ -23,8 +23,16 @@ from torch.optim import Optimizer
 from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.optim import foreach, fused, rates, saved, shards
 from gradtune.optim.foreach import Bucket, Rate
-from gradtune.optim.settings import FLAGS, Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
-from gradtune.optim.settings import torchs_errors
+from gradtune.optim.settings import (
+    FLAGS,
+    Settings,
+    check_group,
+    hyperparameters,
+    named,
+    outer_rule,
+    parameter_lists,
+    torchs_errors,
+)
 from gradtune.recursion.outer import Outer
 
 

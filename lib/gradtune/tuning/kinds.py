@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from gradtune.errors import GradtuneError, short
+from gradtune.recursion.groups import is_one_number
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
@@ -39,7 +40,7 @@ def _function(x: Any) -> bool:
 
 
 def _positive(x: Any) -> bool:
-    return isinstance(x, Real) and not isinstance(x, bool) and 0 < x < math.inf and x < 10**300
+    return is_one_number(x) and not isinstance(x, Tensor) and 0 < float(x) < math.inf
 
 
 def _hypers(x: Any) -> bool:

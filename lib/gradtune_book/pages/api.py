@@ -146,6 +146,7 @@ BEHIND_THE_SCENES = (
     *("gradtune.training.checkpoints", "gradtune.training.tracing", "gradtune.nets.watching"),
     *("gradtune.training.recording", "gradtune.training.programs"),
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),
+    "gradtune_book.worker",
     *("gradtune_book.data.download", "gradtune_book.notebooks.parameters", "gradtune_book.notebooks.runner"),
     *("gradtune_book.pages", "gradtune_book.pages.*"),
     *(f"gradtune_book.records.{name}" for name in _OF_RECORDS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 import tracemalloc
@@ -145,10 +146,20 @@ def _cut(place: Path) -> str:
     return r"cat/3\.png is no whole image"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [_other_classes, _absent_class, _one_more_class, _loop, _empty_class, _large, _bomb, _no_picture, _cut],
-)
+def _pipe(place: Path) -> str:
+    os.mkfifo(place / "train" / "cat" / "waits-for-ever.png")
+    return r"waits-for-ever\.png is no file, or a link to nothing"
+
+
+def _dangling(place: Path) -> str:
+    (place / "test" / "cat" / "gone.png").symlink_to("nowhere.png")
+    return r"gone\.png is no file, or a link to nothing"
+
+
+DAMAGES = [_other_classes, _absent_class, _one_more_class, _loop, _empty_class, _large, _bomb, _no_picture, _cut]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, _pipe, _dangling])
 def test_a_folder_of_images_that_is_not_cifar10_is_refused(cifar: Path, damage: Callable[[Path], str]) -> None:
     with pytest.raises(GradtuneError, match=damage(cifar)) as caught:
         images.load("cifar10")
@@ -282,6 +293,7 @@ def test_mnist_asked_for_by_name_and_absent(root: Path) -> None:
 
 def test_damaged_files_of_torchvision_are_named(root: Path) -> None:
     (root / "cifar-10-batches-py").mkdir()
+    (root / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cut")
     with pytest.raises(GradtuneError, match="cifar-10-batches-py are damaged or incomplete"):
         images.load("cifar10")
 

@@ -315,7 +315,9 @@ def test_workers_end_with_their_parent(how: signal.Signals, group: bool) -> None
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_that_still_import_end_with_their_parent(how: signal.Signals) -> None:
-    code = "import slow_import; from gradtune_book.records import workers; workers.share(slow_import.work, '', 2, print)"
+    code = (
+        "import slow_import; from gradtune_book.records import workers; workers.share(slow_import.work, '', 2, print)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""What `MetaOptimize` does not take: arguments, parameters and states, each refused in one sentence before it changes."""
+"""What `MetaOptimize` does not take: arguments, parameters and states, each refused in one sentence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refused(call: Callable[[], Any], words: str = ".") -> None:
     assert "\n" not in str(caught.value)
 
 
-NO_NUMBERS = ("1", None, math.nan, [0.1], True, 1j, torch.ones(2), b"1", -1.0, {}, math.inf, 10**400)
+NO_NUMBERS: tuple[Any, ...] = ("1", None, math.nan, [0.1], True, 1j, torch.ones(2), b"1", -1.0, {}, math.inf, 10**400)
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda v: repr(v)[:12])
@@ -172,7 +172,19 @@ def test_a_state_of_other_weights() -> None:
     assert_refused(optimizer.state_dict(), "of parameter 0 of group 0 is a tensor of shape")
 
 
-BAD: tuple[Any, ...] = (None, 3, -1.0, "text", [], {}, True, torch.ones(7, 7), torch.ones(1), torch.tensor(-1.0), [1, 2])
+BAD: tuple[Any, ...] = (
+    None,
+    3,
+    -1.0,
+    "text",
+    [],
+    {},
+    True,
+    torch.ones(7, 7),
+    torch.ones(1),
+    torch.tensor(-1.0),
+    [1, 2],
+)
 
 
 def places(state: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -54,14 +54,18 @@ BATCHES: dict[str, Any] = {
 @pytest.mark.parametrize("place", ["train", "val", "test"])
 @pytest.mark.parametrize("what", BATCHES)
 def test_a_batch_that_model_or_loss_refuse_is_described(what: str, place: str) -> None:
-    with pytest.raises(GradtuneError, match="fails on a batch with the inputs .* and the target|has no rows") as caught:
+    with pytest.raises(
+        GradtuneError, match=r"fails on a batch with the inputs .* and the target|has no rows"
+    ) as caught:
         call(**{place: BATCHES[what]})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("model", "said"), [(nn.Linear(5, 3), "shapes"), (nn.Linear(6, 2), "out of bounds")])
 def test_a_model_that_does_not_fit_the_data(model: nn.Module, said: str) -> None:
-    with pytest.raises(GradtuneError, match=rf"inputs float32 \[12, 6\] and the target int64 \[12\] .*{said}") as caught:
+    with pytest.raises(
+        GradtuneError, match=rf"inputs float32 \[12, 6\] and the target int64 \[12\] .*{said}"
+    ) as caught:
         call(model=model)
     assert isinstance(caught.value.__cause__, (RuntimeError, IndexError))
 
