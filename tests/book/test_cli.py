@@ -351,10 +351,12 @@ def test_a_deep_check_proves_the_compiled_operations(
     monkeypatch.setattr(compiled, "compiler", lambda: compiled.Compiler("c++", "c++ 1"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "old-0.so").write_bytes(b"cut")
+    (tmp_path / "cache" / "old-0.sha256").write_text("0" * 64)
+    (tmp_path / "cache" / "earlier-0.so").write_bytes(b"of a version without digests, never loaded")
     status, out, _ = run("check", "--deep")
     assert status == 1
     assert "old-0.so is damaged or open to other users and is never loaded; remove it" in out
-    assert "ok    compiled: relu_nets.cpp\n" in out
+    assert "ok    compiled: relu_nets.cpp\n" in out and "earlier-0" not in out
     assert "WRONG compiled: fused.cpp cannot be compiled or loaded\n" in out
     assert "compiled" not in run("check")[1]
 

@@ -91,9 +91,13 @@ def in_use() -> str:
 
 
 def damaged() -> list[Path]:
-    """Return the libraries in the cache folder that are not whole or not this user's alone, and so are never loaded."""
+    """Return the libraries in the cache folder that are not whole or not this user's alone, and so are never loaded.
+
+    What has no digest beside it is of an earlier version, never loaded either, and left out.
+    """
     try:
-        return [file for file in sorted(cache_folder().glob("*.so")) if not _is_whole(file)]
+        known = [file for file in sorted(cache_folder().glob("*.so")) if _beside(file).exists()]
+        return [file for file in known if not _is_whole(file)]
     except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return []
 

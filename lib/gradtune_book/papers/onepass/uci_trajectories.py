@@ -166,6 +166,8 @@ def surface(frame: pd.DataFrame) -> Map:
     that must reach far from zero flattens out.
     """
     points = frame[frame["method"] == RANDOM]
+    if points.empty:
+        return lambda xy: np.full(len(xy), np.nan)
     name = points["dataset"].iloc[0]
     worst = WORST[name]
     unit = 1.0 if name == "energy" else worst
@@ -234,8 +236,8 @@ def movement(frame: pd.DataFrame, height: Map) -> pd.DataFrame:
     t = frame[(frame["method"] == TUNED) & frame["test_mse"].notna()]
     out = t[["log10_lr", "log10_decay", "log10_lr_end", "log10_decay_end", "test_mse"]].reset_index(drop=True)
     out["largest_decay"] = [max(path) for path in t["path_decay"]]
-    out["map_start"] = height(out[["log10_lr", "log10_decay"]].to_numpy())
-    out["map_end"] = height(out[["log10_lr_end", "log10_decay_end"]].to_numpy())
+    for column, place in (("map_start", ["log10_lr", "log10_decay"]), ("map_end", ["log10_lr_end", "log10_decay_end"])):
+        out[column] = height(out[place].to_numpy()) if len(out) else []
     return out
 
 
@@ -269,6 +271,8 @@ def ends(frame: pd.DataFrame) -> dict[str, str | int]:
     moved = movement(frame, surface(frame))
     fixed = frame.loc[frame["method"] == RANDOM, "test_mse"].median()
     out: dict[str, str | int] = {"trajectories": len(moved)}
+    if moved.empty:
+        return out
     for column in ("log10_lr_end", "log10_decay_end"):
         out[column] = plus_minus(moved[column].median(), bootstrap_error(moved[column], np.nanmedian), 2)
     out["lower on the map"] = int((moved["map_end"] < moved["map_start"]).sum())
