@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -361,7 +360,7 @@ class MetaOptimize(Optimizer):
         """
         if not isinstance(state_dict, dict):
             raise GradtuneError(f"the state is a {type(state_dict).__name__}; expected what state_dict() returns")
-        last = self.register_load_state_dict_pre_hook(_checked)  # after the hooks of others
+        last = self.register_load_state_dict_pre_hook(saved.checked)  # after the hooks of others
         try:
             with torchs_errors():
                 super().load_state_dict(state_dict)
@@ -387,12 +386,6 @@ class MetaOptimize(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_settings": self._settings, "_sharded": self._sharded}
-
-
-def _checked(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a state that `optimizer` can continue from."""
-    saved.check(state_dict, optimizer.param_groups, cast(MetaOptimize, optimizer)._settings)
-    return deepcopy(state_dict)
 
 
 def _captured(device: torch.device) -> bool:

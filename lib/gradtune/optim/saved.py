@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from numbers import Real
 from typing import Any
 
@@ -27,6 +28,16 @@ def marked(saved: dict[str, Any]) -> dict[str, Any]:
     """
     groups = [{**g, BEGUN: [bool(saved["state"].get(k)) for k in g["params"]]} for g in saved["param_groups"]]
     return {**saved, "param_groups": groups}
+
+
+def checked(optimizer: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a saved state that an optimiser can go on from, as a hook before `load_state_dict`.
+
+    Raises:
+        GradtuneError: as `check`.
+    """
+    check(saved, optimizer.param_groups, optimizer._settings)
+    return deepcopy(saved)
 
 
 def check(saved: Any, groups: rates.Groups, settings: Settings) -> None:
