@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "check", help="is the installation as pinned, the data intact, every record readable?"
     )
-    command.add_argument("--deep", action="store_true", help="decode every set of images that is there, too")
+    command.add_argument("--deep", action="store_true", help="decode all images and prove the compiled operations, too")
     command.add_argument("--seal", action="store_true", help="first seal the record lines that have no digest")
     command.set_defaults(call=_check)
     return parser

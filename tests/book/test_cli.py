@@ -18,6 +18,7 @@ import fake_study
 import gradtune
 from gradtune import methods, variables
 from gradtune.errors import GradtuneError
+from gradtune.nets import compiled
 from gradtune_book import cli, papers, paths
 from gradtune_book.data import datasets
 from gradtune_book.records import environment, jsonl, store
@@ -340,6 +341,24 @@ def test_check_finds_damaged_and_incomplete_data(run: Run, locked: None, tmp_pat
     assert status == 1
     assert "WRONG data: UCI_Datasets/energy/data/data.txt truncated or altered; run `gradtune data fetch energy`" in out
     assert "WRONG data: yacht is incomplete" in out
+
+
+def test_a_deep_check_proves_the_compiled_operations(
+    run: Run, locked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "load", lambda source: None if source.stem == "fused" else object())
+    monkeypatch.setattr(compiled, "compiler", lambda: compiled.Compiler("c++", "c++ 1"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "old-0.so").write_bytes(b"cut")
+    (tmp_path / "cache" / "old-0.sha256").write_text("0" * 64)
+    (tmp_path / "cache" / "earlier-0.so").write_bytes(b"of a version without digests, never loaded")
+    status, out, _ = run("check", "--deep")
+    assert status == 1
+    assert "old-0.so is damaged or open to other users and is never loaded; remove it" in out
+    assert "ok    compiled: relu_nets.cpp\n" in out and "earlier-0" not in out
+    assert "WRONG compiled: fused.cpp cannot be compiled or loaded\n" in out
+    assert "compiled" not in run("check")[1]
 
 
 def test_check_seals_what_is_older_than_digests(run: Run, fake: None, locked: None) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gradtune.errors import GradtuneError, unknown
+from gradtune.errors import GradtuneError, at_least, unknown
 from gradtune.estimators import Estimator
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hypers, Values
@@ -68,8 +68,8 @@ class Method:
             )
         if self.immediate and self.outer_loss != "training":
             raise GradtuneError("immediate=True needs outer_loss='training': validation follows the step")
-        if self.every < 1 or self.warm_up < 0:
-            raise GradtuneError(f"every = {self.every}, warm_up = {self.warm_up}; expected every >= 1 and warm_up >= 0")
+        at_least(1, every=self.every)
+        at_least(0, warm_up=self.warm_up)
         if (self.estimator is None) != (self.outer is None):
             raise GradtuneError("a method needs an estimator and an outer rule, or neither (fixed hyperparameters)")
 

@@ -26,6 +26,7 @@ from gradtune.recursion.rules import Rule
 from gradtune.search import METHODS, Configuration, Dimension, Grid, Result, Space, prepare
 from gradtune.search import ledger as found_by
 from gradtune.search.ledger import Cohort
+from gradtune.tuning import kinds
 from gradtune.tuning.assembly import copy_of
 from gradtune.tuning.resumed import Resumed, topics
 from gradtune.tuning.streams import steps_of, stream
@@ -161,6 +162,7 @@ def tune_by_search(
             start again; the model cannot be copied; or a checkpoint cannot be read or written, or is one of another
             search.
     """
+    kinds.check(locals() | {"method": None})
     at_least(0, seed=seed)
     at_least(1, accumulate=accumulate, trials=1 if trials is None else trials)
     made = Space({name: _dimension(name, given) for name, given in space.items()})

@@ -23,6 +23,7 @@ from gradtune.nets.modules import draws_numbers
 from gradtune.nets.single import Aside, Single
 from gradtune.nets.surroundings import Noted
 from gradtune.tuning.calling import Calling, Loss, own_loss
+from gradtune.tuning.failing import noted
 from gradtune.tuning.scaling import Scaling
 from gradtune.tuning.streams import Batch
 from gradtune.tuning.taking_again import Held, TakenAgain
@@ -275,7 +276,7 @@ class Evaluating(TakenAgain):
         call = self._calling.of(batch, loss is not None)
 
         def compute() -> Any:
-            with self._autocast():
+            with self._autocast(), noted((call.args, call.kwargs), call.target):
                 output = self.single.module(*call.args, **call.kwargs, **net_lam)
                 if loss is None:
                     return own_loss(output, type(self.single.module).__name__)

@@ -22,13 +22,13 @@ from torch.amp import GradScaler
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from gradtune.errors import GradtuneError, at_least
-from gradtune.nets.explained import in_our_words
 from gradtune.nets.single import copied
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import Step
 from gradtune.training.loop import Method, Run
 from gradtune.tuning import declared, reading
 from gradtune.tuning.assembly import assembled, configuration, copy_of
+from gradtune.tuning.failing import in_words
 from gradtune.tuning.info import Info
 from gradtune.tuning.looking_back import LookingBack
 from gradtune.tuning.recorded import Given
@@ -203,7 +203,7 @@ class Tuner(reading.Readable, LookingBack):
         val = fits(val_batch, w, "the validation batch") if needs_val else None
         given = Given(self._batches(batch, w), val, self.factor.value)
         updated = self._loop.due(t)
-        with self._problem.outside_autocast(w.device.type), torch.enable_grad(), in_our_words():
+        with in_words(), self._problem.outside_autocast(w.device.type), torch.enable_grad():
             if not self._checked:
                 self._problem.give(t, *given)
                 of_loss = {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
@@ -268,7 +268,7 @@ class Tuner(reading.Readable, LookingBack):
         """
         self._adopt()
         w = self._run.state.w
-        with self._problem.outside_autocast(w.device.type):
+        with in_words(), self._problem.outside_autocast(w.device.type):
             return self._problem.evaluate(w, self._lam(), fits(batch, w, "the batch"))[0]
 
     @torch.no_grad()
@@ -276,7 +276,7 @@ class Tuner(reading.Readable, LookingBack):
         """Return the training loss of any batch at the weights as they are, without a trace in the model."""
         self._adopt()
         w = self._run.state.w
-        with self._problem.outside_autocast(w.device.type):
+        with in_words(), self._problem.outside_autocast(w.device.type):
             return self._problem.training_loss(w, self._lam(), fits(batch, w, "the training batch"))
 
     def _lam(self) -> dict[str, Tensor]:

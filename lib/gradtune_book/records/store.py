@@ -237,12 +237,11 @@ def coverage(study: Study, scale: str, *fields: str) -> pd.DataFrame:
     Returns:
         One row per method and combination of values of `fields`, in the study's order. The columns are recorded and of.
     """
-    columns = ["method", *fields]
-    wanted = pd.DataFrame([{c: getattr(each, c) for c in columns} for each in study.runs(scale)])
-    have = load(study, scale).groupby(columns).size()
-    table = wanted.groupby(columns, sort=False).size().to_frame("of")
-    table.insert(0, "recorded", [int(have.get(key, 0)) for key in table.index])
-    return table
+    columns, runs = ["method", *fields], study.runs(scale)
+    have = set(load(study, scale)["key"])
+    rows = [{c: getattr(each, c) for c in columns} for each in runs]
+    found = pd.DataFrame(rows).assign(recorded=[config.key(study.name, each) in have for each in runs], of=1)
+    return found.groupby(columns, sort=False, dropna=False)[["recorded", "of"]].sum().astype(int)
 
 
 def so_far(study: Study, scale: str) -> str:

@@ -23,6 +23,7 @@ import fake_study
 import fake_work
 from fake_study import CHUNK, SEEDS, STUDY, FakeConfig
 from gradtune.errors import GradtuneError
+from gradtune.nets import compiled
 from gradtune_book import papers, paths
 from gradtune_book.records import jsonl, recorder, store, verification, workers
 from tools import ROOT
@@ -312,6 +313,24 @@ def test_workers_end_with_their_parent(how: signal.Signals, group: bool) -> None
     assert err.count("Traceback") == (how is signal.SIGINT)  # the parent's KeyboardInterrupt, none of the workers'
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_that_still_import_end_with_their_parent(how: signal.Signals) -> None:
+    code = (
+        "import slow_import; from gradtune_book.records import workers; workers.share(slow_import.work, '', 2, print)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        started = [process.stdout.readline().strip() for _ in range(2)]
+        since = time.monotonic()
+        os.kill(process.pid, how)
+        wait_until(lambda: not any(alive(pid) for pid in started), 30)
+        assert time.monotonic() - since < 30
+        _, err = process.communicate(timeout=60)
+    assert "leaked" not in err and "Traceback" not in err
+
+
 def test_workers_report_and_end() -> None:
     got: list[int] = []
     workers.share(fake_work.work, "", 2, got.append)
@@ -369,6 +388,21 @@ def test_verify_finds_other_numbers(shift: str, same: bool, monkeypatch: pytest.
     found = [each for each in verification.verify(STUDY, SCALE, count=TOTAL) if each.seed != 3]
     assert len(found) == TOTAL - 2
     assert all(each.same == same and each.metric == "loss" and each.difference > 0 for each in found)
+
+
+def test_verify_says_when_torch_computed_what_cpp_does_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations with two forms differ in their last digits: a record says which form it is of."""
+    monkeypatch.setattr(compiled, "in_use", lambda: "none: relu_nets.cpp: no space left")
+    recorder.record(STUDY, SCALE)
+    assert {line["versions"]["compiler"] for file in store.all_files() for line in jsonl.read(file)} == {
+        "none: relu_nets.cpp: no space left"
+    }
+    assert all(not each.elsewhere for each in verification.verify(STUDY, SCALE, count=TOTAL))
+    monkeypatch.setattr(compiled, "in_use", lambda: "c++ 12.2.0")
+    monkeypatch.setenv("FAKE_SHIFT", "1e-5")
+    found = [each for each in verification.verify(STUDY, SCALE, count=TOTAL) if each.seed != 3]
+    assert all(each.elsewhere == "compiler" and not each.same for each in found)
+    assert all(each.sentence().endswith("recorded with another compiler)") for each in found)
 
 
 def test_verify_finds_a_metric_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
 from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR
 from gradtune_book.papers.packages import installed, needed
 from gradtune_book.papers.series import short
-from gradtune_book.records import jsonl, store
+from gradtune_book.records import store
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -97,7 +97,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     for method in OF_PACKAGES:
         every = [config.replace(c, method=method) for c in chosen if c.method == COSINE and c.lr == chosen[-1].lr]
         if not installed(method):
-            have = jsonl.keys(store.path(STUDY.name, scale, method))
+            have = store.read(STUDY.name, scale, method)  # from all roots
             every = [c for c in every if config.key(STUDY.name, c) in have]
         out += every
     return out

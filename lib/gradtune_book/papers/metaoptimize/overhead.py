@@ -20,7 +20,7 @@ from gradtune_book import config
 from gradtune_book.papers.metaoptimize import others, training
 from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
 from gradtune_book.papers.packages import installed, needed
-from gradtune_book.records import jsonl, store
+from gradtune_book.records import store
 from gradtune_book.records.environment import Stopwatch, busy_seconds
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -118,7 +118,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     """
     every = [config.replace(c, method=OTHERS) for c in chosen]
     if not all(map(installed, OF_PACKAGES)):
-        have = jsonl.keys(store.path(STUDY.name, scale, OTHERS))
+        have = store.read(STUDY.name, scale, OTHERS)  # from all roots
         every = [c for c in every if config.key(STUDY.name, c) in have]
     return [*chosen, *every]
 

@@ -22,7 +22,7 @@ from gradtune_book.papers.packages import PACKAGES, installed
 from gradtune_book.papers.together import ways
 from gradtune_book.papers.together.start_trainings import mean_loss
 from gradtune_book.papers.together.ways import Trial, Tunes
-from gradtune_book.records import jsonl, store
+from gradtune_book.records import store
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -188,7 +188,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     for name in (n for n in sizes.ways if n in PACKAGES):
         every = _all(sizes, [name], 0, reference=False)
         if not installed(name):
-            have = jsonl.keys(store.path(STUDY.name, scale, name))
+            have = store.read(STUDY.name, scale, name)  # from all roots
             every = [c for c in every if config.key(STUDY.name, c) in have]
         out += every
     return list(dict.fromkeys(out))

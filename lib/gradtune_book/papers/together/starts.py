@@ -18,7 +18,7 @@ import torch
 from gradtune_book import config
 from gradtune_book.papers.packages import installed, needed
 from gradtune_book.papers.together.start_trainings import OF_PACKAGES, STARTED, mean_loss, training
-from gradtune_book.records import jsonl, store
+from gradtune_book.records import store
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -117,7 +117,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     for method in OF_PACKAGES:
         every = _of(method, SIZES[scale], 0)
         if not installed(method):
-            have = jsonl.keys(store.path(STUDY.name, scale, method))
+            have = store.read(STUDY.name, scale, method)  # from all roots
             every = [c for c in every if config.key(STUDY.name, c) in have]
         out += every
     return out
