@@ -6,6 +6,7 @@ room for, and returns what is lost to the queue. Every record is appended by the
 Ray is imported by the first call that needs it: it comes with the book's extra `cluster`, not with the locked packages.
 """
 
+import os
 import re
 import socket
 import time
@@ -102,18 +103,18 @@ class Ray:
                 self.ray.shutdown()
 
     def _connect(self) -> None:
-        where = self.address or "this machine"
+        address = self.address or os.environ.get("RAY_ADDRESS", "")
         try:
-            host, _, port = self.address.rpartition(":")
+            host, _, port = address.rpartition(":")
             if host and port.isdecimal() and "/" not in host:
                 socket.create_connection((host, int(port)), _REACHED).close()
             options = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-            self.ray.init(address=self.address or "auto", **options)
-        except (OSError, OverflowError, RuntimeError, ValueError, ImportError, AssertionError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            self.ray.init(address=address or "auto", **options)
+        except Exception as error:  # Ray raises many kinds, and some bare ones
+            reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
             raise GradtuneError(
-                f"no Ray cluster can be used at {where} ({reason}); start one with `ray start --head`, or run this on "
-                "a node of one, with its --address HOST:PORT"
+                f"no Ray cluster can be used at {address or 'this machine'} ({reason}); start one with `ray start "
+                "--head`, or run this on a node of one, with its --address HOST:PORT"
             ) from error
 
 

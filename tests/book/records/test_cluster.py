@@ -125,9 +125,11 @@ def assert_goes_on(local: dict[str, jsonl.Line]) -> None:
 
 def test_a_node_that_dies_costs_nothing(nodes: Nodes, root: Path, tmp_path: Path, local: dict[str, jsonl.Line]) -> None:
     doomed = nodes.add()
-    nodes.steer(SECONDS=5, PROCESSES=3)  # three chunks end together, and three more are at work when it dies
+    nodes.steer(SECONDS=5, PROCESSES=3)
     with command(tmp_path, 1, *on(nodes)) as process:
-        wait_until(lambda: lines_on_disk(root) >= 2 * CHUNK)
+        wait_until(lambda: lines_on_disk(root) >= 3 * CHUNK)  # three chunks, which have ended together
+        mark = time.time()
+        wait_until(lambda: all(each.stat().st_mtime > mark for each in nodes.pids.iterdir()))  # three more are at work
         nodes.cluster.remove_node(doomed, allow_graceful=False)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
@@ -199,19 +201,19 @@ def test_minutes_end_it_and_what_has_begun_is_kept(nodes: Nodes, local: Any) -> 
 
 def test_chunks_that_cannot_begin_are_given_back(nodes: Nodes, root: Path, tmp_path: Path, local: Any) -> None:
     """More chunks than cores, each of which takes all of the time: those that wait are not waited for."""
-    nodes.steer(SECONDS=8)
-    with command(tmp_path, 1, *on(nodes, "--jobs", "50", "--minutes", str(10 / 60))) as process:
-        out, err = process.communicate(timeout=60)
+    nodes.steer(SECONDS=20)
+    with command(tmp_path, 1, *on(nodes, "--jobs", "50", "--minutes", str(30 / 60))) as process:
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 3, out + err
     assert re.search(r"stopped \(time is up\): \d+ recorded, \d+ of 20 left", out)
-    assert CHUNK <= len(recorded()) <= 3 * CHUNK
+    assert CHUNK <= len(recorded()) <= 2 * CHUNK
     nodes.steer()
     assert_goes_on(local)
 
 
 def test_an_error_of_the_study_stops_the_call_and_is_named(nodes: Nodes, local: Any) -> None:
     nodes.steer(FAIL=4)
-    with pytest.raises(RuntimeError, match=r"(?s)a worker failed.*made to fail.*'method': 'slow', 'seed': 4"):
+    with pytest.raises(RuntimeError, match=r"(?s)a worker failed.*made to fail.*'seed': 4"):
         recorder.record(STUDY, SCALE, engine=cluster.Ray(nodes.address))
     nodes.steer()
     assert_goes_on(local)
@@ -252,8 +254,20 @@ def test_a_node_that_lacks_the_study_is_refused(nodes: Nodes, tmp_path: Path, mo
         recorder.record(replace(STUDY, run=only_here.run), SCALE, engine=cluster.Ray(nodes.address))
 
 
+@pytest.mark.parametrize(("address", "words"), [("127.0.0.1:1", "refused"), ("nowhere.invalid:6379", ""), ("?", "")])
+def test_an_address_where_nothing_is_costs_seconds(address: str, words: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(
+        GradtuneError, match=rf"^no Ray cluster can be used at {re.escape(address)} \(.*{words}.*\); start"
+    ):
+        recorder.record(STUDY, SCALE, engine=cluster.Ray(address))
+    assert time.monotonic() - start < 60
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_gpus(nodes: Nodes) -> None:
+    with pytest.raises(GradtuneError, match="takes the device cpu or cuda, of which Ray chooses, not 'cuda:1'"):
+        recorder.record(STUDY, SCALE, "cuda:1", engine=cluster.Ray(nodes.address))
     with pytest.raises(GradtuneError, match="the Ray cluster has no GPU; start a node that has"):
         recorder.record(STUDY, SCALE, "cuda", engine=cluster.Ray(nodes.address))
     node = nodes.add(num_gpus=1)
