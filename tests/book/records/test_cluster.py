@@ -193,7 +193,7 @@ def test_minutes_end_it_and_what_has_begun_is_kept(nodes: Nodes, local: Any) -> 
     assert not recorded()
     start = time.monotonic()
     summary = recorder.record(STUDY, SCALE, minutes=12 / 60, engine=cluster.Ray(nodes.address, jobs=50))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 40
     if summary.left:  # a busy machine
         assert summary.reason == "time is up" and "run the same command" in summary.sentence()
     assert_goes_on(local)
