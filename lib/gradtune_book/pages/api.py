@@ -124,7 +124,8 @@ PAGES = (
     Page(
         "evidence",
         "The book: evidence",
-        "What a study is and how its runs are recorded, what a claim is and how it is answered, what notebooks show.",
+        "What a study is and how its runs are recorded, what a claim is and how it is answered, what notebooks show. "
+        "{doc}`/cluster` says how several machines record one study.",
         (
             "gradtune_book.claims",
             "gradtune_book.claims.*",
@@ -132,13 +133,16 @@ PAGES = (
             "gradtune_book.records",
             "gradtune_book.records.study",
             "gradtune_book.records.store",
+            "gradtune_book.records.engines",
+            "gradtune_book.records.cluster",
+            "gradtune_book.records.merging",
             "gradtune_book.notebooks",
             "gradtune_book.notebooks.*",
         ),
     ),
 )
 
-_OF_RECORDS = ("environment", "jsonl", "locks", "proof", "recorder", "verification", "workers")
+_OF_RECORDS = ("chunks", "environment", "jsonl", "locks", "proof", "recorder", "verification", "workers")
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),

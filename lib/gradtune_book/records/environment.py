@@ -2,13 +2,14 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +56,31 @@ def _packages() -> dict[str, str]:
     """Python and packages, as found once per process."""
     names = ("torch", "numpy", "gradtune")
     return {"python": platform.python_version(), **{name: _version(name) or "unknown" for name in names}}
+
+
+def code() -> dict[str, str]:
+    """Return by name what machines must have in common to share a study: their records differ in time and place alone.
+
+    The names are python, torch, numpy and gradtune, with their versions ("2.15.0" for "2.15.0+cpu": the same release,
+    built for another device), and code, a digest of the two packages' files.
+    """
+    return {**{name: version.split("+")[0] for name, version in _packages().items()}, "code": _code()}
+
+
+@cache
+def _code() -> str:
+    return "-".join(digest(root, lambda path: True)[:12] for root in paths.PACKAGES)
+
+
+def digest(root: Path, counts: Callable[[Path], bool]) -> str:
+    """Return one digest over names and contents of those files below `root` that count; what Python leaves does not."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and counts(path)):
+        name = path.relative_to(root)
+        left = any(part.startswith((".", "__pycache__")) or part.endswith(".egg-info") for part in name.parts)
+        if not left and path.suffix != ".pyc":
+            total.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def device(name: str) -> torch.device:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from gradtune.errors import GradtuneError
 from gradtune_book import config
 from gradtune_book.records import environment, jsonl, store
-from gradtune_book.records.recorder import Chunk, compute, cut
+from gradtune_book.records.chunks import Chunk, cut
+from gradtune_book.records.engines import compute
 from gradtune_book.records.study import Study
 
 _TOOLS = ("python", "torch", "numpy", "compiler")  # of the versions; commits tell the code's own

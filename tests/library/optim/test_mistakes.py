@@ -36,7 +36,7 @@ NO_NUMBERS: tuple[Any, ...] = ("1", None, math.nan, [0.1], True, 1j, torch.ones(
     ("name", "words", "none"),
     [
         ("gamma", "the discount gamma is", False),
-        ("meta_step_size", "the meta step size is", False),
+        ("meta_step_size", "the meta step size is", True),
         ("lr", "lr = ", False),
         ("weight_decay", "weight_decay = ", True),
         ("eps", "eps = ", True),
