@@ -207,8 +207,8 @@ def parameter_lists(params: Any, may_be_none: bool = False) -> Any:
         raise GradtuneError("MetaOptimize got no parameters; expected some, such as model.parameters()")
     kinds = {type(each).__name__ for each in lists if not (isinstance(each, Tensor | dict) or _is_named(each))}
     if kinds or 0 < sum(isinstance(each, dict) for each in lists) < len(lists):
-        found = f"has {_named(kinds)} in it" if kinds else "has both parameters and groups of them in it"
-        raise GradtuneError(f"params {found}; {_EXPECTED}")
+        one = f"has {_named(kinds)} in it, and an optimizer can only optimize Tensors"
+        raise WrongKind(f"params {one if kinds else 'has both parameters and groups of them in it'}; {_EXPECTED}")
     return lists
 
 
