@@ -171,8 +171,6 @@ class Hypers:
                 raise GradtuneError(
                     f"{h.name} has {h.windows} windows; say how many steps they share: Hypers(..., horizon=T)"
                 )
-            if horizon is not None and h.windows > max(1, horizon):
-                raise GradtuneError(f"{h.name} has {h.windows} windows over {horizon} steps; expected a step in each")
             if h.transform not in TRANSFORMS:
                 raise unknown("transform", h.transform, list(TRANSFORMS))
             self.blocks[h.name] = Block.of(h, offset, tensors)

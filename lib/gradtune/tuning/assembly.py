@@ -91,6 +91,10 @@ def assembled(
         statistics,
         method.replayed,
     )
+    if wide := [h for h in given if horizon is not None and h.windows > max(1, horizon)]:
+        raise GradtuneError(
+            f"{wide[0].name} has {wide[0].windows} windows over {horizon} steps; expected a step in each"
+        )
     declared_hypers = Hypers(given, layout.sizes, horizon, names=layout.names, shapes=layout.shapes)
     guarded = method if method.outer is None else replace(method, outer=Guarded(method.outer))
     return Assembled(single, problem, declared_hypers, Loop(problem, made, declared_hypers, guarded))

@@ -1,4 +1,4 @@
-"""Every chapter stands where nothing is recorded: what it reads from records is shown as absent, and no cell fails.
+"""Every chapter stands where nothing, or one run of each file, is recorded: what is absent is shown as absent.
 
 Of each source notebook those cells are run that read records or what such cells have made, and the cells they need.
 The others know of no record; the build runs them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from gradtune_book.records import store
 from tools import ROOT
 
+RECORDS = ROOT / "data" / "records"
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 READS = re.compile(r"\b(records|registry|store|verdicts|kept)\.")
 
@@ -81,12 +83,18 @@ def of_records(found: list[Cell]) -> list[Cell]:
     return chosen
 
 
+@pytest.mark.parametrize("runs", [0, 1], ids=["nothing", "one run of each file"])
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_no_cell_fails_where_nothing_is_recorded(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cell_fails_on_few_records(path: Path, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in RECORDS.rglob("*.jsonl") if runs else ():
+        few = tmp_path / file.relative_to(RECORDS)
+        few.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") as lines:
+            few.write_bytes(b"".join(islice(lines, runs)))
     monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path))
     monkeypatch.delenv("GRADTUNE_DATA", raising=False)
     monkeypatch.chdir(path.parent)
-    assert not store.all_files()
+    assert bool(store.all_files()) == bool(runs)
     shell = InteractiveShell.instance()
     shell.reset(new_session=True)
     for cell in of_records(cells(path)):

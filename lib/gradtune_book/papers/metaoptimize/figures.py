@@ -55,7 +55,7 @@ def draw_paths(axes: Sequence[Axes], runs: pd.DataFrame, seed: int) -> None:
         runs: result of `tables.trained`.
         seed: number of the stream.
     """
-    for ax, (base, of_base) in zip(axes, runs[runs["seed"] == seed].groupby("base", sort=False), strict=True):
+    for ax, (base, of_base) in zip(axes, runs[runs["seed"] == seed].groupby("base", sort=False), strict=False):
         for _, run in of_base.iterrows():
             path = np.exp(run["log_lr"])
             x = np.linspace(1, run["steps"], len(path))
@@ -89,6 +89,8 @@ def draw_cumulative(axes: Sequence[Axes], runs: pd.DataFrame) -> None:
     """Draw Figure 3 (left) and Figure 7 (right): cumulative accuracy, and test accuracy at the end of each task."""
     for row in (BEST, continual.SCALAR, continual.BLOCKS):
         chosen, style = runs[runs["row"] == row], plots.method_style(row)
+        if chosen.empty:
+            continue  # not recorded yet
         label = f"AdamW, {chosen['lr'].iloc[0]:g}" if row == BEST else row
         steps = np.linspace(
             0, chosen["images"].iloc[0] * chosen["tasks"].iloc[0], len(chosen["cumulative_curve"].iloc[0]) + 1
@@ -105,6 +107,8 @@ def draw_rates(axes: Sequence[Axes], runs: pd.DataFrame) -> None:
     chosen = runs[runs["row"] == continual.BLOCKS]
     for ax, block, title in zip(axes, (0, 1), ("convolutions", "last layer"), strict=True):
         logs = np.array([np.log(tables.rates(run, block)).ravel() for _, run in chosen.iterrows()])
+        if not len(logs):
+            continue  # not recorded yet
         x = np.arange(logs.shape[1]) / continual.READINGS
         style = plots.method_style(continual.BLOCKS) | {"marker": ""}
         ax.plot(x, np.exp(logs.mean(axis=0)), **style)

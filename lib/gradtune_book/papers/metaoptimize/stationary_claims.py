@@ -72,7 +72,7 @@ def sensitivity_estimates(steps: int) -> Estimates:
     gammas = tables.gammas(frame, steps)
     return joined(
         measured(tables.meta_steps(frame, 1e-4, steps), "row", ["loss"], instance="seed"),
-        measured(gammas.assign(row="gamma " + gammas["row"]), "row", ["loss"], instance="seed"),
+        measured(gammas.assign(row=[f"gamma {row}" for row in gammas["row"]]), "row", ["loss"], instance="seed"),
     )
 
 

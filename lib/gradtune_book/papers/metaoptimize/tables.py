@@ -237,7 +237,8 @@ def ruled(frame: pd.DataFrame) -> pd.DataFrame:
             asked = meta_step(int(str(column).split()[0]))
             near = min(by_step.index, key=lambda eta, asked=asked: abs(np.log(eta / asked)))  # type: ignore[misc]
             chosen = {"by the rule": near, f"with {DEFAULT:g}": DEFAULT, "with 0.001": 1e-3, "best": losses.idxmin()}
-            rows[start, str(column)] = {"meta step": asked} | {name: losses[eta] for name, eta in chosen.items()}
+            found = {name: losses.get(eta, np.nan) for name, eta in chosen.items()}
+            rows[start, str(column)] = {"meta step": asked} | found
     return pd.DataFrame(rows).T.rename_axis(["start", "training"])
 
 
@@ -250,6 +251,7 @@ def forms(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
         return frame
     kept = frame[(frame["meta_step"] == DEFAULT) & (frame["gamma"] == 1)]
     both = kept.pivot_table(index=["lr", "seed"], columns="form", values=f"val_{steps}")
+    both = both.reindex(columns=["ours", "package"])
     both["package − ours"] = both["package"] - both["ours"]
     cells = {f"from {lr:g}": x.apply(lambda v: plus_minus(*mean_error(v)[:2], 4)) for lr, x in both.groupby("lr")}
     return pd.DataFrame(cells).T.assign(runs=kept["seed"].nunique()).rename_axis(columns=None)
