@@ -108,7 +108,7 @@ def fits(batch: Batch, like: Tensor, what: str, floats: torch.dtype | None = Non
         kind = "None" if batch is None else f"an empty {type(batch).__name__}"
         raise GradtuneError(f"{what} is {kind}; expected tensors, such as a pair (x, y)")
     if not rows(batch):
-        raise GradtuneError(f"{what} has no rows; leave empty batches out")
+        raise GradtuneError(f"{what} has no row; expected at least one")
     device, wanted = like.device, floats or like.dtype
 
     def fit(part: Any) -> Any:
