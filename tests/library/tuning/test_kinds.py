@@ -54,9 +54,7 @@ BATCHES: dict[str, Any] = {
 @pytest.mark.parametrize("place", ["train", "val", "test"])
 @pytest.mark.parametrize("what", BATCHES)
 def test_a_batch_that_model_or_loss_refuse_is_described(what: str, place: str) -> None:
-    with pytest.raises(
-        GradtuneError, match=r"fails on a batch with the inputs .* and the target|has no row"
-    ) as caught:
+    with pytest.raises(GradtuneError, match=r"fails on a batch with the inputs .* and the target|has no row") as caught:
         call(**{place: BATCHES[what]})
     assert "\n" not in str(caught.value)
 
