@@ -135,6 +135,8 @@ def draw_growth(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
     """
     for ax, (series, (label, title)) in zip(axes, _AXES.items(), strict=True):
         part = frame[frame["series"] == series]
+        if part.empty:
+            continue  # not recorded yet
         ax.plot(part["x"], part["ratio"], "o-")
         ax.set(xscale="log", yscale="log", title=title)
         ax.set(xlabel=f"{label} (log scale)", ylabel="cost in plain steps (log scale)")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +19,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: workers of many threads would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+# The same inputs at every run; a machine under load is no failure.
+settings.register_profile("gradtune", derandomize=True, deadline=None, database=None, print_blob=False)
+settings.load_profile("gradtune")
 
 NEED_THE_BOOK = {"test_api_pages.py", "test_book.py", "test_browser.py"}
 

@@ -26,7 +26,7 @@ LIBRARY = (
     ("tuning",),
 )
 BOOK = (
-    ("config", "paths", "papers.series", "papers.packages", "papers.restarts", "papers.published"),
+    ("config", "paths", "worker", "papers.series", "papers.packages", "papers.restarts", "papers.published"),
     ("data", "records"),
     ("notebooks", "tasks", "checks"),
     ("claims",),

@@ -14,7 +14,8 @@ import gradtune
 
 _USAGE = """usage: gradtune --version | list methods
 
-The commands of the book (list, run, record, book, data, check) come with a checkout of the project: `make setup`."""
+The commands of the book (list, run, record, records, book, data, check) come with a checkout of the project, by
+`make setup`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

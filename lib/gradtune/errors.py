@@ -13,6 +13,9 @@ class GradtuneError(ValueError):
 
     exit_status = 2
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(str(message).split()))  # one line, also where a value in it is printed in several
+
 
 class GradtuneWarning(UserWarning):
     """What is allowed and seldom meant, in one sentence: what may happen, and what to do."""
@@ -37,9 +40,18 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> GradtuneError:
 def at_least(low: int, **values: int) -> None:
     """Check that the named values are whole numbers of `low` or more; True, 1.0 and "1" are none.
 
+    What has no place in 64 bits is none either.
+
     Raises:
         GradtuneError: one of them is not; names the first.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-            raise GradtuneError(f"{name} = {value!r}; expected a whole number >= {low}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value < 2**63:
+            end = " and < 2**63" if isinstance(value, Integral) and value >= 2**63 else ""
+            raise GradtuneError(f"{name} = {short(value)}; expected a whole number >= {low}{end}")
+
+
+def short(value: object) -> str:
+    """Return how Python writes a value, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

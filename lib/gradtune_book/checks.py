@@ -4,12 +4,14 @@ They answer three questions: is the installation as pinned, is the data intact, 
 answer is a `Finding`, one line of text.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gradtune.errors import GradtuneError
+from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.nets import compiled
+from gradtune_book import paths
 from gradtune_book.data import datasets as data
 from gradtune_book.data import image_sets
 from gradtune_book.records import environment, jsonl, proof, store
@@ -31,10 +33,13 @@ def everything(deep: bool = False) -> Iterator[Finding]:
     """Check the environment and the compiler, then every dataset, then every record file.
 
     Args:
-        deep: Decode every set of images that is there, too: tens of seconds for CIFAR-10 as image files.
+        deep: Decode every set of images that is there, too: tens of seconds for CIFAR-10 as image files. Prove what
+            lies in the cache of compiled operations and compile what is missing there.
     """
     yield from packages()
     yield compiler()
+    if deep:
+        yield from operations()
     yield from datasets()
     if deep:
         yield from images()
@@ -56,6 +61,20 @@ def compiler() -> Finding:
     if (found := compiled.compiler()) is None:
         return Finding(True, "compiler: none, trainings on tables take up to four times as long")
     return Finding(True, f"compiler: {found.version}")
+
+
+def operations() -> Iterator[Finding]:
+    """Prove every library in the cache of compiled operations; load each C++ file, compiled anew where it has none."""
+    for file in compiled.damaged():
+        yield Finding(False, f"compiled: {file} is damaged or open to other users and is never loaded; remove it")
+    if compiled.compiler() is None:
+        return
+    for source in sorted(file for root in paths.PACKAGES for file in root.rglob("*.cpp")):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", GradtuneWarning)
+            library = compiled.load(source)
+        wrong = str(said[0].message) if said else f"{source.name} cannot be compiled or loaded"
+        yield Finding(library is not None, f"compiled: {wrong if library is None else source.name}")
 
 
 def datasets() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The command `gradtune`: list, run, record, book, data, check.
+"""The command `gradtune`: list, run, record, records, book, data, check.
 
 Every command imports what it needs when it is called: `gradtune record` runs where neither Jupyter nor papermill is
 installed, and `gradtune --help` answers at once.
@@ -13,9 +13,13 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradtune
 from gradtune.errors import GradtuneError, unknown
+
+if TYPE_CHECKING:
+    from gradtune_book.records import cluster
 
 LISTS = ("studies", "notebooks", "methods", "scales", "records", "claims")
 
@@ -90,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "check", help="is the installation as pinned, the data intact, every record readable?"
     )
-    command.add_argument("--deep", action="store_true", help="decode every set of images that is there, too")
+    command.add_argument("--deep", action="store_true", help="decode all images and prove the compiled operations, too")
     command.add_argument("--seal", action="store_true", help="first seal the record lines that have no digest")
     command.set_defaults(call=_check)
     return parser
@@ -102,9 +106,17 @@ def _add_record(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--scale", required=True, help="smoke, laptop or paper")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     command.add_argument("--minutes", type=float, help="stop cleanly after this time")
-    command.add_argument("--jobs", type=int, default=1, help="worker processes (default 1)")
+    command.add_argument("--jobs", type=int, help="worker processes (default 1; with ray, all that it has room for)")
+    command.add_argument("--engine", default="local", help="local (default), or ray: on the nodes of a Ray cluster")
+    command.add_argument("--address", help="with ray: address of the cluster (default: the one this machine is in)")
+    command.add_argument("--shard", metavar="K/N", help="only part K of N; every batch of runs is in one part")
     command.add_argument("--verify", type=int, metavar="N", help="record nothing; re-run N recorded runs and compare")
     command.set_defaults(call=_record)
+
+    command = commands.add_parser("records", help="bring the records of several folders together")
+    command.add_argument("action", metavar="ACTION", help="merge")
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="such as a shard has written")
+    command.set_defaults(call=_records)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -194,14 +206,40 @@ def _run(options: argparse.Namespace) -> int:
 
 def _record(options: argparse.Namespace) -> int:
     from gradtune_book import papers
-    from gradtune_book.records import recorder
+    from gradtune_book.records import chunks, recorder
 
-    study = papers.get(options.study)
+    study, engine = papers.get(options.study), _engine(options)
     if options.verify is not None:
         return _verify(options)
-    summary = recorder.record(study, options.scale, options.device, options.minutes, options.jobs)
+    shard = chunks.WHOLE if options.shard is None else chunks.Shard.parse(options.shard)
+    jobs = 1 if engine is not None or options.jobs is None else options.jobs
+    summary = recorder.record(study, options.scale, options.device, options.minutes, jobs, engine, shard)
     print(summary.sentence())
     return 130 if summary.interrupted else 3 if summary.left else 0
+
+
+def _engine(options: argparse.Namespace) -> "cluster.Ray | None":
+    """What computes, None for this machine's processes."""
+    if options.engine not in ("local", "ray"):
+        raise unknown("engine", options.engine, ["local", "ray"])
+    if options.verify is not None and (options.engine != "local" or options.shard is not None):
+        raise GradtuneError("--verify draws from the whole study and computes here; leave out --engine and --shard")
+    if options.engine == "local":
+        if options.address is not None:
+            raise GradtuneError("--address is that of a Ray cluster; add --engine ray, or leave it out")
+        return None
+    from gradtune_book.records import cluster
+
+    return cluster.Ray(options.address or "", options.jobs)
+
+
+def _records(options: argparse.Namespace) -> int:
+    from gradtune_book.records import merging
+
+    if options.action != "merge":
+        raise unknown("action", options.action, ["merge"])
+    print(merging.merge(options.folders).sentence())
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

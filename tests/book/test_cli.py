@@ -2,9 +2,12 @@
 
 import importlib
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +21,11 @@ import fake_study
 import gradtune
 from gradtune import methods, variables
 from gradtune.errors import GradtuneError
-from gradtune_book import cli, papers, paths
+from gradtune.nets import compiled
+from gradtune_book import cli, config, papers, paths
 from gradtune_book.data import datasets
 from gradtune_book.records import environment, jsonl, store
+from tools import ROOT
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -77,6 +82,15 @@ def assert_one_sentence(status: int, err: str, *words: str) -> None:
         (["record", "clip_quadratc", "--scale", "smoke"], ["unknown study", "did you mean 'clip_quadratic'?"]),
         (["record", "clip_quadratic", "--scale", "smok"], ["unknown scale", "did you mean 'smoke'?"]),
         (["record", "clip_quadratic", "--scale", "smoke", "--device", "gpu"], ["unknown device 'gpu'"]),
+        (
+            ["record", "clip_quadratic", "--scale", "smoke", "--engine", "rya"],
+            ["unknown engine", "did you mean 'ray'?"],
+        ),
+        (["record", "clip_quadratic", "--scale", "smoke", "--address", "a:1"], ["add --engine ray"]),
+        (["record", "clip_quadratic", "--scale", "smoke", "--shard", "3/2"], ["a shard is K/N", "'3/2'"]),
+        (["record", "clip_quadratic", "--scale", "smoke", "--shard", "1/2", "--verify", "1"], ["leave out --engine"]),
+        (["records", "mrege", "a"], ["unknown action", "did you mean 'merge'?"]),
+        (["records", "merge", "nowhere"], ["nowhere has no record file"]),
         (["list", "study"], ["unknown list", "did you mean 'studies'?"]),
         (["data", "fecth"], ["unknown action", "did you mean 'fetch'?"]),
         (["data", "fetch", "energy", "yatch"], ["unknown dataset", "did you mean 'yacht'?"]),
@@ -124,6 +138,7 @@ WORDS += (
     "--force",
     "--from",
 )
+WORDS += ("--engine", "ray", "--address", "--shard", "1/2", "merge")
 WORDS += ("--verify", "--device", "cuda:99", "ftp://x", "", "~nosuchuser/x", "one_recursion", "yacht", "\x00")
 
 
@@ -140,7 +155,7 @@ def test_any_command_line_is_answered_in_words(
         patch.setattr("gradtune_book.pages.build._build", lambda *_: None)
         patch.setattr("gradtune_book.checks.everything", lambda deep: iter(()))
         patch.setattr("gradtune_book.data.download._get", lambda *_: b"")
-        patch.setattr("gradtune_book.records.recorder.work", lambda job: iter(()))
+        patch.setattr("gradtune_book.records.recorder.work", lambda job, engine: (_ for _ in ()))
         patch.setattr(paths, "ROOT", tmp_path_factory.getbasetemp())
         status, _, err = run(*arguments)
     assert status in (0, 1, 2, 3) and "Traceback" not in err
@@ -254,6 +269,38 @@ def test_record_minutes(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -
     assert "stopped (time is up): 3 recorded, 5 of 8 left" in out
 
 
+def test_record_a_shard_then_merge(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for shard, runs in (("1/2", 6), ("2/2", 2)):
+        monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path / shard[0]))
+        status, out, _ = run("record", "fake", "--scale", "smoke", "--shard", shard)
+        assert (status, out) == (
+            0,
+            f"shard {shard} of fake at scale smoke is complete: {runs} recorded now, {runs} in all\n",
+        )
+    monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path / "all"))
+    status, out, _ = run("records", "merge", str(tmp_path / "1"), str(tmp_path / "2"))
+    assert (status, out) == (0, "8 runs in 4 files: 8 added, 0 were there already\n")
+    assert run("record", "fake", "--scale", "smoke")[1].endswith("complete: 0 recorded now, 8 in all\n")
+
+
+def test_without_ray_one_sentence_names_the_extra(run: Run, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    command = "pip install -e 'lib[cluster]'"
+    assert_one_sentence(*run("record", "fake", "--scale", "smoke", "--engine", "ray")[::2], "needs ray", f"`{command}`")
+    extras = tomllib.loads((ROOT / "lib" / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [re.split("[<>=]", each)[0] for each in extras["cluster"]] == ["ray"]
+    assert "\nray==" not in (ROOT / "requirements.lock").read_text()
+
+
+def test_ray_is_imported_only_where_it_is_asked_for() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None; from gradtune_book.records import cluster, recorder; import fake_study;"
+        "sys.exit(recorder.record(fake_study.STUDY, 'smoke').left)"
+    )
+    search = os.pathsep.join([str(ROOT / "lib"), str(ROOT / "tests")])
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env={**os.environ, "PYTHONPATH": search})
+
+
 def test_run_passes_names_and_values(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     got: list[Any] = []
 
@@ -342,6 +389,24 @@ def test_check_finds_damaged_and_incomplete_data(run: Run, locked: None, tmp_pat
     assert "WRONG data: yacht is incomplete" in out
 
 
+def test_a_deep_check_proves_the_compiled_operations(
+    run: Run, locked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "load", lambda source: None if source.stem == "fused" else object())
+    monkeypatch.setattr(compiled, "compiler", lambda: compiled.Compiler("c++", "c++ 1"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "old-0.so").write_bytes(b"cut")
+    (tmp_path / "cache" / "old-0.sha256").write_text("0" * 64)
+    (tmp_path / "cache" / "earlier-0.so").write_bytes(b"of a version without digests, never loaded")
+    status, out, _ = run("check", "--deep")
+    assert status == 1
+    assert "old-0.so is damaged or open to other users and is never loaded; remove it" in out
+    assert "ok    compiled: relu_nets.cpp\n" in out and "earlier-0" not in out
+    assert "WRONG compiled: fused.cpp cannot be compiled or loaded\n" in out
+    assert "compiled" not in run("check")[1]
+
+
 def test_check_seals_what_is_older_than_digests(run: Run, fake: None, locked: None) -> None:
     run("record", "fake", "--scale", "smoke")
     file = store.path("fake", "smoke", "slow")
@@ -373,6 +438,28 @@ def test_check_compares_versions_with_the_lock(run: Run, tmp_path: Path, monkeyp
 def test_no_records_is_no_fault(run: Run, locked: None) -> None:
     assert jsonl.read(store.path("fake", "smoke", "slow")) == []
     assert "ok    records: none yet" in run("check")[1]
+
+
+def commands() -> list[str]:
+    """Every `gradtune` command in the README and the prose pages: in shell blocks, and in running text."""
+    found = []
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "book").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        inline = [code for code in re.findall(r"`([^`\n]+)`", text) if "..." not in code and code.count(" ") > 1]
+        found += [re.sub(r"^\S*bin/", "", code).partition("  #")[0] for code in [*lines, *inline]]
+    return sorted({code for code in found if re.match(r"gradtune [a-z-]", code)})
+
+
+def test_the_pages_show_commands() -> None:
+    assert sum("--engine ray" in each for each in commands()) >= 3 and any("--shard" in each for each in commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_of_the_pages_can_be_read(command: str) -> None:
+    options = cli._parser().parse_args(shlex.split(command.replace("STUDY", "clip_quadratic"))[1:])
+    for name, known in (("study", papers.STUDIES), ("scale", config.SCALES), ("action", ["status", "fetch", "merge"])):
+        assert getattr(options, name, None) in (None, *known), command
 
 
 def test_version(run: Run) -> None:

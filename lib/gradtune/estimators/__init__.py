@@ -2,7 +2,8 @@
 
 * `forward`: sensitivities carried along.
 * `neumann`: the last step repeated.
-* `reverse`: stored states.
+* `reverse`: stored graphs or states, or a tree of states from which steps are taken again.
+* `tree`: which states that tree keeps, and what it costs.
 * `trace`: one vector without Hessian products.
 
 Each is a frozen dataclass with the same five members, so that a training loop need not know which one it runs.

@@ -153,34 +153,48 @@ def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
     return onepass(look_back, every, lr)
 
 
-def per_step(horizon: int, lr: float) -> Method:
+def per_step(horizon: int, lr: float, store: str = "state", branching: int = 8, on: str = "memory") -> Method:
     """Non-greedy and unshared (FDS, Figures 2 and 3): a value of each hyperparameter for every step.
 
     The values are declared by `Hyper(windows=horizon)`. The hypergradient is exact, by reverse mode over stored states,
     with one SGD step at the end of training. `fds` gives the same numbers at a cost that grows with the number of
     windows and a memory that does not grow with the horizon.
 
-    Cost per step: one more gradient and a Hessian product.
+    Cost per step: one more gradient and a Hessian product; with a tree about log_k(horizon) gradients more.
 
-    Memory: (1 + buffers) D per step.
+    Memory: (1 + buffers) D per step; with a tree about k log_k(horizon) times as much, whatever the horizon.
 
     Args:
         horizon: training steps.
         lr: the rate of the outer SGD.
+        store: "state", or "tree" for trainings whose states do not fit into memory, see `estimators.reverse.Reverse`.
+        branching: k of the tree.
+        on: where the tree's states lie, "memory" or "disk".
     """
-    return Method(Reverse(horizon), SGD(lr), every=horizon)
+    return Method(Reverse(horizon, store, branching, on), SGD(lr), every=horizon)
 
 
-def diff_through_opt(horizon: int = 5, every: int = 10, lr: float = 0.05) -> Method:
+def diff_through_opt(
+    horizon: int = 5,
+    every: int = 10,
+    lr: float = 0.05,
+    store: str | None = None,
+    branching: int = 8,
+    on: str = "memory",
+) -> Method:
     """Diff-through-Opt (Domke 2012; OnePass, Section 4): `onepass` with the exact derivative through the last steps.
 
     Args:
-        horizon: number of steps, counted back from an outer update and not beyond the one before. Up to 20, their
-            graphs are stored; from 21 on, their states.
+        horizon: number of steps, counted back from an outer update and not beyond the one before.
         every: training steps between two outer updates.
         lr: the rate of the outer Adam.
+        store: "graph", "state" or "tree", see `estimators.reverse.Reverse`; None for graphs up to a horizon of 20, and
+            states from 21 on.
+        branching: k of the tree.
+        on: where the tree's states lie, "memory" or "disk".
     """
-    return Method(Reverse(horizon, store="graph" if horizon <= 20 else "state"), Adam(lr), every=every)
+    chosen = store or ("graph" if horizon <= 20 else "state")
+    return Method(Reverse(horizon, chosen, branching, on), Adam(lr), every=every)
 
 
 def hd(lr: float, multiplicative: bool = False) -> Method:

@@ -116,7 +116,7 @@ METHODS = (
         "T",
         "SGD",
         "1 gradient, 1 Hessian product a step",
-        "2 D T",
+        "2 D T, or 2 D k log_k T in a tree",
         making.per_step,
     ),
     Row("greedy", "greedy, H = 1", "FDS", "one step", _VAL, "1", "SGD", "no Hessian product", "P D", making.greedy),
@@ -189,7 +189,7 @@ METHODS = (
         "T or restart",
         "Adam",
         "h - 1 Hessian products an update",
-        "h graphs or 2 D h",
+        "h graphs, 2 D h, or 2 D k log_k h in a tree",
         making.diff_through_opt,
     ),
     Row(

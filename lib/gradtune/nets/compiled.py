@@ -90,6 +90,18 @@ def in_use() -> str:
     return "none: " + "; ".join(f"{file}: {reason}" for file, reason in sorted(_fell_back.items()))
 
 
+def damaged() -> list[Path]:
+    """Return the libraries in the cache folder that are not whole or not this user's alone, and so are never loaded.
+
+    What has no digest beside it is of an earlier version, never loaded either, and left out.
+    """
+    try:
+        known = [file for file in sorted(cache_folder().glob("*.so")) if _beside(file).exists()]
+        return [file for file in known if not _is_whole(file)]
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return []
+
+
 def _loaded(command: tuple[str, ...], source: Path, file: Path) -> ctypes.CDLL:
     """Load a library from the cache, or else compile it: once more where what lies there does not load."""
     if _is_whole(file):

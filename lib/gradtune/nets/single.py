@@ -33,11 +33,13 @@ class Aside(NamedTuple):
         buffers: the buffers; the call gets copies.
         evaluating: whether all parts are in evaluation mode, else each is as its flag says.
         noted: other state, see `Surroundings`; None leaves that which there is.
+        left: takes the buffers and the other state as the call leaves them; None where nobody asks.
     """
 
     buffers: Values
     evaluating: bool
     noted: Noted | None = None
+    left: list[tuple[dict[str, Tensor | None], Noted]] | None = None
 
 
 class Single:
@@ -319,6 +321,9 @@ class Single:
                 m.training = False
         try:
             yield
+            if how.left is not None:
+                buffers = {n: None if b is None else b.detach() for n, b in self.buffers.read().items()}
+                how.left.append((buffers, self.around.note()))
         finally:
             self.buffers.write(before)
             self.around.bring_back(noted)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -21,9 +20,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradtune.errors import GradtuneError, GradtuneWarning
-from gradtune.optim import foreach, fused, rates, shards
+from gradtune.optim import foreach, fused, rates, saved, shards
 from gradtune.optim.foreach import Bucket, Rate
-from gradtune.optim.settings import FLAGS, Settings, check_group, hyperparameters, named, outer_rule, parameter_lists
+from gradtune.optim.settings import (
+    FLAGS,
+    Settings,
+    check_group,
+    hyperparameters,
+    named,
+    outer_rule,
+    parameter_lists,
+    torchs_errors,
+)
 from gradtune.recursion.outer import Outer
 
 
@@ -35,12 +43,7 @@ class MetaOptimize(Optimizer):
 
         z <- <h, g>;  w <- w + change;  h <- gamma (1 - alpha weight_decay) h + change;  beta <- meta rule (beta, z)
 
-    It is used as any optimiser of torch::
-
-        optimizer = gradtune.optim.MetaOptimize(model.parameters(), lr=1e-4)
-        optimizer.zero_grad()
-        loss(model(x), y).backward()
-        optimizer.step()
+    It is used as any optimiser of torch, as above.
 
     The learning rates in force are in `param_groups[i]["lr"]` and, all of them as numbers, in `lr`. With
     `groups="tensor"` the former is the geometric mean of the group; away from the CPU it is a tensor, so that no step
@@ -83,8 +86,12 @@ class MetaOptimize(Optimizer):
         meta: "sgd", "adam", "lion" or "rmsprop" with `meta_step_size`, or an outer rule of `gradtune.recursion.outer`,
             which has a step size of its own.
         meta_step_size: step size of a meta rule given by name. With "lion", every step multiplies or divides a learning
-            rate by exp(meta_step_size): over T steps it moves by a factor of exp(T meta_step_size) at most. The paper
-            has 1e-3, for trainings of many thousand steps; in a few hundred, that hardly moves.
+            rate by exp(meta_step_size): over T steps it moves by a factor of exp(T meta_step_size) at most. By default
+            it follows from `steps`, and is 0.02 without, which suits about 1,000 steps. The paper has 1e-3, for
+            trainings of many thousand steps; in a few hundred, that hardly moves.
+        steps: the number of steps that the training will take, in place of `meta_step_size`, which is then 20 / steps,
+            but at least 1e-3 and at most 0.1 (`settings.meta_step`). Only for the meta rules "lion", "adam" and
+            "rmsprop".
         gamma: discount of past steps, in (0, 1].
         groups: what shares a learning rate: "scalar", all parameters (parameter groups keep the ratios of their lr);
             "blockwise", each parameter group; "tensor", each tensor by itself.
@@ -111,7 +118,8 @@ class MetaOptimize(Optimizer):
 
     Raises:
         GradtuneError: there are no parameters; a name is unknown; a value is outside its range; a hyperparameter is
-            given that the base does not have; or `fused` or `sharded` does not fit the parameters. It is a ValueError.
+            given that the base does not have; `steps` has nothing to decide; or `fused` or `sharded` does not fit the
+            parameters. It is a ValueError.
     """
 
     _settings: Settings
@@ -126,10 +134,11 @@ class MetaOptimize(Optimizer):
         lr: float | Tensor = 1e-4,
         base: str = "adamw",
         meta: str | Outer = "lion",
-        meta_step_size: float = 0.02,
+        meta_step_size: float | None = None,
         gamma: float = 1.0,
         groups: str = "scalar",
         *,
+        steps: int | None = None,
         weight_decay: float | None = None,
         betas: tuple[float, float] | None = None,
         momentum: float | None = None,
@@ -143,14 +152,15 @@ class MetaOptimize(Optimizer):
         differentiable: bool = False,
         sharded: bool = False,
     ) -> None:
-        self._settings = Settings(base, outer_rule(meta, meta_step_size, form), gamma, groups, form)
+        self._settings = Settings(base, outer_rule(meta, meta_step_size, form, steps), gamma, groups, form)
         if sharded:
             shards.check_processes()
             self._sharded = True
         given = {"weight_decay": weight_decay, "betas": betas, "momentum": momentum, "alpha": alpha, "eps": eps}
         flags = dict(zip(FLAGS, (maximize, foreach, fused, capturable, differentiable)))
         defaults = {"lr": lr, **hyperparameters(base, given), **flags}
-        super().__init__(parameter_lists(params, may_be_none=sharded), defaults)
+        with torchs_errors():
+            super().__init__(parameter_lists(params, may_be_none=sharded), defaults)
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
@@ -325,7 +335,8 @@ class MetaOptimize(Optimizer):
             GradtuneError: a hyperparameter is outside its range, or the parameters cannot be optimised; the group is
                 not added then.
         """
-        super().add_param_group(param_group)
+        with torchs_errors():
+            super().add_param_group(parameter_lists([param_group], may_be_none=True)[0])
         group = self.param_groups[-1]
         try:
             check_group(len(self.param_groups) - 1, group, self._settings.base, self._sharded)
@@ -336,17 +347,24 @@ class MetaOptimize(Optimizer):
         old = self.param_groups[0]["meta"] if len(self.param_groups) > 1 else None
         rates.grow(self.param_groups, self._settings, old)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for `load_state_dict`, as torch's optimisers do."""
+        return saved.marked(super().state_dict())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`, to the bit; the state is copied.
 
         States of earlier versions can be loaded too.
 
         Raises:
-            GradtuneError: the state is that of another kind of optimiser.
+            GradtuneError: the state is that of another kind of optimiser or of other parameters, or not whole.
         """
-        last = self.register_load_state_dict_pre_hook(_checked)  # after the hooks of others
+        if not isinstance(state_dict, dict):
+            raise GradtuneError(f"the state is a {type(state_dict).__name__}; expected what state_dict() returns")
+        last = self.register_load_state_dict_pre_hook(saved.checked)  # after the hooks of others
         try:
-            super().load_state_dict(state_dict)
+            with torchs_errors():
+                super().load_state_dict(state_dict)
         finally:
             last.remove()
 
@@ -357,6 +375,7 @@ class MetaOptimize(Optimizer):
         self.defaults = {**FLAGS, **self.defaults}
         for group in self.param_groups:
             group.update({n: x for n, x in self.defaults.items() if n not in group and n != "lr"})
+            group.pop(saved.BEGUN, None)
         meta = cast(dict[Any, Any], self.state).pop("meta", None)  # where an earlier version had it
         if meta is not None:
             rates.deal(self.param_groups, meta)
@@ -368,12 +387,6 @@ class MetaOptimize(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_settings": self._settings, "_sharded": self._sharded}
-
-
-def _checked(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a state that `optimizer` can continue from."""
-    rates.check_saved(state_dict, cast(MetaOptimize, optimizer)._settings)
-    return deepcopy(state_dict)
 
 
 def _captured(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR
 from torch.optim.swa_utils import SWALR
 
-from gradtune.errors import GradtuneError
 from gradtune.optim.foreach import Rate
 from gradtune.optim.settings import Settings, named
 
@@ -123,26 +122,6 @@ def own(lr: Any) -> Any:
         return lr
     dtype = torch.float32 if lr.device.type == "mps" else torch.float64
     return lr.detach().reshape(()).to(dtype, copy=True)
-
-
-def check_saved(saved: Mapping[str, Any], settings: Settings) -> None:
-    """Check that a saved state is that of an optimiser with the same settings.
-
-    Args:
-        saved: what `state_dict()` returned, of this version or one before.
-        settings: settings of the optimiser that loads it.
-
-    Raises:
-        GradtuneError: it is that of another kind of optimiser.
-    """
-    metas = [group["meta"] for group in saved["param_groups"] if "meta" in group]
-    names = metas[0] if metas else saved["state"].get("meta", {})
-    for name, mine in settings.names().items():
-        if (names or saved["state"]) and names.get(name) != mine:
-            raise GradtuneError(
-                f"the state is of an optimiser with {name} = {names.get(name)!r}, and this one has {mine!r}; "
-                "load it into a MetaOptimize with the same arguments"
-            )
 
 
 def undoing(optimizer: Optimizer) -> set[str]:

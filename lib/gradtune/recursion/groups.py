@@ -9,12 +9,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradtune.errors import GradtuneError, unknown
+from gradtune.errors import GradtuneError, at_least, short, unknown
 from gradtune.recursion.transforms import Transform
 
 Patterns = Mapping[str, str | Sequence[str]]
@@ -102,6 +103,50 @@ class Groups:
         place = len(free) + torch.arange(self.count)
         place[free] = torch.arange(len(free))
         return place if self.index is None else place[self.index]
+
+
+def check_kinds(
+    name: object, transform: object, windows: object, bounds: object, difference: object, shape: object
+) -> None:
+    """Check the parts of a declaration that are names, numbers or a pair of numbers.
+
+    Args:
+        name: name of the hyperparameter.
+        transform: name of its transform.
+        windows: number of its values over time.
+        bounds: lowest and highest value.
+        difference: half-width of a central difference.
+        shape: its shape.
+
+    Raises:
+        GradtuneError: one of them is not what it should be.
+    """
+    if not isinstance(name, str) or not isinstance(transform, str):
+        wrong, value = ("transform", transform) if isinstance(name, str) else ("name", name)
+        raise GradtuneError(f"the {wrong} of a hyperparameter is {short(value)}; expected text")
+    at_least(1, **{f"windows of {name}": windows})  # type: ignore[arg-type]
+    if not _is_number(difference) or not difference >= 0:  # type: ignore[operator]
+        raise GradtuneError(f"{name} has difference = {short(difference)}; expected a half-width >= 0")
+    if not isinstance(shape, tuple) or not all(isinstance(n, Integral) for n in shape):
+        raise GradtuneError(f"{name} has the shape {short(shape)}; expected whole numbers")
+    two = isinstance(bounds, (tuple, list)) and len(bounds) == 2 and all(map(_is_number, bounds))
+    if not two or not bounds[0] <= bounds[1]:  # type: ignore[index]
+        raise GradtuneError(f"{name} has the bounds {short(bounds)}; expected a lowest and a highest number")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_one_number(value: object) -> bool:
+    """Return whether something is a number that a float can hold, or a tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (OverflowError, ValueError, TypeError):
+        return False
+    return _is_number(value)
 
 
 def frozen(granularity: Granularity) -> Granularity:
@@ -203,7 +248,10 @@ def start(value: Value, groups: Groups, windows: int, shape: tuple[int, ...], li
     runs = len(like)
     if isinstance(value, Mapping):
         value = _in_order(value, groups)
-    x = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    try:
+        x = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise GradtuneError(f"{groups.owner} has the value {short(value)}; expected a number, or numbers") from None
     given, fits = tuple(x.shape), True
     if shape:
         expected = f"a number, {list(shape)} or {[runs, *shape]} (one a run)"

@@ -69,11 +69,10 @@ class Hyper:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", groups.frozen(self.granularity))
-        object.__setattr__(self, "shape", (self.shape,) if isinstance(self.shape, int) else tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(self.shape) if isinstance(self.shape, Collection) else (self.shape,))
         if isinstance(self.tuned, Collection):
             object.__setattr__(self, "tuned", (self.tuned,) if isinstance(self.tuned, str) else tuple(self.tuned))
-        if not self.difference >= 0:
-            raise GradtuneError(f"{self.name} has difference = {self.difference}; expected a half-width >= 0")
+        groups.check_kinds(self.name, self.transform, self.windows, self.bounds, self.difference, self.shape)
         if self.difference and self.granularity != "global":
             raise GradtuneError(
                 f"{self.name} is differentiated by differences and has granularity {self.granularity!r}; expected "

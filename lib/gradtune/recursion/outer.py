@@ -35,14 +35,19 @@ def _check(lr: float) -> None:
         raise GradtuneError(f"the outer learning rate is {lr}; expected a number >= 0")
 
 
+def _mean(values: Tensor) -> Tensor:
+    """Return values `[R, 1]` as they are, and the mean of values of each weight, `[R, D]`, as `[R, 1]`."""
+    return values if values.shape[1] == 1 else values.mean(1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class SGD:
     """Gradient descent on the raw coordinates, `raw <- raw - rate hypergradient`, without state.
 
     Attributes:
         lr: the rate, or the factor that multiplies the hyperparameter `times`; >= 0.
-        times: name of a hyperparameter: the rate is `lr` times its value in force (ClipR: c times the learning rate).
-            None: the rate is `lr`.
+        times: name of a hyperparameter: the rate is `lr` times its value in force (ClipR: c times the learning rate),
+            or its mean over the weights where it has groups. None: the rate is `lr`.
 
     Raises:
         GradtuneError: `lr` is negative.
@@ -60,7 +65,7 @@ class SGD:
     def update(
         self, raw: Tensor, hypergradient: Tensor, state: tuple[()], lam: Mapping[str, Tensor]
     ) -> tuple[Tensor, tuple[()]]:
-        rate = self.lr if self.times is None else self.lr * lam[self.times]
+        rate = self.lr if self.times is None else self.lr * _mean(lam[self.times])
         return raw - rate * hypergradient, state
 
 

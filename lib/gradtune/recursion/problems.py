@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -44,6 +44,37 @@ class WithBatches(Protocol):
 
     def on(self, batch: tuple[Tensor, ...]) -> Problem:
         """The problem with losses on these tensors, whatever `t`."""
+        ...
+
+
+@runtime_checkable
+class Replayable(Protocol):
+    """A problem whose steps see more than weights, hyperparameters and `t`: what earlier steps have left in a module.
+
+    With it, steps can be taken again in order from a checkpoint. A problem whose losses are functions of their
+    arguments alone does without.
+    """
+
+    def mark(self, t: int, keep: bool) -> Any:
+        """Return what step `t` sees beside its arguments, before or after it is taken; `keep` it for a later call."""
+        ...
+
+    def place(self, t: int, seen: Any) -> None:
+        """Let the next gradient of step `t` see this."""
+        ...
+
+    def left(self) -> Any:
+        """Return what the step after that one sees, after the gradient was taken."""
+        ...
+
+    def packed(self, seen: Any) -> dict[str, Any]:
+        """Return what a file can hold of it; `unpacked` takes it back."""
+        ...
+
+    def unpacked(self, packed: dict[str, Any]) -> Any: ...
+
+    def forget(self) -> None:
+        """Forget all steps so far."""
         ...
 
 

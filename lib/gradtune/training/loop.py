@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gradtune.errors import GradtuneError, unknown
+from gradtune.errors import GradtuneError, at_least, unknown
 from gradtune.estimators import Estimator
+from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hypers, Values
 from gradtune.recursion.outer import Outer
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import Problem, State, Step, WithBatches, initial_state, validation_gradient
+from gradtune.training.replayed import Anchor, Replays, Trail
 from gradtune.training.tracing import record
 
 # A recorded block holds few steps, so that it is recorded fast, and enough of them to make a call's overhead small;
@@ -66,8 +68,8 @@ class Method:
             )
         if self.immediate and self.outer_loss != "training":
             raise GradtuneError("immediate=True needs outer_loss='training': validation follows the step")
-        if self.every < 1 or self.warm_up < 0:
-            raise GradtuneError(f"every = {self.every}, warm_up = {self.warm_up}; expected every >= 1 and warm_up >= 0")
+        at_least(1, every=self.every)
+        at_least(0, warm_up=self.warm_up)
         if (self.estimator is None) != (self.outer is None):
             raise GradtuneError("a method needs an estimator and an outer rule, or neither (fixed hyperparameters)")
 
@@ -81,6 +83,11 @@ class Method:
         """Number of steps since the last outer update that the estimator wants to see."""
         return self.estimator.keep if self.estimator else 0
 
+    @property
+    def replayed(self) -> bool:
+        """Whether the estimator takes the steps that it looks back on again, from a tree of checkpoints."""
+        return isinstance(self.estimator, Reverse) and self.estimator.replayed
+
 
 class Run(NamedTuple):
     """Everything that continues from one training step to the next, as tensors.
@@ -93,7 +100,7 @@ class Run(NamedTuple):
         memory: the estimator's memory.
         outer: the outer rule's state.
         past: the states before the last training steps, as many as the estimator looks back on, none from before the
-            latest outer update.
+            latest outer update; or those of them that a tree keeps, as `replayed.Anchor`.
     """
 
     t: int
@@ -102,7 +109,7 @@ class Run(NamedTuple):
     fixed: dict[str, Tensor]
     memory: Any
     outer: Any
-    past: tuple[State, ...] = ()
+    past: tuple[Any, ...] = ()
 
 
 Watch = Callable[[Run], None]
@@ -121,11 +128,12 @@ class Loop:
         hypers: the hyperparameters, tuned and fixed; among them all that the rule reads.
         method: how the tuned hyperparameters move.
         trace: record blocks of steps once and replay them (`tracing.record`), instead of running them eagerly.
+        replays: the checkpoints of a method that takes steps again from a tree of them; None for other methods.
 
     Raises:
         GradtuneError: the rule reads a hyperparameter that is not given; `trace` is set and hyperparameters have time
-            windows, or losses depend on the step number otherwise than through `step.WithBatches`; or the method's
-            outer loss is "training" and a tuned hyperparameter belongs to the loss.
+            windows, steps are taken again from a tree, or losses depend on the step number otherwise than through
+            `step.WithBatches`; or the method's outer loss is "training" and a tuned hyperparameter belongs to the loss.
     """
 
     problem: Problem
@@ -135,6 +143,7 @@ class Loop:
     trace: bool = False
     _traced: dict[tuple[Any, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
     _values: tuple[Tensor, dict[str, Tensor], Values] | None = field(init=False, default=None)
+    replays: Replays | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
@@ -148,6 +157,12 @@ class Loop:
                 "trace=True needs losses and hyperparameters that do not depend on the step number, or a problem with "
                 "batch(t) and on(batch); use trace=False for this problem"
             )
+        if isinstance(self.method.estimator, Reverse) and self.method.replayed:
+            if self.trace:
+                raise GradtuneError(
+                    "trace=True records all steps of an update, and store='tree' keeps few states; choose"
+                )
+            self.replays = Replays(self.problem, self.method.estimator, self.method.every)
         of_loss = [n for n in self.hypers.tuned if n not in self.rule.hypers]
         if self.method.outer_loss == "training" and of_loss:
             raise GradtuneError(
@@ -209,9 +224,15 @@ class Loop:
             self._values = last = run.raw, run.fixed, self.hypers.at(run.raw, run.fixed, run.t)
         return last[2]
 
-    def looked_back(self, run: Run, recent: Sequence[Step]) -> list[Step]:
+    def looked_back(self, run: Run, recent: Sequence[Step]) -> Sequence[Step]:
         """Return the steps that the estimator looks back on; those missing in `recent` are taken again."""
+        if self.replays is not None:
+            return self._trail(run, run.past, keep=True) if run.past else []
         return self._kept(run, run.past[: len(run.past) - len(recent)], recent, {})
+
+    def form_of_past(self, run: Run) -> Any:
+        """Return an entry of `Run.past` of a run like this one."""
+        return run.state if self.replays is None else self.replays.form(run.state)
 
     def due(self, t: int) -> bool:
         """Return whether an outer update belongs to step number `t`."""
@@ -277,6 +298,8 @@ class Loop:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
             curvature = m.estimator is not None and m.estimator.curvature(ahead)
             problem = self._problem(run.t, batches)
+            if self.replays is not None and self.due(run.t + ahead):
+                past = self.replays.before(run.t, run.state, run.raw, past)
             step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature)
             seen = run.memory
             if due and m.immediate:
@@ -284,14 +307,18 @@ class Loop:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
                 step = step.with_values(values)
             memory = m.estimator.observe(run.memory, step) if m.estimator else ()
-            recent.append(step)
+            if self.replays is None:
+                recent.append(step)
             run = run._replace(t=run.t + 1, state=step.next, memory=memory)
             if due and m.outer_loss == "training" and not m.immediate:
                 run = self._update(run, problem, values, seen, (), step.g.detach())
             elif due and m.outer_loss == "validation":
-                run = self._update(run, problem, values, memory, self._kept(run, past, recent, batches))
+                kept = self._kept(run, past, recent, batches) if self.replays is None else self._trail(run, past)
+                run = self._update(run, problem, values, memory, kept)
             if ahead == 0:
                 past = ()
+                if self.replays is not None:
+                    self.replays.end()
                 recent.clear()
             if due:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
@@ -310,6 +337,18 @@ class Loop:
             values = self.hypers.at(run.raw, run.fixed, t)
             before.append(Step(self._problem(t, batches), self.rule, values, state, t, curvature=True))
         return [*before, *recent]
+
+    def _trail(self, run: Run, past: Sequence[Anchor], keep: bool = False) -> Trail:
+        """Return the steps that the estimator looks back on, to be taken again from the states in `past`."""
+        assert self.replays is not None
+        values = None if self.hypers.windowed else self.hypers.at(run.raw, run.fixed, run.t - 1)
+
+        def make(t: int, state: State, curvature: bool) -> Step:
+            now = self.hypers.at(run.raw, run.fixed, t) if values is None else values
+            return Step(self.problem, self.rule, now, state, t, curvature=curvature)
+
+        of_loss = any(n not in self.rule.hypers for n in self.hypers.smooth)
+        return self.replays.trail(past, run.t, run.state, make, of_loss, keep)
 
     def _update(
         self,

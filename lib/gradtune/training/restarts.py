@@ -24,7 +24,7 @@ from tqdm import tqdm
 from gradtune.errors import GradtuneError, at_least
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import Rule
-from gradtune.recursion.step import Problem, State
+from gradtune.recursion.step import Problem
 from gradtune.training import checkpoints
 from gradtune.training.loop import Loop, Method, Run
 
@@ -192,11 +192,12 @@ class Restarts:
         with checkpoints.expected(path):
             start = self._begun(state["number"])[1]._replace(t=0, past=())
             run: Run = _filled(start, [0, *state["tensors"]], path)
-            past = tuple(_filled(run.state, leaves, path) for leaves in state["past"])
+            form = self._begun(state["number"])[0].form_of_past(run)
+            past = tuple(_filled(form, leaves, path) for leaves in state["past"])
             return Progress(state["number"], run._replace(t=state["t"], past=past))
 
 
-def _filled(like: Run | State, leaves: list[Any], path: Path) -> Any:
+def _filled(like: Any, leaves: list[Any], path: Path) -> Any:
     """Return the leaves in the structure of `like`.
 
     Raises:

@@ -70,6 +70,11 @@ def assembled(
     of_model, of_loss = declared.keywords(model, 1), {} if loss is None else declared.keywords(loss, 2)
     made, given = declared.rule_and_hypers(rule, hypers, fixed, [*of_model, *of_loss], method, name)
     _check_loss(model, loss, of_loss, [h.name for h in given], val_loss is not None)
+    if scaler is not None and method.replayed:
+        raise GradtuneError(
+            "a scaler leaves out steps by its own state, and store='tree' takes steps again; use store='state', or "
+            "bfloat16 without a scaler"
+        )
     made = made if clip_norm is None else norm_clipped(made, clip_norm)
     made = made if clip_value is None else clipped(made, clip_value)
     shapes = {h.name: h.shape for h in given}
@@ -84,7 +89,12 @@ def assembled(
         seed,
         None if scaler is None else Scaling(scaler, layout.flatten(parameters)[None]),
         statistics,
+        method.replayed,
     )
+    if wide := [h for h in given if horizon is not None and h.windows > max(1, horizon)]:
+        raise GradtuneError(
+            f"{wide[0].name} has {wide[0].windows} windows over {horizon} steps; expected a step in each"
+        )
     declared_hypers = Hypers(given, layout.sizes, horizon, names=layout.names, shapes=layout.shapes)
     guarded = method if method.outer is None else replace(method, outer=Guarded(method.outer))
     return Assembled(single, problem, declared_hypers, Loop(problem, made, declared_hypers, guarded))

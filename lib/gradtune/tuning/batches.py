@@ -101,12 +101,14 @@ def fits(batch: Batch, like: Tensor, what: str, floats: torch.dtype | None = Non
         The batch in the same structure. A list becomes a tuple (a list deeper inside does not), a mapping a dict.
 
     Raises:
-        GradtuneError: the batch is empty or None, a tensor lies on another device than the weights, or a floating-point
-            tensor has another type.
+        GradtuneError: the batch is empty, None or without rows, a tensor lies on another device than the weights, or a
+            floating-point tensor has another type.
     """
     if batch is None or (isinstance(batch, (tuple, list, Mapping)) and not batch):
         kind = "None" if batch is None else f"an empty {type(batch).__name__}"
         raise GradtuneError(f"{what} is {kind}; expected tensors, such as a pair (x, y)")
+    if not rows(batch):
+        raise GradtuneError(f"{what} has no row; expected at least one")
     device, wanted = like.device, floats or like.dtype
 
     def fit(part: Any) -> Any:

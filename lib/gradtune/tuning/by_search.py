@@ -13,6 +13,7 @@ by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +26,9 @@ from gradtune.recursion.rules import Rule
 from gradtune.search import METHODS, Configuration, Dimension, Grid, Result, Space, prepare
 from gradtune.search import ledger as found_by
 from gradtune.search.ledger import Cohort
+from gradtune.tuning import kinds
 from gradtune.tuning.assembly import copy_of
+from gradtune.tuning.resumed import Resumed, topics
 from gradtune.tuning.streams import steps_of, stream
 from gradtune.tuning.trials import State, Trials, cloned, held, mean_losses
 
@@ -88,6 +91,8 @@ def tune_by_search(
     scaler: GradScaler | None = None,
     statistics: str | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
     in_place: bool = True,
 ) -> Found:
     """Train copies of `model` by `rule`, and return the one of lowest validation loss and its hyperparameters.
@@ -98,7 +103,7 @@ def tune_by_search(
     method="fixed")`, to the bit.
 
     Where it is interrupted (Ctrl-C, or "stop" in a notebook) after the first evaluation, it returns what it has found
-    so far.
+    so far. With a checkpoint the same call goes on, after a kill too, to the result of an uninterrupted search.
 
     `tune` differs in that it trains once, and moves the hyperparameters by gradients on the way.
 
@@ -142,6 +147,10 @@ def tune_by_search(
         scaler: as in `tune`; each trial has a copy of its own.
         statistics: as in `tune`; None for its default.
         seed: seed of the search, and of the trials' batches and random numbers as in `tune`.
+        checkpoint: file in which the search is kept: after the first evaluation that is `checkpoint_seconds` after the
+            last save, and at the end. Where it exists already, the search goes on from it, with the trials as far as
+            they were, to the same bits on the same device and software.
+        checkpoint_seconds: least time in seconds between two saves before the end.
         in_place: whether `model` itself gets the best weights; False leaves it alone and returns a copy.
 
     Returns:
@@ -150,8 +159,10 @@ def tune_by_search(
     Raises:
         GradtuneError: `Tuner` or `search.search` raises it; a range is empty; neither or both of `trials` and
             `budget_steps`, or of `steps` and `epochs`, are given; data are missing, empty or an iterator that cannot
-            start again; or the model cannot be copied.
+            start again; the model cannot be copied; or a checkpoint cannot be read or written, or is one of another
+            search.
     """
+    kinds.check(locals() | {"method": None})
     at_least(0, seed=seed)
     at_least(1, accumulate=accumulate, trials=1 if trials is None else trials)
     made = Space({name: _dimension(name, given) for name, given in space.items()})
@@ -167,7 +178,11 @@ def tune_by_search(
     arguments = {n: v for n, v in arguments.items() if v is not None}
     trained = Trials(model, loss, feed, val_feed, steps, made, arguments, schedule, val_batches)
     budget = _budget(method, trials, budget_steps, steps, options or {}, len(made))
-    result, best = _searched(method, trained, made, budget, seed, options or {})
+    kept: Trials | Resumed = trained
+    if checkpoint is not None:
+        of = topics(trained, method, budget, seed, options or {})
+        kept = Resumed(trained, Path(checkpoint), checkpoint_seconds, of)
+    result, best = _searched(method, kept, made, budget, seed, options or {})
     model = model if in_place else copy_of(model)
     if best is None:
         return Found(model, None, result)
@@ -179,7 +194,7 @@ def tune_by_search(
 
 
 def _searched(
-    method: str, trained: Trials, space: Space, budget: int, seed: int, options: Mapping[str, Any]
+    method: str, trained: Trials | Resumed, space: Space, budget: int, seed: int, options: Mapping[str, Any]
 ) -> tuple[Result, tuple[Configuration, State] | None]:
     """Run a search; return its result, and configuration and state of the best trial when it was best."""
     found: list[tuple[Configuration, State]] = []
@@ -188,7 +203,10 @@ def _searched(
         found[:] = [(dict(cohort.configs[m]), cloned(cohort.state[m].tuner.state_dict()))]
 
     strategy, ledger = prepare(method, trained, space, budget, seed, options)
-    ledger.on_best, trained.tick = keep, ledger.bar.update
+    if isinstance(trained, Resumed):
+        trained.ledger, ledger.on_best, trained.inner.tick = ledger, trained.keep, ledger.bar.update
+    else:
+        ledger.on_best, trained.tick = keep, ledger.bar.update
     try:
         with ledger:
             how = strategy.run(ledger, space)
@@ -196,6 +214,9 @@ def _searched(
         if not ledger.rows:
             raise
         how = "it was interrupted"
+    if isinstance(trained, Resumed):
+        trained.close(ledger.rows, ledger.best)
+        found = [trained.best] if trained.best is not None else []
     return ledger.result(method, how, strategy.group), found[0] if found else None
 
 

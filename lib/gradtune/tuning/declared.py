@@ -23,16 +23,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradtune import methods, search
-from gradtune.errors import GradtuneError, GradtuneWarning, unknown
+from gradtune.errors import GradtuneError, GradtuneWarning, short, unknown
 from gradtune.estimators.forward import Split
 from gradtune.estimators.trace import IDBD, Trace
 from gradtune.recursion import rules
-from gradtune.recursion.groups import ONE_DIMENSIONAL
+from gradtune.recursion.groups import ONE_DIMENSIONAL, is_one_number
 from gradtune.recursion.hypers import Hyper
 from gradtune.recursion.outer import Multiplicative
 from gradtune.recursion.rules import Rule
@@ -128,8 +127,8 @@ def coordinate(
         raise _without_coordinate(name, value, bool(tuned))
     if isinstance(value, Mapping):
         return _by_pattern(name, value, method, tuned)
-    if not isinstance(value, (int, float, Tensor, np.number)) or isinstance(value, bool):
-        raise GradtuneError(f"{name} is given as {value!r}; expected a number, or numbers by pattern")
+    if not is_one_number(value):
+        raise GradtuneError(f"{name} is given as {short(value)}; expected a number, or numbers by pattern")
     transform, bounds = _COORDINATES[name]
     if method == "fixed":
         return Hyper(name, value, "identity", bounds=(0.0, float("inf") if transform is None else 1.0))
@@ -225,7 +224,10 @@ def method(given: str | Method, options: Mapping[str, Any] | None, steps: int | 
         example = ", ".join(f"{n!r}: ..." for n in missing)
         why = f" ({reason})" if (reason := defaults.why_not(given)) else ""
         raise GradtuneError(f"the method {given} needs {', '.join(missing)}{why}; give options={{{example}}}")
-    made: Method = row.make(**options)
+    try:
+        made: Method = row.make(**options)
+    except (TypeError, OverflowError) as error:
+        raise GradtuneError(f"the method {given} cannot be made with options={short(options)} ({error})") from error
     return made
 
 

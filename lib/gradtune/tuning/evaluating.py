@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,30 +23,16 @@ from gradtune.nets.modules import draws_numbers
 from gradtune.nets.single import Aside, Single
 from gradtune.nets.surroundings import Noted
 from gradtune.tuning.calling import Calling, Loss, own_loss
+from gradtune.tuning.failing import noted
 from gradtune.tuning.scaling import Scaling
 from gradtune.tuning.streams import Batch
+from gradtune.tuning.taking_again import Held, TakenAgain
+from gradtune.tuning.window import Window
 
 Mode = Callable[[], AbstractContextManager[Any]]
 
 
-class Held(NamedTuple):
-    """What a step saw.
-
-    Attributes:
-        batches: the batches of the step, whose gradients are averaged.
-        buffers: the module's buffers before the step, by name.
-        lr_factor: what the step multiplies the learning rate by.
-        noted: what else the module and the loss had before the step, see `Surroundings`; None where no estimator looks
-            back.
-    """
-
-    batches: list[Batch]
-    buffers: dict[str, Tensor | None]
-    lr_factor: float = 1.0
-    noted: Noted | None = None
-
-
-class Evaluating:
+class Evaluating(TakenAgain):
     """Losses of one run of a module on batches that `give` hands over.
 
     A step that is computed again sees the buffers that it saw. Dropout and other random numbers are functions of
@@ -63,6 +49,7 @@ class Evaluating:
         seed: seed of the random numbers in the forward pass.
         scaling: the scale of the loss, for gradients in half precision.
         statistics: batch norm's statistics in the validation loss, one of `nets.statistics.FORMS`.
+        replayed: whether the estimator takes steps again in order, from checkpoints.
 
     Attributes:
         stationary: False, as the losses depend on the step's batch.
@@ -72,6 +59,7 @@ class Evaluating:
         calls: gradients and graphs of gradients computed so far.
         factor: what the step multiplies the learning rate by, as a tensor, while it is recorded; else None.
         random: whether the forward pass draws random numbers.
+        window: what the steps since the last outer update saw, where they are taken again in order; else None.
     """
 
     stationary = False
@@ -87,6 +75,7 @@ class Evaluating:
         seed: int,
         scaling: Scaling | None = None,
         statistics: str = "following",
+        replayed: bool = False,
     ) -> None:
         forms.check(statistics)
         self.statistics, self._norms = statistics, forms.layers(single.parts)
@@ -104,6 +93,7 @@ class Evaluating:
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.calls = 0
         self.factor: Tensor | None = None
+        self.window = Window(keep) if replayed else None
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
@@ -119,7 +109,10 @@ class Evaluating:
             lr_factor: what the step multiplies the learning rate by.
             unchanged: whether what is kept beside weights and buffers is known to be as it was at the last step.
         """
-        held = {k: v for k, v in self.held.items() if k > t - self.keep} if self.keep else {}
+        keep = self.keep if self.window is None else 0
+        held = {k: v for k, v in self.held.items() if k > t - keep} if keep else {}
+        if self.window is not None:
+            self.window.give(t, batches, lr_factor)
         if self._frozen and self._frozen != self.single.around.frozen_versions():
             self.single.around.moving = True  # somebody changes frozen weights between steps
         if not unchanged or self.single.around.moving:
@@ -159,12 +152,17 @@ class Evaluating:
         """
         self.held = {}
         seen = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, held)
+        if self.window is not None:
+            self._load_window(self.window, seen)
+            return
         for k, h in enumerate(seen):
             noted = None if h["noted"] is None else self.single.around.loaded(h["noted"])
             self.held[t - len(held) + k] = Held(**(h | {"noted": noted}))
 
     def saved(self, steps: Iterable[int]) -> list[dict[str, Any]]:
         """Return what the given steps saw, for a checkpoint; `load` takes it back."""
+        if self.window is not None:
+            return self._saved_window(self.window)
         found = [self.held[k] for k in steps]
         return [h._asdict() | {"noted": h.noted and self.single.around.saved(h.noted)} for h in found]
 
@@ -257,7 +255,8 @@ class Evaluating:
         """Yield the training losses of a step's batches."""
         held = self.held[t]
         net_lam, loss_lam = _part(lam, self.of_model), _part(lam, self.of_loss)
-        count, aside = len(held.batches), None if t == self._pending else Aside(held.buffers, False, held.noted)
+        left = None if self.window is None or t != self.window.placed else self.window.found
+        count, aside = len(held.batches), None if t == self._pending else Aside(held.buffers, False, held.noted, left)
         with nullcontext() if aside is None or count == 1 else self.single.aside(aside):
             for k, batch in enumerate(held.batches):
                 draws = Draws([self.seed], t * count + k) if self._random else None
@@ -277,7 +276,7 @@ class Evaluating:
         call = self._calling.of(batch, loss is not None)
 
         def compute() -> Any:
-            with self._autocast():
+            with self._autocast(), noted((call.args, call.kwargs), call.target):
                 output = self.single.module(*call.args, **call.kwargs, **net_lam)
                 if loss is None:
                     return own_loss(output, type(self.single.module).__name__)

@@ -46,6 +46,11 @@ def of_model(model: nn.Module) -> str:
     return _short((model, [(name, p) for name, p in model.named_parameters() if not p.requires_grad]))
 
 
+def of_tensors(named: Mapping[str, Any]) -> str:
+    """Return a digest of tensors by name, such as a model's state."""
+    return _short(dict(named))
+
+
 def _short(value: Any) -> str:
     total = hashlib.sha256()
     for piece in _pieces(value, _DEEPEST):

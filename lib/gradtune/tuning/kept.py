@@ -134,6 +134,8 @@ class Kept:
         empty = run.state._replace(w=run.state.w[:, :0].clone(), buf={})
         self.tuner._recent.clear()
         self.tuner._problem.held.clear()
+        self.tuner._problem.forget()
+        self.tuner.recall(None)
         self.tuner._run = run._replace(state=empty, past=(), memory=())
         self.tuner._single.hide()
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
-from gradtune.errors import GradtuneError
+from gradtune.errors import GradtuneError, unknown
 from gradtune.estimators.reverse import Reverse
 from gradtune.nets.second_order import Count, counting
 from gradtune.recursion.outer import SGD
@@ -25,6 +25,7 @@ from gradtune.recursion.rules import Rule
 from gradtune.training.loop import Method
 from gradtune.tuning import declared, reading
 from gradtune.tuning.kept import Asked, tuner_for
+from gradtune.tuning.smoothness import Agreement, agreements
 from gradtune.tuning.streams import Batch
 
 _Parts = tuple[type[nn.Module], ...]
@@ -37,12 +38,16 @@ class Cost(NamedTuple):
     Attributes:
         gradients: gradients of training and validation losses.
         hessian_products: products of a Hessian, or of a mixed derivative, with a vector.
-        seconds: time in seconds, the training steps included.
+        seconds: time in seconds, the training steps included and `check_steps` not.
+        replayed: training steps that were taken again without a graph, with the store "tree".
+        states: the largest number of states kept at once, with the store "tree".
     """
 
     gradients: int
     hessian_products: int
     seconds: float
+    replayed: int = 0
+    states: int = 0
 
 
 class Hypergradient(NamedTuple):
@@ -55,6 +60,7 @@ class Hypergradient(NamedTuple):
         weights: dL/dw0 by name of parameter, the derivative by the initial weights; None where it was not asked for.
         cost: what it has cost.
         replay: whether steps are replayed: "on", or "not yet: ..." or "off: ..." with the reason.
+        agreement: finite steps beside the hypergradient, one for each of `check_steps`.
     """
 
     values: dict[str, float]
@@ -63,6 +69,7 @@ class Hypergradient(NamedTuple):
     weights: dict[str, Tensor] | None
     cost: Cost
     replay: str
+    agreement: tuple[Agreement, ...] = ()
 
 
 def hypergradient(
@@ -81,6 +88,7 @@ def hypergradient(
     initial_weights: bool = False,
     seed: int = 0,
     replay: bool | None = None,
+    check_steps: Sequence[float] = (),
 ) -> Hypergradient:
     """Return the derivative of the validation loss after some training steps by hyperparameters.
 
@@ -93,35 +101,53 @@ def hypergradient(
     or a `Method` of one's own is the same if it is made once, outside of the loop. Where it pays, the steps are then
     replayed, to the same bits.
 
+    A derivative tells of finite steps only where training is smooth. `check_steps` compares the two: the hypergradient
+    g of the coordinates against central differences along its direction `v = g / |g|`::
+
+        (f(raw + eps v) - f(raw - eps v)) / (2 eps)    against    g'v = |g|
+
+    Where the ratio is near 1 over some decades of eps, the number can be trusted for steps of that size; where training
+    is chaotic (a large learning rate, many steps) it is not near 1 for any.
+
     Cost: with "exact" a gradient with its graph and a Hessian product a step, and a validation gradient; else that of
-    the method. Memory: with "exact" a graph a step. After a second call for a model, that model and the records of its
-    steps are kept until a call for another one.
+    the method. `check_steps` costs two trainings and two validation losses an entry. Memory: with "exact" a graph a
+    step, with `options={"store": "tree"}` the states of a few steps (`estimators.reverse.Reverse`). After a second call
+    for a model, that model and the records of its steps are kept until a call for another one.
 
     Args:
         model: the model, as in `Tuner`.
         loss: training loss, as in `Tuner`.
-        batches: the batch of each training step, one or more.
+        batches: the batch of each training step, one or more: a list, or any sequence that returns a batch by number.
+            With the store "tree" the sequence is asked for a batch again when its step is taken again, and no batch is
+            kept: it has to return the same bits.
         val_batch: the batch on which the validation loss is taken after the last step.
         hypers: what to differentiate by, and its values, as in `Tuner`.
         fixed: values of hyperparameters that are not differentiated by, as in `Tuner`.
         rule: update rule, as in `Tuner`.
         method: "exact" for reverse mode through all the steps, or a method on the validation loss, whose estimator is
             used with an update after the last step.
-        options: arguments of the function that makes the method of that name.
+        options: arguments of the function that makes the method of that name; for "exact" those of
+            `estimators.reverse.Reverse` but for `horizon`, such as `{"store": "tree", "branching": 8}`. With a `folder`
+            as well (`{"store": "tree", "on": "disk", "folder": path}`), a call that was interrupted goes on with what
+            lies there when it is made again with the same arguments.
         val_loss: validation loss, as in `Tuner`.
         statistics: batch norm's statistics in validation, as in `Tuner`.
         initial_weights: whether to differentiate by the initial weights too (MAML); for "exact".
         seed: seed of the random numbers in the forward pass.
         replay: as in `Tuner`; False keeps nothing between two calls. The derivative by the initial weights is never
             replayed.
+        check_steps: step lengths eps in the coordinates, such as `(1e-1, 1e-2, 1e-3)`, at which the hypergradient is
+            compared with finite steps. Bounds do not hold for these steps. In float32 the smallest ones see rounding.
 
     Raises:
         GradtuneError: there is no batch, the method has no hypergradient on validation data, or `Tuner` raises it.
     """
-    if not isinstance(batches, (list, tuple)) or not batches or isinstance(batches[0], Tensor):
+    if not (hasattr(batches, "__getitem__") and hasattr(batches, "__len__")) or isinstance(batches, (Tensor, dict)):
+        raise GradtuneError("batches is no list of batches; give one batch a training step, as in [(x, y), (x2, y2)]")
+    if not len(batches) or isinstance(batches[0], Tensor):
         raise GradtuneError("batches is no list of batches; give one batch a training step, as in [(x, y), (x2, y2)]")
     exact, count = method == "exact", len(batches)
-    how = Method(Reverse(count, "graph"), SGD(0.0), every=count) if exact else declared.method(method, options, count)
+    how = _exact(options, count + initial_weights) if exact else declared.method(method, options, count)
     if how.estimator is None or how.outer_loss != "validation":
         raise GradtuneError(
             f"the method {method} has no hypergradient on validation data; use 'exact', or a method such as 'onepass'"
@@ -141,19 +167,36 @@ def hypergradient(
         tuner._checked = tuner._checked or _is_tried(model, loss)
         start = tuner.raw.clone()
         with counting() if kept.products is None else nullcontext(Count()) as products:
-            for batch in batches:
-                info = tuner.step(batch, val_batch)
+            tuner.recall(batches.__getitem__)
+            for k in range(tuner.resume(), count):
+                info = tuner.step(batches[k], val_batch)
             _note_tried(model, loss)
             if initial_weights:
                 raw, w0, val = tuner.pulled_back(val_batch)
             else:
                 raw, w0, val = tuner.raw_hypergradient, None, info.val_loss
+        tuner.let_go()
         kept.products = products.count if kept.products is None else kept.products
-        spent = Cost(tuner.gradients - before, kept.products, time.perf_counter() - begun)
+        spent = Cost(tuner.gradients - before, kept.products, time.perf_counter() - begun, *(tuner.tree or (0, 0)))
     names, slopes = reading.columns(tuner.hypers, tuner.names), reading.slopes(tuner.hypers, start[None])
     values = dict(zip(names, raw.tolist(), strict=True))
     natural = dict(zip(names, (raw / slopes).tolist(), strict=True))
-    return Hypergradient(values, natural, val, w0, spent, tuner.replay)
+    found = Hypergradient(values, natural, val, w0, spent, tuner.replay)
+    if not check_steps:
+        return found
+    declarations = [b.hyper for b in tuner.hypers.blocks.values()]
+    return found._replace(
+        agreement=agreements(model, asked, declarations, batches, val_batch, start, raw.clone(), check_steps)
+    )
+
+
+def _exact(options: Mapping[str, Any] | None, steps: int) -> Method:
+    """Return the method of reverse mode through some steps."""
+    options, known = dict(options or {}), [f.name for f in fields(Reverse) if f.name != "horizon"]
+    for name in options:
+        if name not in known:
+            raise unknown("option of exact", name, known)
+    return Method(Reverse(steps, **{"store": "graph", **options}), SGD(0.0), every=steps)
 
 
 def _is_tried(model: nn.Module, loss: Any) -> bool:

@@ -253,6 +253,8 @@ def _unfit(loop: Loop, problem: Supervised) -> str:
         made.append(outer)
         outer = getattr(outer, "outer", None)
     others = [type(x).__name__ for x in made if x is not None and not type(x).__module__.startswith("gradtune.")]
+    if m.replayed:
+        return "the method takes steps again from a tree of checkpoints"
     if loop.hypers.windowed:
         return "hyperparameters have time windows"
     if problem.scaling is not None:

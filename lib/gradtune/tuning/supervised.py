@@ -54,6 +54,8 @@ class Supervised(Evaluating):
                 self._frozen = self.single.around.frozen_versions() if self.keep else []
                 if first:
                     self.single.check_memory()
+            elif self.window is not None and t == self.window.placed:
+                self.single.take_over(w.detach())  # as the step did when it was taken the first time
             place = _At(self.single, w) if graph else None
         self.calls += 1
         reached = [p is not None for p in parts]

@@ -66,6 +66,8 @@ class Training:
         self._told: set[str] = set()
         self._topics: dict[str, str] = {}
         self.schedule = self._scheduled()
+        if isinstance(self.train, Resident):  # any batch can be asked for at any time
+            self.tuner.recall(lambda t: self._batch(self.done - self.done % self.steps + t))
 
     def _scheduled(self) -> torch.optim.lr_scheduler.LRScheduler | None:
         """Return the scheduler of a training, from its beginning."""
@@ -123,10 +125,7 @@ class Training:
                     watch.begin()
         needs_val = self.tuner.needs_val
         val_batch = self.val.at(self.updates) if needs_val and self.val is not None else None
-        first = self.done * self.accumulate
-        batch = (
-            self.train.at(first) if self.accumulate == 1 else [self.train.at(first + k) for k in range(self.accumulate)]
-        )
+        batch = self._batch(self.done)
         info = self.tuner.step(batch, val_batch)
         if self.schedule is not None:
             self.schedule.step()
@@ -137,6 +136,11 @@ class Training:
         if self.best is not None:
             self.best.look()
         return info
+
+    def _batch(self, done: int) -> Any:
+        """Return what step number `done` over all trainings is given."""
+        first, count = done * self.accumulate, self.accumulate
+        return self.train.at(first) if count == 1 else [self.train.at(first + k) for k in range(count)]
 
     def _tell_of(self, event: Event) -> None:
         """Note that a training was brought back, and say so the first time."""

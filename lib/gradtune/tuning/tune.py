@@ -174,8 +174,8 @@ def tune(
         GradtuneError: `Tuner` raises it; data are empty, have no batch left or are missing; a checkpoint cannot be read
             or written, or was saved with other data or another configuration.
     """
+    kinds.check(locals())
     at_least(0, restarts=restarts, seed=seed)
-    kinds.check(model, hypers, fixed, options, callbacks, checkpoint)
     recipe = method is None and options is None
     method = None if recipe else method or "onepass"
     if keep not in (None, "best", "last"):

@@ -22,21 +22,22 @@ from torch.amp import GradScaler
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from gradtune.errors import GradtuneError, at_least
-from gradtune.nets.explained import in_our_words
 from gradtune.nets.single import copied
 from gradtune.recursion.rules import Rule
-from gradtune.recursion.step import Step, cotangent, validation_gradient
+from gradtune.recursion.step import Step
 from gradtune.training.loop import Method, Run
 from gradtune.tuning import declared, reading
 from gradtune.tuning.assembly import assembled, configuration, copy_of
+from gradtune.tuning.failing import in_words
 from gradtune.tuning.info import Info
+from gradtune.tuning.looking_back import LookingBack
 from gradtune.tuning.recorded import Given
 from gradtune.tuning.replaying import Replay
 from gradtune.tuning.schedule import Factor
 from gradtune.tuning.streams import Batch, fits
 
 
-class Tuner(reading.Readable):
+class Tuner(reading.Readable, LookingBack):
     """Training of a model step by step, with hyperparameters tuned on the way.
 
     The model is trained in place. After every step its parameters and buffers are the trained ones, so it can be
@@ -202,7 +203,7 @@ class Tuner(reading.Readable):
         val = fits(val_batch, w, "the validation batch") if needs_val else None
         given = Given(self._batches(batch, w), val, self.factor.value)
         updated = self._loop.due(t)
-        with self._problem.outside_autocast(w.device.type), torch.enable_grad(), in_our_words():
+        with in_words(), self._problem.outside_autocast(w.device.type), torch.enable_grad():
             if not self._checked:
                 self._problem.give(t, *given)
                 of_loss = {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
@@ -267,7 +268,7 @@ class Tuner(reading.Readable):
         """
         self._adopt()
         w = self._run.state.w
-        with self._problem.outside_autocast(w.device.type):
+        with in_words(), self._problem.outside_autocast(w.device.type):
             return self._problem.evaluate(w, self._lam(), fits(batch, w, "the batch"))[0]
 
     @torch.no_grad()
@@ -275,38 +276,11 @@ class Tuner(reading.Readable):
         """Return the training loss of any batch at the weights as they are, without a trace in the model."""
         self._adopt()
         w = self._run.state.w
-        with self._problem.outside_autocast(w.device.type):
+        with in_words(), self._problem.outside_autocast(w.device.type):
             return self._problem.training_loss(w, self._lam(), fits(batch, w, "the training batch"))
 
     def _lam(self) -> dict[str, Tensor]:
         return self.hypers.at(self._run.raw, self._run.fixed, max(self._run.t - 1, 0)).lam
-
-    def pulled_back(self, val_batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
-        """Pull the validation gradient back through the steps since the last outer update; nothing is updated.
-
-        Cost: a validation gradient and a Hessian product a step.
-
-        Args:
-            val_batch: validation batch.
-
-        Returns:
-            dL/draw `[P]`; dL/dw by parameter, at the weights before the first of these steps; and the validation loss.
-
-        Raises:
-            GradtuneError: the method does not look back on steps.
-        """
-        recent = self._loop.looked_back(self._run, self._recent)
-        if not recent:
-            raise GradtuneError(f"{self.method} keeps no steps to pull a gradient back through; use reverse mode")
-        last = recent[-1]
-        self._problem.validate(fits(val_batch, self._run.state.w, "the validation batch"))
-        gv, total = validation_gradient(self._problem, last.base_rule, last.values, self._run.state, last.t)
-        cot = cotangent(gv, last.next)
-        for step in reversed(recent):
-            cot, share = step.with_curvature().pull(cot)
-            total = total + share
-        assert self._problem.seen_val is not None
-        return total[0], self._layout.split(cot.w[0]), float(self._problem.seen_val)
 
     def restart(self) -> None:
         """Begin a new training from the weights and buffers that the model now has (FDS).
@@ -362,7 +336,7 @@ class Tuner(reading.Readable):
         like, t = self._run.state.w, state["t"]
         start = self._run._replace(t=0, past=())
         parts = [0, *(x.to(like.device) for x in state["tensors"])]
-        form = tree_flatten(self._run.state)[1]
+        form = tree_flatten(self._loop.form_of_past(self._run))[1]
         past = tuple(tree_unflatten([x.to(like.device) for x in leaves], form) for leaves in state["past"])
         run: Run = tree_unflatten(parts, tree_flatten(start)[1])
         self._run = run._replace(t=t, past=past)

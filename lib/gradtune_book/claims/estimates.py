@@ -159,14 +159,14 @@ def joined(*tables: Estimates) -> Estimates:
 
 
 def remembered(source: Callable[[], T]) -> Callable[[], T]:
-    """Return a source that reads the records once, and again where their root has moved; what it gives is shared."""
-    found: dict[Path, T] = {}
+    """Return a source that reads the records once, and again where their roots are others; what it gives is shared."""
+    found: dict[tuple[Path, ...], T] = {}
 
     def read() -> T:
-        root = paths.records_root()
-        if root not in found:
-            found[root] = source()
-        return found[root]
+        roots = tuple(paths.records_roots())
+        if roots not in found:
+            found[roots] = source()
+        return found[roots]
 
     return read
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats as scipy_stats
 
-from gradtune_book.claims.estimates import Estimate, Estimates
+from gradtune_book.claims.estimates import Estimate, Estimates, Missing
 
 LEVEL = 0.05
 RESAMPLES = 1999
@@ -193,8 +193,13 @@ def share(counted: tuple[int, int], least: float, what: str) -> Comparison:
         counted: Successes and trials.
         least: The share that is asked for, above 0 and at most 1. A share of 1 is refuted by one failure.
         what: What is counted, in words.
+
+    Raises:
+        Missing: There is no trial.
     """
     k, n = counted
+    if not n:
+        raise Missing(f"{what}: there is none yet")
     words, error = f"{what}: {k} of {n}", math.sqrt(k / n * (1 - k / n) / n)
     if least == 1:
         return Comparison(words, k / n, math.nan, n, math.nan, k == n, COUNTED)

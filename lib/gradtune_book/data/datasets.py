@@ -39,7 +39,7 @@ class DatasetInfo:
         rows: Number of rows of a table, of pictures, or of words.
         features: Number of columns, of pixels, or of different words.
         folder: Folder of the files, relative to the data root. None when the set is embedded.
-        kind: "regression" (`regression` reads it), "images" (`tasks.images`) or "text" (`data.text`).
+        kind: "regression" (`regression` reads it), "images" (`data.image_sets`) or "text" (`data.text`).
         url: Address that a file's name is appended to. None stands for `BASE_URL` followed by the file's whole path.
     """
 
@@ -227,9 +227,8 @@ def regression(name: str, split: int = 0) -> Regression:
     if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < SPLITS:
         raise GradtuneError(f"split must be a whole number from 0 to {SPLITS - 1}, not {split!r}")
     if info(name).kind != "regression":
-        raise GradtuneError(
-            f"{name} holds {info(name).kind}, no rows for regression; load it by `tasks.{info(name).kind}`"
-        )
+        reader = {"text": "data.text", "images": "data.image_sets"}[info(name).kind]
+        raise GradtuneError(f"{name} holds {info(name).kind}, no rows for regression; load it by `{reader}`")
     return _embedded(name, split) if info(name).embedded else _read_uci(info(name), split)
 
 

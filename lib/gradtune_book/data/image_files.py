@@ -32,7 +32,8 @@ def listed(place: Path) -> tuple[list[Path], Tensor]:
         place: Folder of the part, which holds the folders of the classes.
 
     Raises:
-        GradtuneError: The folders are not those of the ten classes, one holds a folder or no image, or cannot be read.
+        GradtuneError: The folders are not those of the ten classes, one holds a folder, what is no file, or no image,
+            or cannot be read.
     """
     try:
         there = {each.name for each in place.iterdir() if each.is_dir()}
@@ -80,6 +81,8 @@ def _in_class(folder: Path) -> list[Path]:
     if nested := next((each for each in inside if each.is_dir()), None):
         raise GradtuneError(f"{nested} is a folder; a class of CIFAR-10 holds image files alone")
     files = [each for each in inside if each.suffix.lower() in _SUFFIXES]
+    if other := next((each for each in files if not each.is_file()), None):
+        raise GradtuneError(f"{other} is no file, or a link to nothing; remove it")
     if not files:
         raise GradtuneError(f"{folder} holds no image; every class of CIFAR-10 needs some")
     return files

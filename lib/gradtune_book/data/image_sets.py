@@ -70,7 +70,7 @@ def present(name: str) -> bool:
     if name == "svhn":
         return (paths.data_root() / "SVHN" / "train_32x32.mat").is_file()
     if name == "cifar100":
-        return (paths.data_root() / "cifar-100-python").is_dir()
+        return _filled(paths.data_root() / "cifar-100-python")
     return name in _EMBEDDED or _cifar_at() is not None
 
 
@@ -231,9 +231,12 @@ def _cifar_at() -> Path | None:
     """Folder of CIFAR-10: as torchvision lays it out, or as images by class."""
     root = paths.data_root()
     batches, images = root / "cifar-10-batches-py", root / "cifar10" / "train"
-    if batches.is_dir() and (any(batches.iterdir()) or not images.is_dir()):
-        return batches
-    return images if images.is_dir() else None
+    return next((place for place in (batches, images) if _filled(place)), None)
+
+
+def _filled(folder: Path) -> bool:
+    """Whether a folder is there and has something in it; an empty one is what a broken download leaves."""
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _cifar(name: str) -> ImageSet:

@@ -12,8 +12,11 @@ from pathlib import Path
 
 from gradtune_book import paths
 
-FOLDERS = ("UCI_Datasets", "MNIST", "FashionMNIST", "ptb", "SVHN", "cifar10", "cifar-10-batches-py")
-"""Folders below the data root that any loader reads."""
+FOLDERS = (
+    *("UCI_Datasets", "MNIST", "FashionMNIST", "ptb", "SVHN"),
+    *("cifar10", "cifar-10-batches-py", "cifar-100-python", "tinystories"),
+)
+"""Folders below the data root of all sets that a chapter may read (ImageNet is none of them)."""
 
 _DEEPEST = 3  # levels of folders, as in cifar10/train/cat
 

@@ -95,7 +95,8 @@ def load(
             asked for that the text does not have.
     """
     if resolve(data) == "markov":
-        return _moved(_markov(vocabulary or 200, tokens or 20_000, val_tokens or 4_000), device)
+        given = zip((vocabulary, tokens, val_tokens), (200, 20_000, 4_000))
+        return _moved(_markov(*(default if x is None else x for x, default in given)), device)
     names = {Path(path).stem.split(".")[-1]: path for path in datasets.files("ptb")}
     train, val, test = (
         _words(datasets.content("ptb", names[part]), names[part]) for part in ("train", "valid", "test")

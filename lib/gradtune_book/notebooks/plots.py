@@ -77,6 +77,20 @@ _LATER = {
     "MetaOptimize, 2 blocks": (4, 3, 4),
     "warm-up and cosine": (0, 2, 5),
     "Lion": (2, 4, 8),
+    "Greedy": (8, 2, 2),
+    "Per step": (9, 0, 7),
+    "OnePass, AdamW": (3, 2, 3),
+    "OnePass, rate a weight": (8, 3, 4),
+    "MetaOptimize by tensor": (4, 3, 4),
+    "AdamW 0.001": (7, 0, 5),
+    "AdamW 0.001, cosine": (5, 3, 2),
+    "SGD 0.1, cosine": (2, 1, 6),
+    "Grid": (8, 1, 0),
+    "ASHA": (9, 2, 1),
+    "PBT": (4, 2, 8),
+    "Prodigy": (8, 0, 6),
+    "D-Adaptation": (9, 1, 3),
+    "DoG": (6, 2, 4),
 }
 METHODS |= {
     name: {"color": _PALETTE[colour], "linestyle": _DASHES[dash], "marker": _MARKERS[marker]}

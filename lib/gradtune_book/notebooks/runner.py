@@ -18,7 +18,7 @@ import platform
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -226,29 +226,19 @@ def key(notebook: Path, values: Mapping[str, Any]) -> str:
         notebook: Path of the source notebook.
         values: Values of parameters by name.
     """
+    libraries = (*paths.PACKAGES, paths.ROOT / "benchmarks")
     evidence = (*paths.records_roots(), paths.published_root())
     state = {
         "source": [(c["cell_type"], _text(c["source"]), c["metadata"]) for c in _read(notebook)["cells"]],
-        "beside": _digest(notebook.parent, lambda path: path.suffix != ".ipynb"),
-        "library": [_digest(root, lambda path: True) for root in (*paths.PACKAGES, paths.ROOT / "benchmarks")],
+        "beside": environment.digest(notebook.parent, lambda path: path.suffix != ".ipynb"),
+        "library": [environment.digest(root, lambda path: True) for root in libraries],
         "parameters": dict(values),
-        "evidence": [_digest(root, lambda path: path.suffix in (".jsonl", ".csv")) for root in evidence],
+        "evidence": [environment.digest(root, lambda path: path.suffix in (".jsonl", ".csv")) for root in evidence],
         "versions": [platform.python_version(), _installed(), environment.versions(), compiled.processor()],
         "variables": _variables(),
         "data": [str(paths.data_root()), manifest.surface()],
     }
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(root: Path, counts: Callable[[Path], bool]) -> str:
-    """Return one digest over names and contents of those files below `root` that count; what Python leaves does not."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and counts(path)):
-        name = path.relative_to(root)
-        left = any(part.startswith((".", "__pycache__")) or part.endswith(".egg-info") for part in name.parts)
-        if not left and path.suffix != ".pyc":
-            total.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 @functools.cache

@@ -96,8 +96,14 @@ def peers(values: ArrayLike, errors: ArrayLike) -> np.ndarray:
 
 
 def apart(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Return how many standard errors of their difference two (value, standard error) pairs lie apart, in size."""
-    return abs(a[0] - b[0]) / float(np.hypot(a[1], b[1]))
+    """Return how many standard errors of their difference two (value, standard error) pairs lie apart, in size.
+
+    Without an error, the same value is 0 and another is infinitely far.
+    """
+    gap, error = abs(a[0] - b[0]), float(np.hypot(a[1], b[1]))
+    if error:
+        return gap / error
+    return float("inf") if gap else 0.0
 
 
 def mean_error(values: ArrayLike) -> tuple[float, float, int, int]:

@@ -71,7 +71,9 @@ PAGES = (
         "estimators",
         "Estimators",
         "How a hypergradient is computed. All estimators have the members of "
-        "{py:class}`~gradtune.estimators.Estimator`; only what differs is described.",
+        "{py:class}`~gradtune.estimators.Estimator`; only what differs is described. Whole trainings in memory that "
+        'does not grow with them: {py:class}`~gradtune.estimators.reverse.Reverse` with `store="tree"`, counted by '
+        "{py:func}`~gradtune.estimators.tree.tree_cost`.",
         ("gradtune.estimators", "gradtune.estimators.*"),
     ),
     Page(
@@ -122,7 +124,8 @@ PAGES = (
     Page(
         "evidence",
         "The book: evidence",
-        "What a study is and how its runs are recorded, what a claim is and how it is answered, what notebooks show.",
+        "What a study is and how its runs are recorded, what a claim is and how it is answered, what notebooks show. "
+        "{doc}`/cluster` says how several machines record one study.",
         (
             "gradtune_book.claims",
             "gradtune_book.claims.*",
@@ -130,22 +133,26 @@ PAGES = (
             "gradtune_book.records",
             "gradtune_book.records.study",
             "gradtune_book.records.store",
+            "gradtune_book.records.engines",
+            "gradtune_book.records.cluster",
+            "gradtune_book.records.merging",
             "gradtune_book.notebooks",
             "gradtune_book.notebooks.*",
         ),
     ),
 )
 
-_OF_RECORDS = ("environment", "jsonl", "locks", "proof", "recorder", "verification", "workers")
+_OF_RECORDS = ("chunks", "environment", "jsonl", "locks", "proof", "recorder", "verification", "workers")
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),
-    *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "settings", "shards")),
+    *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "saved", "settings", "shards")),
     *("gradtune.search.asking", "gradtune.tuning.assembly", "gradtune.tuning.scaling", "gradtune.tuning.recorded"),
     *("gradtune.tuning.kept",),
     *("gradtune.training.checkpoints", "gradtune.training.tracing", "gradtune.nets.watching"),
     *("gradtune.training.recording", "gradtune.training.programs"),
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),
+    "gradtune_book.worker",
     *("gradtune_book.data.download", "gradtune_book.notebooks.parameters", "gradtune_book.notebooks.runner"),
     *("gradtune_book.pages", "gradtune_book.pages.*"),
     *(f"gradtune_book.records.{name}" for name in _OF_RECORDS),

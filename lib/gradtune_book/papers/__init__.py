@@ -79,6 +79,9 @@ STUDIES = {
     "metaoptimize_continual": Entry(
         "metaoptimize.continual", "Figures 3, 4, 7 and 8 of the MetaOptimize paper: ten tasks, one image a step"
     ),
+    "metaoptimize_imagenet": Entry(
+        "metaoptimize.imagenet", "Figures 5, 9 and 10 of the MetaOptimize paper: ResNet-18 on ImageNet"
+    ),
     "metaoptimize_language": Entry(
         "metaoptimize.language", "Figures 6 and 11 of the MetaOptimize paper: a small decoder on Penn Treebank"
     ),
@@ -91,9 +94,17 @@ STUDIES = {
     "metaoptimize_overhead": Entry(
         "metaoptimize.overhead", "Table 1 of the MetaOptimize paper: time and memory of an iteration beside AdamW"
     ),
+    "together": Entry(
+        "together.comparison",
+        "Every way to train on nine problems, at equal processor time and at equal steps, from starts of 1e-6 to 10",
+    ),
     "starts": Entry(
         "together.starts",
         "All methods with their defaults on six small problems, from learning rates between 1e-6 and 10",
+    ),
+    "long_horizons": Entry(
+        "together.long_horizons",
+        "The bias of truncation: shortcuts against the exact hypergradient of a long training, on three small nets",
     ),
 }
 """Every study by the name that its records have, in the order of the lists."""

@@ -13,6 +13,8 @@ PACKAGES = {
     "Prodigy": ("prodigyopt", "prodigyopt"),
     "D-Adaptation": ("dadaptation", "dadaptation"),
     "DoG": ("dog", "dog-optimizer"),
+    "mechanic": ("mechanic_pytorch", "mechanic-pytorch"),
+    "gdtuo": ("gradient_descent_the_ultimate_optimizer", "gradient-descent-the-ultimate-optimizer"),
     "Bayes": ("optuna", "optuna"),
 }
 """Methods that need a package: its module, and its name on PyPI."""
@@ -21,6 +23,11 @@ PACKAGES = {
 def installed(method: str) -> bool:
     """Return whether a method can run here: whether the package that it needs, if any, is installed."""
     return method not in PACKAGES or find_spec(PACKAGES[method][0]) is not None
+
+
+def needed(method: str) -> tuple[str, ...]:
+    """Return the packages that a method needs, by their names on PyPI: one or none."""
+    return (PACKAGES[method][1],) if method in PACKAGES else ()
 
 
 def imported(method: str) -> Any:

@@ -27,11 +27,11 @@ CLAIMS: tuple[Claim, ...] = (
 def answers(notebook: str | None = None) -> list[Judged]:
     """Return the claims that a chapter shows, or all, with the answers of our records and of the papers' numbers."""
     chosen = [claim for claim in CLAIMS if notebook in (None, claim.notebook)]
-    return [judged for claim in chosen for judged in _judged(claim.id, paths.records_root())]
+    return [judged for claim in chosen for judged in _judged(claim.id, tuple(paths.records_roots()))]
 
 
 @cache
-def _judged(name: str, root: Path) -> list[Judged]:
+def _judged(name: str, roots: tuple[Path, ...]) -> list[Judged]:
     """Judge a claim once, as long as the records stay where they are."""
     return judge(next(claim for claim in CLAIMS if claim.id == name))
 
@@ -56,4 +56,4 @@ def opening(paper: str) -> Opening:
     name = known[paper.lower()]
     mine = [item for item in inventory.items() if item.paper == name]
     claims = [claim for claim in CLAIMS if claim.paper == name]
-    return Opening(mine, [judged for claim in claims for judged in _judged(claim.id, paths.records_root())])
+    return Opening(mine, [judged for claim in claims for judged in _judged(claim.id, tuple(paths.records_roots()))])

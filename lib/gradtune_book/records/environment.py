@@ -2,13 +2,14 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -36,14 +37,18 @@ def commit() -> tuple[str | None, bool | None]:
     return head, None if head is None or changed is None else bool(changed)
 
 
-def versions() -> dict[str, str]:
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
     """Return the versions that a record keeps, by name.
 
     The names are python, torch, numpy, gradtune and compiler. The last is the C++ compiler of `nets.compiled`, "none"
     where there is none, and "none: ..." with the reason where torch has computed in its place. A package that is not
     installed has the version "unknown".
+
+    Args:
+        others: Further packages that a run has used, by their names on PyPI.
     """
-    return {**_packages(), "compiler": compiled.in_use()}
+    found = {name: _version(name) or "unknown" for name in others}
+    return {**_packages(), **found, "compiler": compiled.in_use()}
 
 
 @cache
@@ -51,6 +56,31 @@ def _packages() -> dict[str, str]:
     """Python and packages, as found once per process."""
     names = ("torch", "numpy", "gradtune")
     return {"python": platform.python_version(), **{name: _version(name) or "unknown" for name in names}}
+
+
+def code() -> dict[str, str]:
+    """Return by name what machines must have in common to share a study: their records differ in time and place alone.
+
+    The names are python, torch, numpy and gradtune, with their versions ("2.15.0" for "2.15.0+cpu": the same release,
+    built for another device), and code, a digest of the two packages' files.
+    """
+    return {**{name: version.split("+")[0] for name, version in _packages().items()}, "code": _code()}
+
+
+@cache
+def _code() -> str:
+    return "-".join(digest(root, lambda path: True)[:12] for root in paths.PACKAGES)
+
+
+def digest(root: Path, counts: Callable[[Path], bool]) -> str:
+    """Return one digest over names and contents of those files below `root` that count; what Python leaves does not."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and counts(path)):
+        name = path.relative_to(root)
+        left = any(part.startswith((".", "__pycache__")) or part.endswith(".egg-info") for part in name.parts)
+        if not left and path.suffix != ".pyc":
+            total.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def device(name: str) -> torch.device:

@@ -72,11 +72,6 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
     return found
 
 
-def keys(file: Path) -> set[str]:
-    """Return the keys that one file holds."""
-    return {line["key"] for line in read(file)}
-
-
 def torn(file: Path) -> bool:
     """Tell whether a file, which must exist, ends in a torn line."""
     content = file.read_bytes()

@@ -3,62 +3,29 @@
 Runs are computed in chunks, which are cut from the study's full list before anything else is looked at. A resumed study
 therefore runs the same batches as an uninterrupted one, and its numbers are the same to the last bit. A process claims
 a chunk by a lock, which the kernel drops when the process dies in whatever way.
+
+What computes a claimed chunk is an `Engine`: this process, each of several local ones (`workers`), or a cluster
+(`cluster`). Claims, the clock and the records are the same for all of them (`work`).
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
 from gradtune_book.records import environment, jsonl, locks, store, workers
-from gradtune_book.records.study import Study, batches
+from gradtune_book.records.chunks import WHOLE, Chunk, Job, Shard
+from gradtune_book.records.engines import HERE, Engine, Pace
+from gradtune_book.records.study import Study
 
 _ELSEWHERE = "another process has the rest"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Runs computed together: configurations that agree in all but the field `study.varied`.
-
-    Attributes:
-        index: Position of the chunk among those of its study, counted from 0.
-        configs: Configurations of the runs.
-        keys: Key of each run in the records (`config.key`), in the same order.
-    """
-
-    index: int
-    configs: list[Any]
-    keys: list[str]
-
-    def cost(self, study: Study) -> float:
-        """Return how long the chunk takes, compared with other chunks of the study."""
-        return len(self.configs) * study.cost(self.configs[0])
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know; picklable, so a study's functions must live at the top of a module.
-
-    Attributes:
-        study: The study.
-        scale: One of `config.SCALES`.
-        device: "cpu", "cuda" or "cuda:N".
-        deadline: Reading of `time.monotonic()`, in seconds, at which no new chunk may start; the clock is the same in
-            all processes of a machine. None for no deadline.
-    """
-
-    study: Study
-    scale: str
-    device: str
-    deadline: float | None
 
 
 @dataclass(frozen=True)
@@ -68,10 +35,11 @@ class Summary:
     Attributes:
         study: Name of the study.
         scale: One of `config.SCALES`.
-        total: Number of runs that the study has at that scale.
+        total: Number of runs that the study, or its shard, has at that scale.
         recorded: Number of runs that the call recorded.
         left: Number of runs that are still to do.
         reason: Why runs are left, "" where none is.
+        shard: The part of the study that was asked for.
     """
 
     study: str
@@ -80,6 +48,7 @@ class Summary:
     recorded: int
     left: int
     reason: str = ""
+    shard: Shard = WHOLE
 
     @property
     def interrupted(self) -> bool:
@@ -88,14 +57,23 @@ class Summary:
 
     def sentence(self) -> str:
         """Return the summary as one sentence for people."""
-        name = f"{self.study} at scale {self.scale}"
+        part = f"shard {self.shard} of " if self.shard.of > 1 else ""
+        name = f"{part}{self.study} at scale {self.scale}"
         if not self.left:
             return f"{name} is complete: {self.recorded} recorded now, {self.total} in all"
         again = "run the same command to go on"
         return f"{name} stopped ({self.reason}): {self.recorded} recorded, {self.left} of {self.total} left; {again}"
 
 
-def record(study: Study, scale: str, device: str = "cpu", minutes: float | None = None, jobs: int = 1) -> Summary:
+def record(
+    study: Study,
+    scale: str,
+    device: str = "cpu",
+    minutes: float | None = None,
+    jobs: int = 1,
+    engine: Engine | None = None,
+    shard: Shard = WHOLE,
+) -> Summary:
     """Compute the runs of a study that are not recorded yet, and record them.
 
     Ctrl-C ends the call, which then returns too. It loses the runs of unfinished chunks and nothing else.
@@ -109,6 +87,8 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
         jobs: Number of worker processes, fewer where there is not as much work, or not as many cores or memory; 1
             computes in this process. Every worker uses one thread, so that the number
             of workers does not change the numbers.
+        engine: What computes the chunks in place of this process and `jobs`, such as `cluster.Ray`. None for these.
+        shard: The part of the study's chunks to compute; all by default.
 
     Returns:
         How the call ended.
@@ -118,12 +98,12 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
             that died.
         RuntimeError: Any other error in one of several workers; it holds the worker's traceback.
     """
-    environment.device(device)
+    (engine or HERE).check(device)
     if jobs < 1 or (minutes is not None and not minutes > 0):
         raise GradtuneError(f"jobs must be at least 1 and minutes more than 0, not {jobs} and {minutes}")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    job = Job(study, config.check_scale(scale), device, deadline)
-    chunks = cut(study, scale)
+    job = Job(study, config.check_scale(scale), device, deadline, shard)
+    chunks = job.chunks()
     total, before = sum(len(chunk.keys) for chunk in chunks), _count(job, chunks)
     added, reason = 0, _ELSEWHERE if minutes is None else "time is up"
     with _bar(job, chunks) as bar:
@@ -137,17 +117,18 @@ def record(study: Study, scale: str, device: str = "cpu", minutes: float | None 
 
         try:
             if before < total:
-                if (needed := _workers(jobs, job, chunks)) > 1:
+                if engine is None and (needed := _workers(jobs, job, chunks)) > 1:
                     workers.share(work, job, needed, progress)
                 else:
-                    for done in work(job):
-                        progress(done)
+                    with closing(work(job, engine or HERE)) as finished:
+                        for done in finished:
+                            progress(done)
         except KeyboardInterrupt:
             reason = "interrupted"
     left = total - _count(job, chunks)
     if left and reason == _ELSEWHERE and _left_by_all(job, chunks):
         reason = "record files have changed meanwhile"
-    return Summary(study.name, scale, total, added, left, reason if left else "")
+    return Summary(study.name, scale, total, added, left, reason if left else "", shard)
 
 
 def _left_by_all(job: Job, chunks: Sequence[Chunk]) -> bool:
@@ -169,60 +150,33 @@ def _workers(jobs: int, job: Job, chunks: Sequence[Chunk]) -> int:
     return min(jobs, undone, room)
 
 
-def cut(study: Study, scale: str) -> list[Chunk]:
-    """Cut a study's runs into chunks: at most `study.chunk` neighbours that agree in all but `study.varied`."""
-    parts = batches(study, study.runs(scale))
-    return [Chunk(k, part, [config.key(study.name, cfg) for cfg in part]) for k, part in enumerate(parts)]
-
-
-def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
-    """Run one chunk and return its records, in the order of its configurations.
-
-    An error of the study's own function gets a note that names the study, the scale and the runs.
+def work(job: Job, engine: Engine = HERE) -> Generator[tuple[int, float], None, None]:
+    """Have every chunk computed that is neither recorded nor claimed by another process, and record it.
 
     Args:
-        study: The study.
-        scale: One of `config.SCALES`.
-        chunk: The runs.
-        device: Where they are computed.
-
-    Raises:
-        GradtuneError: The study gave another number of results than there are runs, or a result is refused by
-            `store.line`.
-    """
-    environment.commit()  # asked before the run: this is the code that computes it
-    environment.reset_peak(device)
-    try:
-        with environment.as_recorded():
-            results = study.run(chunk.configs, device)
-    except Exception as error:
-        error.add_note(f"in study {study.name!r}, scale {scale!r}, runs {[config.to_dict(c) for c in chunk.configs]}")
-        raise
-    if len(results) != len(chunk.configs):
-        raise GradtuneError(f"study {study.name!r} gave {len(results)} results for {len(chunk.configs)} runs")
-    where, peak = environment.describe(device), environment.peak_mb(device)
-    runs = zip(chunk.configs, results)
-    return [store.line(study.name, scale, cfg, result, where, len(results), peak) for cfg, result in runs]
-
-
-def work(job: Job) -> Iterator[tuple[int, float]]:
-    """Compute every chunk that is neither recorded nor claimed by another process.
+        job: The job.
+        engine: What computes; this process records.
 
     Yields:
         For each chunk the number of runs it added to the records, and its cost.
     """
-    device, slowest = environment.device(job.device), 0.0
-    with _claims(job) as claim:
-        for chunk in cut(job.study, job.scale):
-            if _is_recorded(job, chunk) or not claim(chunk.index) or _is_recorded(job, chunk):
-                continue
-            start = time.monotonic()
-            if job.deadline is not None and start + slowest >= job.deadline:
-                return
-            lines, have = compute(job.study, job.scale, chunk, device), _keys(job, chunk.configs[0].method)
-            added = jsonl.append(_file(job, chunk), [line for line in lines if line["key"] not in have])
-            slowest = max(slowest, time.monotonic() - start)
+    pace = Pace(job.deadline)
+    with _claims(job) as claim, closing(engine.results(job, _claimed(job, claim, pace), pace)) as results:
+        for chunk, lines in results:
+            have = _keys(job, chunk.configs[0].method)
+            with workers.interrupts_wait():  # what is computed is kept
+                added = jsonl.append(_file(job, chunk), [line for line in lines if line["key"] not in have])
             yield added, chunk.cost(job.study)
+
+
+def _claimed(job: Job, claim: Callable[[int], bool], pace: Pace) -> Iterator[Chunk]:
+    """Claim one chunk after the other that is not recorded yet, as they are asked for, while there is time."""
+    for chunk in job.chunks():
+        if _is_recorded(job, chunk) or not claim(chunk.index) or _is_recorded(job, chunk):
+            continue
+        if not pace.allows():
+            return
+        yield chunk
 
 
 def _file(job: Job, chunk: Chunk) -> Path:

@@ -47,6 +47,8 @@ class Result:
         dataset_sha256: Digest of the data that was used, "" for a generated problem.
         cpu_s: The same as `wall_s` in seconds that the processor computed (`environment.busy_seconds`), which a busy
             machine does not lengthen. None where it was not measured.
+        packages: Packages beside torch and numpy that decided the numbers, by their names on PyPI. The record keeps
+            their versions.
     """
 
     metrics: dict[str, float | int | None]
@@ -55,6 +57,7 @@ class Result:
     dataset: str = ""
     dataset_sha256: str = ""
     cpu_s: float | None = None
+    packages: tuple[str, ...] = ()
 
 
 class Study(Protocol):
@@ -101,6 +104,12 @@ def read(study: str, scale: str, method: str, root: Path | None = None) -> dict[
     """
     files = [path(study, scale, method, each) for each in _roots(root)]
     return jsonl.by_key(line for file in files for line in jsonl.read(file))
+
+
+def among(study: str, scale: str, method: str, configs: Sequence[Any]) -> list[Any]:
+    """Return those of a method's configurations that are recorded, in any root."""
+    have = read(study, scale, method)
+    return [c for c in configs if config.key(study, c) in have]
 
 
 def all_files(root: Path | None = None) -> list[Path]:
@@ -176,7 +185,7 @@ def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: i
         "commit": commit,
         "dirty": dirty,
         "device": device,
-        "versions": environment.versions(),
+        "versions": environment.versions(result.packages),
         "dataset": result.dataset,
         "dataset_sha256": result.dataset_sha256,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -234,12 +243,11 @@ def coverage(study: Study, scale: str, *fields: str) -> pd.DataFrame:
     Returns:
         One row per method and combination of values of `fields`, in the study's order. The columns are recorded and of.
     """
-    columns = ["method", *fields]
-    wanted = pd.DataFrame([{c: getattr(each, c) for c in columns} for each in study.runs(scale)])
-    have = load(study, scale).groupby(columns).size()
-    table = wanted.groupby(columns, sort=False).size().to_frame("of")
-    table.insert(0, "recorded", [int(have.get(key, 0)) for key in table.index])
-    return table
+    columns, runs = ["method", *fields], study.runs(scale)
+    have = set(load(study, scale)["key"])
+    rows = [{c: getattr(each, c) for c in columns} for each in runs]
+    found = pd.DataFrame(rows).assign(recorded=[config.key(study.name, each) in have for each in runs], of=1)
+    return found.groupby(columns, sort=False, dropna=False)[["recorded", "of"]].sum().astype(int)
 
 
 def so_far(study: Study, scale: str) -> str:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from gradtune.errors import GradtuneError
 from gradtune_book import config
 from gradtune_book.records import environment, jsonl, store
-from gradtune_book.records.recorder import Chunk, compute, cut
+from gradtune_book.records.chunks import Chunk, cut
+from gradtune_book.records.engines import compute
 from gradtune_book.records.study import Study
 
-_TOOLS = ("python", "torch", "numpy", "compiler")
+_TOOLS = ("python", "torch", "numpy", "compiler")  # of the versions; commits tell the code's own
 TOLERANCE = 1e-6
 """Largest relative difference of a metric that counts as the same; processors differ in the last digits."""
 
@@ -30,8 +31,9 @@ class Comparison(NamedTuple):
         recorded: Its recorded value, None for a NaN or where it is absent.
         again: Its value now, None for a NaN or where it is absent.
         difference: Relative difference of the two values; infinite where one is a NaN or absent and the other is not.
-        elsewhere: What differs between there and here that a number may depend on, of "device", "versions" and "batch"
-            (runs computed together), joined by "and". Empty where nothing does.
+        elsewhere: What differs between there and here that a number may depend on, of "device", "batch" (runs computed
+            together), "python", "torch", "numpy" and "compiler" (whether C++ or torch has computed the operations that
+            have both forms), joined by "and". Empty where nothing does.
     """
 
     method: str
@@ -104,16 +106,11 @@ def _compare(recorded: jsonl.Line, again: jsonl.Line) -> Comparison:
     worst = max(names, key=lambda name: _difference(old, new, name), default="")
     difference = _difference(old, new, worst) if names else 0.0
     cfg = recorded["config"]
-    elsewhere = " and ".join(
-        name for name in ("device", "versions", "batch") if _seen(recorded, name) != _seen(again, name)
-    )
+    there, here = recorded["versions"], again["versions"]
+    other = [name for name in ("device", "batch") if recorded[name] != again[name]]
+    elsewhere = " and ".join(other + [tool for tool in _TOOLS if there.get(tool) != here.get(tool)])
     values = worst, old.get(worst), new.get(worst), difference
     return Comparison(cfg["method"], cfg["seed"], recorded["key"], *values, elsewhere)
-
-
-def _seen(line: jsonl.Line, name: str) -> Any:
-    """What a record says of its surroundings; of versions those of the tools, since commits tell the code's own."""
-    return {tool: line[name].get(tool) for tool in _TOOLS} if name == "versions" else line[name]
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], name: str) -> float:

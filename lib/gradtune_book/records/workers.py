@@ -1,7 +1,6 @@
 """Share work among processes that end with their parent and leave nothing behind."""
 
 import multiprocessing
-import os
 import signal
 import threading
 import traceback
@@ -9,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
 from gradtune.errors import GradtuneError
+from gradtune_book import worker
 
 
 def share(work: Callable[[Any], Iterator[Any]], job: Any, jobs: int, progress: Callable[[Any], Any]) -> None:
@@ -62,11 +63,12 @@ def share(work: Callable[[Any], Iterator[Any]], job: Any, jobs: int, progress: C
 def _start(work: Callable[[Any], Iterator[Any]], job: Any) -> tuple[Any, BaseProcess]:
     """Start a worker; return the pipe it reports through and its process."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_worker, args=(work, job, theirs), daemon=True)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=worker.begin, args=(theirs,), daemon=True)
     with _interrupts_ignored():  # a child inherits it: Ctrl-C is for this process, which then ends its children
         process.start()
-    theirs.close()
+        theirs.close()
+        ours.send((_worker, (work, job)))
     return ours, process
 
 
@@ -82,6 +84,29 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the `with` block, in the main thread; a second one does not wait."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    waiting = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        waiting = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
+
+
 def _receive(pipe: Any) -> Any:
     """Return a worker's message, None where the worker has ended."""
     try:
@@ -95,8 +120,8 @@ def _exit_code(process: BaseProcess) -> int:
     return process.exitcode or 0
 
 
-def _worker(work: Callable[[Any], Iterator[Any]], job: Any, pipe: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _worker(task: tuple[Callable[[Any], Iterator[Any]], Any], pipe: Any) -> None:
+    work, job = task
     tqdm.set_lock(
         threading.RLock()
     )  # its own lock is a semaphore of the system, which a terminated worker leaves behind
@@ -107,11 +132,3 @@ def _worker(work: Callable[[Any], Iterator[Any]], job: Any, pipe: Any) -> None:
         pipe.send(error)
     except Exception:
         pipe.send(RuntimeError(f"a worker failed\n{traceback.format_exc()}"))
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is gone, even by kill -9, so that its chunk is free again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)

@@ -1,4 +1,4 @@
-"""ImageNet as a folder of images by class, for MetaOptimize's Section 7.3; no study here trains on it.
+"""ImageNet as a folder of images by class, for MetaOptimize's Section 7.3.
 
 The folders are those of the public archive: `imagenet/train/<class>/*.JPEG` and `imagenet/val/<class>/*.JPEG` below the
 data root, as `torchvision.datasets.ImageFolder` reads them. Images are cut and standardised as torchvision's reference
@@ -7,12 +7,14 @@ program does. They are read when they are needed: the set does not fit a memory.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from gradtune.errors import GradtuneError, unknown
 from gradtune_book import paths
@@ -71,14 +73,45 @@ class ImageNet:
             out: Tensor = cut(self._found[number][0]).as_subclass(Tensor)
         return out
 
-    def batches(self, batch: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def target(self, number: int) -> int:
+        """Return the class of an image."""
+        return int(self._found.targets[number])
+
+    def sha256(self) -> str:
+        """Return a digest of the names and sizes of the images; none is read."""
+        root = Path(self._found.root)
+        files = (Path(name) for name, _ in self._found.samples)
+        lines = "\n".join(f"{file.relative_to(root)} {file.stat().st_size}" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def batches(self, batch: int, seed: int = 0, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images once, `batch` at a time, with their classes; training images in an order of the seed.
 
         The last images that fill no batch are left out in training, and are a smaller batch else.
+
+        Args:
+            batch: Images of a batch.
+            seed: Draws the order of the training images, and what is cut out of each.
+            workers: Processes that read and cut images; the batches do not depend on it. 0 reads in this process.
+
+        Raises:
+            GradtuneError: There are fewer training images than a batch has.
         """
         count = len(self)
         order = np.random.default_rng(seed).permutation(count) if self.part == "train" else np.arange(count)
         end = count - count % batch if self.part == "train" else count
-        for start in range(0, end, batch):
-            rows = order[start : min(start + batch, end)].tolist()
-            yield torch.stack([self.image(k, seed) for k in rows]), torch.tensor([self._found.targets[k] for k in rows])
+        if end == 0:
+            raise GradtuneError(f"a batch of {batch} images was asked of {count}; expected at most as many")
+        rows = [order[start : min(start + batch, end)].tolist() for start in range(0, end, batch)]
+        own = torch.Generator()  # else the loader draws from torch's own random state
+        yield from DataLoader(_Drawn(self, seed), batch_sampler=rows, num_workers=workers, generator=own)
+
+
+class _Drawn(Dataset[tuple[Tensor, int]]):
+    """Images of a part as a seed draws them."""
+
+    def __init__(self, part: ImageNet, seed: int) -> None:
+        self._part, self._seed = part, seed
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return self._part.image(number, self._seed), self._part.target(number)

@@ -7,16 +7,17 @@ module has no other preparation for hypergradients than any module of a user's o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from gradtune.errors import GradtuneError, unknown
-from gradtune_book.data import datasets, text
+from gradtune_book.data import datasets, image_sets, text
 from gradtune_book.tasks import images, uci
 
 Pair = tuple[Tensor, Tensor]
@@ -49,6 +50,10 @@ class Small:
     make: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
     batch: int | None
+
+    def data(self, steps: int, seed: int) -> Any:
+        """Return what `gradtune.tune` takes as training data for a training of `steps` steps."""
+        return self.train
 
     def net(self, seed: int) -> nn.Module:
         """Return a module whose initial weights are drawn from `seed`; torch's own state is left alone."""
@@ -129,6 +134,12 @@ def _layers(*sizes: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+def windows(tokens: Tensor, context: int) -> Pair:
+    """Return the words before each word of a text `[N, context]`, and the words `[N]`."""
+    rows = tokens.unfold(0, context + 1, 1)
+    return rows[:, :context].contiguous(), rows[:, context].contiguous()
+
+
 def _tables(dataset: str) -> Small:
     """A net with one hidden layer on a table, all rows at each step."""
     return _regression("tables", dataset, lambda features: _layers(features, 50, 1), None, "one hidden layer")
@@ -175,15 +186,10 @@ def _words(dataset: str, context: int = 6) -> Small:
     """The next word of a text from the six before it."""
     sizes = (500, 20_000, 3_000) if dataset == "ptb" else (200, 6_000, 1_500)
     found = text.load(dataset, *sizes)
-
-    def pairs(tokens: Tensor) -> Pair:
-        rows = tokens.unfold(0, context + 1, 1)
-        return rows[:, :context].contiguous(), rows[:, context].contiguous()
-
-    parts = pairs(found.train), pairs(found.val), pairs(found.test)
+    train, val, test = (windows(tokens, context) for tokens in (found.train, found.val, found.test))
     make = lambda: Words(found.vocabulary, context)  # noqa: E731
     caption = f"{found.caption}, {TITLES['words']}"
-    return Small("words", found.name, caption, found.sha256, *parts, make, cross_entropy, 128)
+    return Small("words", found.name, caption, found.sha256, train, val, test, make, cross_entropy, 128)
 
 
 TITLES = {
@@ -225,18 +231,43 @@ def resolve(name: str, data: str) -> str:
     Raises:
         GradtuneError: The problem or the choice is unknown.
     """
-    if name not in TITLES:
-        raise unknown("small problem", name, TITLES)
+    return chosen(name, data, _SETS)
+
+
+def chosen(name: str, data: str, sets: Mapping[str, tuple[str, str]]) -> str:
+    """Return the name of the data set that a problem uses, as `resolve`, of any table of problems.
+
+    Args:
+        name: Name of the problem, a key of `sets`.
+        data: As in `resolve`.
+        sets: The real set of each problem, and the one that needs no file.
+
+    Raises:
+        GradtuneError: The problem or the choice is unknown.
+    """
+    if name not in sets:
+        raise unknown("small problem", name, sets)
     if data not in ("auto", "embedded", "real"):
         raise unknown("choice of data", data, ["auto", "embedded", "real"])
-    real, embedded = _SETS[name]
+    real, embedded = sets[name]
     if data != "auto":
         return real if data == "real" else embedded
-    if name == "words":
+    if real == "ptb":
         return text.resolve("auto")
-    if name in ("tables", "norm"):
-        return datasets.resolve("auto", real, embedded)
-    return images.resolve("auto", real, embedded)
+    kind = images if real in image_sets.TITLES else datasets
+    return kind.resolve("auto", real, embedded)
+
+
+def check(name: str, dataset: str, sets: Mapping[str, tuple[str, str]]) -> None:
+    """Check that a problem can train on a data set.
+
+    Raises:
+        GradtuneError: The problem is unknown, or the set is none of its own.
+    """
+    if name not in sets:
+        raise unknown("small problem", name, sets)
+    if dataset not in sets[name]:
+        raise GradtuneError(f"{name} trains on {' or '.join(dict.fromkeys(sets[name]))}, not on {dataset!r}")
 
 
 @lru_cache(maxsize=len(TITLES))
@@ -250,8 +281,5 @@ def load(name: str, dataset: str) -> Small:
     Raises:
         GradtuneError: The problem is unknown, the set is none of its own, or its files are absent or damaged.
     """
-    if name not in TITLES:
-        raise unknown("small problem", name, TITLES)
-    if dataset not in _SETS[name]:
-        raise GradtuneError(f"{name} trains on {' or '.join(dict.fromkeys(_SETS[name]))}, not on {dataset!r}")
+    check(name, dataset, _SETS)
     return _MAKE[name](dataset)

@@ -89,6 +89,8 @@ def test_shares_by_the_binomial_distribution() -> None:
     words = [decide(Finding((judging.share((k, 20), 0.5, "most"),))).word for k in (19, 12, 1)]
     assert words == ["holds", "within noise", "fails"]
     assert [decide(Finding((judging.share((k, 20), 1, "all"),))).word for k in (20, 19)] == ["holds", "fails"]
+    with pytest.raises(Missing, match="all: there is none yet"):
+        judging.share((0, 0), 1, "all")
 
 
 def test_trends_by_rank_correlation() -> None:

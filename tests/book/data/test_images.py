@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 import tracemalloc
@@ -23,7 +24,8 @@ from torchvision.datasets import SVHN
 
 from gradtune.errors import GradtuneError
 from gradtune_book import paths
-from gradtune_book.data import image_files, image_sets, manifest, svhn_like
+from gradtune_book.data import datasets, image_files, image_sets, manifest, svhn_like
+from gradtune_book.data import idx as idx_files
 from gradtune_book.tasks import images
 
 REAL_ROOT = paths.data_root()  # before any test moves it
@@ -47,6 +49,22 @@ def test_the_digits_are_the_same_everywhere(root: Path) -> None:
     rows = torch.cat([found.x_train, found.x_val, found.x_test]).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows)  # no image on two sides
     assert "embedded" in found.caption
+
+
+@pytest.mark.parametrize("folder", ["cifar-10-batches-py", "cifar10/train", "cifar-100-python", "SVHN", "MNIST/raw"])
+def test_an_empty_folder_is_no_set(folder: str, root: Path) -> None:
+    (root / folder).mkdir(parents=True)
+    assert image_sets.chosen("auto", "cifar10", "cifar100", "svhn", "mnist") == "digits"
+
+
+def test_the_surface_covers_every_set(root: Path) -> None:
+    """What a cache key is made of: a file that appears for any set is noticed."""
+    places = [*idx_files.FOLDERS.values(), "SVHN", "cifar10/train/cat", "cifar-10-batches-py", "cifar-100-python"]
+    places += [str(Path(datasets.files(name)[0]).parent) for name in datasets.DATASETS if datasets.files(name)]
+    for k, place in enumerate(places):
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / place / f"new-{k}").write_text("")
+    assert len(manifest.surface()) == len(places)
 
 
 def test_a_name_that_is_none_and_a_set_that_is_absent(root: Path) -> None:
@@ -128,10 +146,20 @@ def _cut(place: Path) -> str:
     return r"cat/3\.png is no whole image"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [_other_classes, _absent_class, _one_more_class, _loop, _empty_class, _large, _bomb, _no_picture, _cut],
-)
+def _pipe(place: Path) -> str:
+    os.mkfifo(place / "train" / "cat" / "waits-for-ever.png")
+    return r"waits-for-ever\.png is no file, or a link to nothing"
+
+
+def _dangling(place: Path) -> str:
+    (place / "test" / "cat" / "gone.png").symlink_to("nowhere.png")
+    return r"gone\.png is no file, or a link to nothing"
+
+
+DAMAGES = [_other_classes, _absent_class, _one_more_class, _loop, _empty_class, _large, _bomb, _no_picture, _cut]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, _pipe, _dangling])
 def test_a_folder_of_images_that_is_not_cifar10_is_refused(cifar: Path, damage: Callable[[Path], str]) -> None:
     with pytest.raises(GradtuneError, match=damage(cifar)) as caught:
         images.load("cifar10")
@@ -265,6 +293,7 @@ def test_mnist_asked_for_by_name_and_absent(root: Path) -> None:
 
 def test_damaged_files_of_torchvision_are_named(root: Path) -> None:
     (root / "cifar-10-batches-py").mkdir()
+    (root / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cut")
     with pytest.raises(GradtuneError, match="cifar-10-batches-py are damaged or incomplete"):
         images.load("cifar10")
 

@@ -114,6 +114,9 @@ def test_the_generated_language_is_the_same_everywhere() -> None:
     assert "embedded" in got.caption and got.vocabulary == 200
     with pytest.raises(GradtuneError, match="vocabulary = 5"):
         text.load("embedded", vocabulary=5)
+    for name in ("vocabulary", "tokens", "val_tokens"):
+        with pytest.raises(GradtuneError, match=f"{name} = 0"):
+            text.load("embedded", **{name: 0})  # type: ignore[arg-type]
 
 
 MARKOV = [105, 6, 1, 161, 166, 2, 61, 2, 61, 108, 70, 13]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import itertools
 import json
 import re
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -70,3 +74,23 @@ def test_recorded_results_come_before_live_ones(path: Any) -> None:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     heads = re.findall(r"^## (Recorded|Live)", "\n".join("".join(c["source"]) for c in cells), re.M)
     assert heads == sorted(heads, key=["Recorded", "Live"].index)
+
+
+@chapters
+def test_what_a_chapter_takes_from_a_module_is_there(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that a build skips, as a record lacks, name nothing that has been renamed either."""
+    monkeypatch.syspath_prepend(str(ROOT))  # `benchmarks`
+    known: dict[str, Any] = {}
+    trees = [ast.walk(ast.parse(cell["source"])) for cell in code(path)]
+    for node in itertools.chain.from_iterable(trees):
+        if isinstance(node, ast.Import):
+            known |= {n.asname or n.name: importlib.import_module(n.name) for n in node.names if "." not in n.name}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                if not hasattr(module, name.name):
+                    importlib.import_module(f"{node.module}.{name.name}")
+                known[name.asname or name.name] = getattr(module, name.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            of = known.get(node.value.id)
+            assert not isinstance(of, ModuleType) or hasattr(of, node.attr), f"{of.__name__}.{node.attr}"

@@ -1,6 +1,5 @@
 """The recorder under every kind of interruption: whatever happens, the final table is that of an undisturbed study."""
 
-import contextlib
 import errno
 import multiprocessing
 import os
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +21,11 @@ import fake_study
 import fake_work
 from fake_study import CHUNK, SEEDS, STUDY, FakeConfig
 from gradtune.errors import GradtuneError
+from gradtune.nets import compiled
 from gradtune_book import papers, paths
 from gradtune_book.records import jsonl, recorder, store, verification, workers
-from tools import ROOT
-
-SCALE = "laptop"
-TOTAL = 2 * SEEDS[SCALE]
-HERE = ROOT / "tests"
-# what `gradtune` would run, with the made-up study known to it
-COMMAND = (
-    "import sys, fake_study; from gradtune_book import cli, papers; papers.get = lambda name: fake_study.STUDY;"
-    "status = cli.main(sys.argv[1:]);"
-    "found = {'papermill', 'nbformat', 'nbclient', 'jupyter_client', 'IPython'} & set(sys.modules);"
-    "sys.exit(f'imported {found}' if found else status)"
-)
+from gradtune_book.records.chunks import Job, cut
+from recording import HERE, SCALE, TOTAL, alive, command, environment, lines_on_disk, table, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +44,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         return table()
 
 
-def table() -> pd.DataFrame:
-    """What is recorded, without what differs from call to call."""
-    return store.load(STUDY, SCALE).drop(columns=["date", "peak_mb", "commit", "dirty"], errors="ignore")
-
-
 def assert_resumes(undisturbed: pd.DataFrame) -> None:
     """What is there is whole, and one more call makes it complete and equal to the undisturbed study, bit by bit."""
     before = len(table())
@@ -72,17 +56,6 @@ def assert_resumes(undisturbed: pd.DataFrame) -> None:
     assert len(lines) == len(set(lines)) == TOTAL  # nothing twice
 
 
-def lines_on_disk(root: Path) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in root.glob("*/*/*.jsonl"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def pids(tmp_path: Path) -> Path:
     """A folder that gets a file for each process that computes something."""
@@ -90,40 +63,8 @@ def pids(tmp_path: Path) -> Path:
     return tmp_path / "pids"
 
 
-def environment(**more: str) -> dict[str, str]:
-    search = [str(ROOT / "lib"), str(HERE), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(search)}
-
-
-@contextlib.contextmanager
-def command(pids: Path, processes: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`gradtune record fake ...` in a process group of its own; its first chunk ends when `processes` are at work."""
-    fake = {"FAKE_SECONDS": "0.2", "FAKE_PIDS": str(pids), "FAKE_PROCESSES": str(processes)}
-    full = [sys.executable, "-c", COMMAND, "record", "fake", "--scale", SCALE, *arguments]
-    with subprocess.Popen(
-        full,
-        env=environment(**fake),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def alive(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_chunks_agree_in_all_but_seed_and_keep_the_order() -> None:
-    chunks = recorder.cut(STUDY, SCALE)
+    chunks = cut(STUDY, SCALE)
     assert [cfg for chunk in chunks for cfg in chunk.configs] == STUDY.runs(SCALE)
     assert [len(chunk.configs) for chunk in chunks] == [3, 3, 3, 1] * 2
     assert all(len({cfg.method for cfg in chunk.configs}) == 1 for chunk in chunks)
@@ -158,6 +99,23 @@ def test_ctrl_c_in_this_process(undisturbed: pd.DataFrame, monkeypatch: pytest.M
     assert (summary.interrupted, summary.recorded, summary.left) == (True, 2 * CHUNK, TOTAL - 2 * CHUNK)
     assert "6 recorded, 14 of 20 left; run the same command to go on" in summary.sentence()
     monkeypatch.delenv("FAKE_INTERRUPT")
+    assert_resumes(undisturbed)
+
+
+def test_ctrl_c_while_records_are_written_waits_for_them(
+    undisturbed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def interrupted(descriptor: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        summary = recorder.record(STUDY, SCALE)
+    assert (summary.interrupted, summary.recorded, len(table())) == (True, 0, CHUNK)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_resumes(undisturbed)
 
 
@@ -242,7 +200,7 @@ def test_workers_are_as_many_as_there_are_chunks(monkeypatch: pytest.MonkeyPatch
     recorder.record(STUDY, SCALE, jobs=10_000)
     monkeypatch.setattr(recorder.environment, "room_for_workers", lambda: 2)
     recorder.record(STUDY, SCALE, jobs=10_000)
-    assert asked == [len(recorder.cut(STUDY, SCALE)), 2]
+    assert asked == [len(cut(STUDY, SCALE)), 2]
 
 
 def test_a_full_disk_is_reported_and_the_next_call_goes_on(
@@ -278,7 +236,7 @@ def test_a_run_that_raises_stops_the_call_and_is_named(
 
 @pytest.mark.parametrize("name", papers.names())
 def test_every_study_can_travel_to_workers(name: str) -> None:
-    job = recorder.Job(papers.get(name), "smoke", "cpu", None)
+    job = Job(papers.get(name), "smoke", "cpu", None)
     assert pickle.loads(pickle.dumps(job)) == job
 
 
@@ -310,6 +268,24 @@ def test_workers_end_with_their_parent(how: signal.Signals, group: bool) -> None
         wait_until(lambda: not any(alive(pid) for pid in started), 60)
         _, err = process.communicate(timeout=60)
     assert err.count("Traceback") == (how is signal.SIGINT)  # the parent's KeyboardInterrupt, none of the workers'
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_that_still_import_end_with_their_parent(how: signal.Signals) -> None:
+    code = (
+        "import slow_import; from gradtune_book.records import workers; workers.share(slow_import.work, '', 2, print)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        started = [process.stdout.readline().strip() for _ in range(2)]
+        since = time.monotonic()
+        os.kill(process.pid, how)
+        wait_until(lambda: not any(alive(pid) for pid in started), 30)
+        assert time.monotonic() - since < 30
+        _, err = process.communicate(timeout=60)
+    assert "leaked" not in err and "Traceback" not in err
 
 
 def test_workers_report_and_end() -> None:
@@ -369,6 +345,21 @@ def test_verify_finds_other_numbers(shift: str, same: bool, monkeypatch: pytest.
     found = [each for each in verification.verify(STUDY, SCALE, count=TOTAL) if each.seed != 3]
     assert len(found) == TOTAL - 2
     assert all(each.same == same and each.metric == "loss" and each.difference > 0 for each in found)
+
+
+def test_verify_says_when_torch_computed_what_cpp_does_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations with two forms differ in their last digits: a record says which form it is of."""
+    monkeypatch.setattr(compiled, "in_use", lambda: "none: relu_nets.cpp: no space left")
+    recorder.record(STUDY, SCALE)
+    assert {line["versions"]["compiler"] for file in store.all_files() for line in jsonl.read(file)} == {
+        "none: relu_nets.cpp: no space left"
+    }
+    assert all(not each.elsewhere for each in verification.verify(STUDY, SCALE, count=TOTAL))
+    monkeypatch.setattr(compiled, "in_use", lambda: "c++ 12.2.0")
+    monkeypatch.setenv("FAKE_SHIFT", "1e-5")
+    found = [each for each in verification.verify(STUDY, SCALE, count=TOTAL) if each.seed != 3]
+    assert all(each.elsewhere == "compiler" and not each.same for each in found)
+    assert all(each.sentence().endswith("recorded with another compiler)") for each in found)
 
 
 def test_verify_finds_a_metric_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

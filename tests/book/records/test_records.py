@@ -291,3 +291,10 @@ def test_coverage_counts_recorded_runs_by_method() -> None:
     assert found.loc["slow"].tolist() == [0, 4]
     assert store.coverage(fake_study.STUDY, "smoke", "rate").loc[("fast", 0.5)].tolist() == [2, 4]
     assert store.so_far(fake_study.STUDY, "smoke") == "2 of 8 runs are recorded"
+
+
+def test_coverage_counts_runs_whose_field_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = fake_study.STUDY.runs("smoke")
+    monkeypatch.setattr(fake_study.FakeConfig, "extra", property(lambda self: self.seed or None), raising=False)
+    found = store.coverage(fake_study.STUDY, "smoke", "extra")
+    assert found["of"].sum() == len(runs) and found.index.get_level_values("extra").isna().sum() == 2

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
+import tiny_imagenet
 from gradtune.errors import GradtuneError
 from gradtune_book.tasks.imagenet import DEVIATION, MEAN, ImageNet
 
@@ -16,12 +16,7 @@ from gradtune_book.tasks.imagenet import DEVIATION, MEAN, ImageNet
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two classes of five images each, as large as they come and with a colour of their own."""
     monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path))
-    for part in ("train", "val"):
-        for k, name in enumerate(("n01440764", "n01443537")):
-            folder = tmp_path / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            for number in range(5):
-                Image.new("RGB", (40 + number, 30), (200 * k, 100, 50)).save(folder / f"{name}_{number}.JPEG")
+    tiny_imagenet.write(tmp_path)
     return tmp_path
 
 
@@ -45,8 +40,23 @@ def test_training_batches_are_drawn_from_the_seed(root: Path) -> None:
     assert [b[1].tolist() for b in first] != [b[1].tolist() for b in other]
 
 
+def test_batches_do_not_depend_on_the_processes_that_read_them(root: Path) -> None:
+    part = ImageNet("train", size=16)
+    alone, together = (list(part.batches(4, 3, workers)) for workers in (0, 2))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(alone, together, strict=True))
+
+
+def test_the_digest_is_of_names_and_sizes(root: Path) -> None:
+    before = ImageNet("train").sha256()
+    assert before == ImageNet("train").sha256() and len(before) == 64
+    (root / "imagenet" / "train" / "n01440764" / "n01440764_0.JPEG").unlink()
+    assert ImageNet("train").sha256() != before
+
+
 def test_what_is_absent_is_said(root: Path) -> None:
     with pytest.raises(GradtuneError, match="unknown part of ImageNet 'test'"):
         ImageNet("test")
     with pytest.raises(GradtuneError, match="has no images by class"):
         ImageNet("train", root=root / "elsewhere")
+    with pytest.raises(GradtuneError, match="a batch of 11 images was asked of 10; expected at most as many"):
+        next(ImageNet("train").batches(11))

@@ -104,9 +104,10 @@ def test_a_search_stopped_anywhere_goes_on_to_the_same_bits(stop: int, tmp_path:
         assert torch.equal(mine, its)
 
 
-def test_a_stored_horizon_is_resumed_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["state", "tree"])
+def test_a_stored_horizon_is_resumed_too(store: str, tmp_path: Path) -> None:
     """Reverse mode looks back on states from before the interruption."""
-    reverse: Callable[[int], Method] = lambda steps: Method(Reverse(steps), SGD(0.01), every=steps)  # noqa: E731
+    reverse: Callable[[int], Method] = lambda n: Method(Reverse(n, store, 2), SGD(0.01), every=n)  # noqa: E731
     straight, before, after = (search([6], reverse) for _ in range(3))
     wanted = straight.advance(straight.start())
     before.save(before.advance(before.start(), 4), tmp_path / "s.pt")

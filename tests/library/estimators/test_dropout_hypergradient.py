@@ -123,6 +123,21 @@ def test_a_joint_difference_equals_the_sum_of_both_products_where_it_should() ->
     assert torch.allclose(exact[steady], joint[steady], rtol=1e-4, atol=1e-6)
 
 
+def test_differences_of_gradients_take_the_declared_difference() -> None:
+    """The width that suits the weights is no width for a keep probability, whose masks are steps."""
+    results = []
+    for product in (None, 1e-4):
+        task = TinyNet(200)
+        keep = Hyper("keep", 0.6, difference=0.05)
+        hypers = Hypers([Hyper("lr", 0.1, "log10"), keep], [UNITS**2 + UNITS])
+        loop = Loop(task, sgd(momentum=False, weight_decay=False), hypers, Method(Forward(product=product), SGD(0.0)))
+        run = loop.advance(loop.start(task.init()), 6)
+        results.append((run.state.w, run.memory.w))
+    (w, exact), (same, differences) = results
+    assert torch.equal(w, same) and exact[:, 1].abs().max() > 0.1
+    assert torch.allclose(exact, differences, rtol=1e-5, atol=1e-7)
+
+
 def test_a_joint_difference_needs_a_single_keep_probability() -> None:
     task = TinyNet(2)
     both = [Hyper("lr", 0.1), Hyper("keep", 0.6, difference=0.1)]

@@ -171,6 +171,30 @@ def test_it_learns_and_finds_a_learning_rate() -> None:
     assert backward(model).item() < 0.2 * before and optimizer.lr[0] > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(None, 0.02), (1, 0.1), (200, 0.1), (250, 0.08), (1000, 0.02), (20_000, 1e-3), (10**6, 1e-3)],
+)
+def test_the_meta_step_follows_the_number_of_steps(steps: int | None, expected: float) -> None:
+    """20 / steps within bounds: with Lion each step moves the logarithm of the learning rate by that much."""
+    model = net()
+    optimizer = MetaOptimize(model.parameters(), 1e-5, steps=steps)
+    train(model, optimizer, 2)  # the trace is empty in the first
+    before = math.log(optimizer.lr[0])
+    train(model, optimizer, 1)
+    assert abs(math.log(optimizer.lr[0]) - before) == pytest.approx(expected, rel=1e-6)
+
+
+def test_with_the_number_of_steps_it_learns_from_a_rate_1000_times_too_small() -> None:
+    """In 250 steps, where the default without it has not come up yet."""
+    losses = {}
+    for steps in (None, 250):
+        model = net()
+        train(model, MetaOptimize(model.parameters(), 1e-5, steps=steps), 250)
+        losses[steps] = backward(model).item()
+    assert losses[250] < 0.2 * backward(net()).item() < losses[None]
+
+
 # --- An optimiser as torch has them -----------------------------------------------------------------------------------
 
 
@@ -527,6 +551,11 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: _make(base="sgdm", momentum=1.0), "momentum = 1.0 in parameter group 0"),
     (lambda: _make(base="sgd", momentum=0.9), "the base 'sgd' has no momentum; leave it out .it has weight_decay."),
     (lambda: _make(meta_step_size=-1.0), "the meta step size is -1.0; expected a number >= 0"),
+    (lambda: _make(steps=0), "steps is 0; expected the number of steps that the training will take, at least 1"),
+    (lambda: _make(steps=1e3), "steps is 1000.0; expected the number of steps"),
+    (lambda: _make(steps=100, meta_step_size=0.1), "steps chooses the meta step size .* leave it out beside meta_step"),
+    (lambda: _make(steps=100, meta="sgd"), "steps chooses the meta step size of the meta rules lion, adam and rmsprop"),
+    (lambda: _make(steps=100, meta=Lion(0.1)), "with a rule that has a step size of its own"),
     (_sparse, "parameter 2 of group 0 has a sparse gradient, and MetaOptimize needs dense ones; build the layer"),
     (
         lambda: _load(_make().state_dict(), base="lion"),

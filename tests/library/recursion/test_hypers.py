@@ -84,7 +84,7 @@ BAD = {
     r"outer learning rate is -1": lambda: SGD(-1.0),
     r"outer learning rate is nan": lambda: Adam(float("nan")),
     r"needs an estimator and an outer rule": lambda: Method(Forward()),
-    r"expected every >= 1": lambda: Method(every=0),
+    r"every = 0; expected a whole number >= 1": lambda: Method(every=0),
     r"trace=True needs losses": lambda: Loop(
         Net(), sgd(), Hypers(list(GOOD), [12, 4, 4, 1]), methods.fixed(), trace=True
     ),

@@ -129,3 +129,13 @@ def test_nan_stays_in_its_run(rule: Any) -> None:
 def test_mistakes_are_one_sentence(make: Any, sentence: str) -> None:
     with pytest.raises(GradtuneError, match=sentence):
         make()
+
+
+def test_a_rate_that_follows_a_hyperparameter_with_groups_follows_its_mean() -> None:
+    """ClipR and UnrollK with a learning rate for each layer: the outer rate is c times the mean over the weights."""
+    raw, g = torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    rates = torch.tensor([[0.1, 0.1, 0.1, 0.5], [1.0, 1.0, 2.0, 4.0]], dtype=torch.float64)  # of four weights
+    moved, _ = SGD(0.1, "lr").update(raw, g, (), {"lr": rates})
+    torch.testing.assert_close(moved, -0.1 * torch.tensor([[0.2], [2.0]], dtype=torch.float64).expand(2, 3))
+    alone, _ = SGD(0.1, "lr").update(raw, g, (), {"lr": rates[:, :1]})
+    assert torch.equal(alone, -0.1 * rates[:, :1] * g)

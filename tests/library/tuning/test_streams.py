@@ -394,7 +394,7 @@ class Rows(Dataset[Any]):
     ("data", "size", "message"),
     [
         ((X, Y[:5]), None, "the training data has 20 inputs and 5 targets; expected as many, and at least one"),
-        ((X[:0], Y[:0]), None, "0 inputs and 0 targets"),
+        ((X[:0], Y[:0]), None, "the training data has no row; expected at least one"),
         ((X, A, Y[:5]), 4, "has 20 rows in part 1 and 5 in part 3; expected as many in all parts"),
         (((X, A[:3]), Y), None, r"has 20 rows in x\[0\] and 3 in x\[1\]"),
         ({"ids": X, "labels": Y[:5]}, 4, r"20 rows in batch\['ids'\] and 5 in batch\['labels'\]"),

@@ -474,7 +474,7 @@ def test_anything_that_can_be_iterated_again(data: Any) -> None:
         (DataLoader(TensorDataset(X[:3], Y[:3]), batch_size=5, drop_last=True), "yields no batch"),
         (Subset(TensorDataset(X, Y), range(9)), "is a Dataset, which yields single rows; wrap it"),
         ((X, Y[:5]), "40 inputs and 5 targets"),
-        ((X[:0], Y[:0]), "0 inputs and 0 targets"),
+        ((X[:0], Y[:0]), "has no row; expected at least one"),
         (7, "is a int; expected tensors"),
         ([(X, Y, Y)], r"Sequential\.forward takes \(input\) and the batch gives it 2"),
         ((X.double(), Y), r"x of the training data is torch\.float64 and the model torch\.float32; convert"),

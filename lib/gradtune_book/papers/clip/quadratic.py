@@ -24,7 +24,7 @@ from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import mean_error, plus_minus
 from gradtune_book.paths import published_root
-from gradtune_book.records.store import Result
+from gradtune_book.records.store import NOTHING, Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.quadratic import Quadratic, sample
 
@@ -197,8 +197,47 @@ def tables_of(frame: pd.DataFrame, repeats: int = 50) -> pd.DataFrame:
     Returns:
         A row per table and method, with the columns `table`, `method` and those of `COLUMNS`.
     """
+    if frame.empty:
+        return pd.DataFrame(columns=["table", "method", *COLUMNS])
     number = frame.groupby("method").cumcount() // repeats
     return frame.assign(table=number).groupby(["table", "method"], sort=False)[list(COLUMNS)].mean().reset_index()
+
+
+def spread(tables: pd.DataFrame) -> pd.DataFrame:
+    """Return the standard deviation over tables of each entry, a row a method.
+
+    Args:
+        tables: result of `tables_of`.
+    """
+    return tables.groupby("method", sort=False)[list(COLUMNS)].std()
+
+
+def offset(frame: pd.DataFrame, tables: pd.DataFrame) -> pd.DataFrame:
+    """Return our mean less the paper's entry, in standard deviations of a table; those are not below what it prints.
+
+    Args:
+        frame: runs of all methods.
+        tables: their tables, from `tables_of`.
+    """
+    if frame.empty:
+        return pd.DataFrame(columns=list(COLUMNS)).rename_axis("method")
+    least = pd.Series({c: 0.005 if c.startswith("excess") else 0.0005 for c in COLUMNS})
+    mean = frame.groupby("method", sort=False)[list(COLUMNS)].mean()
+    return (mean - published()) / spread(tables).clip(lower=least, axis=1)
+
+
+def sensitivity(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, deviation and quantiles of the sensitivity's length, and the share in the text's range, in a row.
+
+    Args:
+        frame: runs of all methods; each instance counts once.
+    """
+    if frame.empty:
+        return pd.DataFrame(index=pd.Index([], name=NOTHING))
+    norms = frame.loc[frame["method"] == "Clip5", "sensitivity_norm"]
+    found = norms.describe(percentiles=[0.05, 0.5, 0.95]).rename({"count": "instances"})
+    found["share in [3, 5]"] = norms.between(3, 5).mean()
+    return found.to_frame("|y*|").T
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

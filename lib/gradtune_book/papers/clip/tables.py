@@ -151,7 +151,8 @@ def by_start(frame: pd.DataFrame) -> pd.DataFrame:
 def _start(frame: pd.DataFrame) -> pd.Series:
     """Say of every run whether its initial weight decay is the largest or one of the others."""
     *others, largest = sorted(frame["decay"].unique())
-    words = {True: f"from {largest:.2g}", False: f"from {others[0]:.2g} to {others[-1]:.2g}"}
+    rest = f"from {others[0]:.2g} to {others[-1]:.2g}" if len(others) else ""
+    words = {True: f"from {largest:.2g}", False: rest}
     return (frame["decay"] == largest).map(words).astype(pd.CategoricalDtype([words[False], words[True]]))
 
 

@@ -170,21 +170,33 @@ def _one(c: Config, device: torch.device) -> Result:
                 after()
             losses[t], hits[t] = loss.detach(), (out.detach().argmax(1) == y[rows]).float().mean()
     error = training.mean_loss(net, lambda o, z: (o.argmax(1) != z).double().mean(), x_test, y_test)
-    return _result(c, found, losses, hits, rates, 1 - error, spent)
+    metrics, series = curves(losses, hits, rates)
+    metrics["test_accuracy"] = 1 - error
+    return Result(metrics, series, dataset=found.caption, dataset_sha256=found.sha256, **spent.share(1))
 
 
-def _result(
-    c: Config, found: Images, losses: Tensor, hits: Tensor, rates: list[float], accuracy: float, spent: Stopwatch
-) -> Result:
-    last, count = max(1, c.steps // 10), min(50, c.steps)
-    metrics: dict[str, float | int | None] = {"test_accuracy": accuracy, "final_lr": rates[-1]}
+Curves = tuple[dict[str, float | int | None], dict[str, list[float | None]]]
+"""Metrics and series of a training."""
+
+
+def curves(losses: Tensor, hits: Tensor, rates: list[float]) -> Curves:
+    """Return the metrics and series of `run` that are read off the steps of a training.
+
+    Args:
+        losses: training loss before each step, `[T]`.
+        hits: training accuracy before each step, `[T]`.
+        rates: step size of each step.
+    """
+    steps = len(rates)
+    last, count = max(1, steps // 10), min(50, steps)
+    metrics: dict[str, float | int | None] = {"final_lr": rates[-1]}
     metrics |= {"late_loss": float(losses[-last:].mean()), "late_accuracy": float(hits[-last:].mean())}
-    at = np.linspace(0, c.steps - 1, count).round().astype(int)
+    at = np.linspace(0, steps - 1, count).round().astype(int)
     series = {"lr_curve": short(np.array(rates)[at], 3)}
     for name, values in (("loss_curve", losses), ("accuracy_curve", hits)):
         means = np.array([part.mean() for part in np.array_split(values.double().numpy(), count)])
         series[name] = short(np.where(np.isfinite(means), means, np.nan))
-    return Result(metrics, series, dataset=found.caption, dataset_sha256=found.sha256, **spent.share(1))
+    return metrics, series
 
 
 STUDY = Study("metaoptimize_cifar", Config, SIZES, configs, run, chunk=1)

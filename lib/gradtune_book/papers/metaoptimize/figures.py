@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from gradtune.optim.settings import REACH
 from gradtune_book.notebooks import plots
 from gradtune_book.papers.metaoptimize import continual, framework, sensitivity, tables
 from gradtune_book.papers.metaoptimize.tables import BEST
@@ -54,7 +55,7 @@ def draw_paths(axes: Sequence[Axes], runs: pd.DataFrame, seed: int) -> None:
         runs: result of `tables.trained`.
         seed: number of the stream.
     """
-    for ax, (base, of_base) in zip(axes, runs[runs["seed"] == seed].groupby("base", sort=False), strict=True):
+    for ax, (base, of_base) in zip(axes, runs[runs["seed"] == seed].groupby("base", sort=False), strict=False):
         for _, run in of_base.iterrows():
             path = np.exp(run["log_lr"])
             x = np.linspace(1, run["steps"], len(path))
@@ -88,6 +89,8 @@ def draw_cumulative(axes: Sequence[Axes], runs: pd.DataFrame) -> None:
     """Draw Figure 3 (left) and Figure 7 (right): cumulative accuracy, and test accuracy at the end of each task."""
     for row in (BEST, continual.SCALAR, continual.BLOCKS):
         chosen, style = runs[runs["row"] == row], plots.method_style(row)
+        if chosen.empty:
+            continue  # not recorded yet
         label = f"AdamW, {chosen['lr'].iloc[0]:g}" if row == BEST else row
         steps = np.linspace(
             0, chosen["images"].iloc[0] * chosen["tasks"].iloc[0], len(chosen["cumulative_curve"].iloc[0]) + 1
@@ -104,6 +107,8 @@ def draw_rates(axes: Sequence[Axes], runs: pd.DataFrame) -> None:
     chosen = runs[runs["row"] == continual.BLOCKS]
     for ax, block, title in zip(axes, (0, 1), ("convolutions", "last layer"), strict=True):
         logs = np.array([np.log(tables.rates(run, block)).ravel() for _, run in chosen.iterrows()])
+        if not len(logs):
+            continue  # not recorded yet
         x = np.arange(logs.shape[1]) / continual.READINGS
         style = plots.method_style(continual.BLOCKS) | {"marker": ""}
         ax.plot(x, np.exp(logs.mean(axis=0)), **style)
@@ -161,16 +166,20 @@ def draw_robust(ax: Axes, frame: pd.DataFrame, column: str) -> None:
 
 
 def draw_serving(axes: Sequence[Axes], frame: pd.DataFrame) -> None:
-    """Draw losses over that of the best fixed step size, against the number of steps, a panel a start."""
+    """Draw losses over that of the best fixed step size, against meta step times steps: a panel a start.
+
+    The vertical line is where the rule of `gradtune.optim` stands.
+    """
     found = tables.serving(frame)
     starts = list(dict.fromkeys(found.index.get_level_values(0)))
-    names = ("full", "2x2", "L", "Hessian-free", SCALAR)
+    names = ("full", "2x2", "L", "Hessian-free")
     for ax, start in zip(axes, starts, strict=False):
-        for (eta, ratios), name in zip(found.loc[start].iterrows(), names, strict=False):
-            steps = [int(c.split()[0]) for c in ratios.index]
-            ax.loglog(steps, ratios, **plots.method_style(name), label=f"meta step {eta}")
+        etas = np.array([float(row) for row in found.loc[start].index])
+        for (column, ratios), name in zip(found.loc[start].items(), names, strict=False):
+            ax.loglog(etas * int(str(column).split()[0]), ratios, **plots.method_style(name), label=column)
         ax.axhline(1, color="black", linewidth=0.8)
-        ax.set(xlabel="steps", title=f"from {start}")
+        ax.axvline(REACH, color="black", linewidth=0.8)
+        ax.set(xlabel=r"meta step $\times$ steps", title=f"from {start}")
     axes[0].set_ylabel("loss over the best fixed step's")
     axes[-1].legend()
 

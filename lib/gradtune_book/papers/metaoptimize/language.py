@@ -1,8 +1,8 @@
 """Figures 6 and 11 of the MetaOptimize paper: a decoder in the style of Llama learns to predict words.
 
-The paper has TinyStories and 15 million weights. Here the words are those of Penn Treebank, of which the commonest are
-known, and the decoder is small. Each batch is drawn from all places of the training text. Methods of packages that are
-not installed are left out.
+The paper has TinyStories and 15 million weights, and so has the scale `paper`. At reduced size the words are those of
+Penn Treebank, of which the commonest are known, and the decoder is small. Each batch is drawn from all places of the
+training text. Methods of packages that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
-from gradtune_book import config
-from gradtune_book.data import text
+from gradtune_book.data import text, tinystories
 from gradtune_book.data.text import Text
-from gradtune_book.papers.metaoptimize import training
-from gradtune_book.papers.metaoptimize.training import COSINE, FIXED, OF_PACKAGES, SCALAR
-from gradtune_book.papers.packages import installed
+from gradtune_book.papers.metaoptimize import others, training
+from gradtune_book.papers.metaoptimize.others import Steps
+from gradtune_book.papers.metaoptimize.training import COSINE, FIXED, SCALAR, with_packages
+from gradtune_book.papers.packages import needed
 from gradtune_book.papers.series import short
-from gradtune_book.records import jsonl, store
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -39,8 +37,11 @@ PEAKS = (1e-3, 1e-2, 1e-1)
 PAIRS = (("AdamW", "Adam"), ("Lion", "Lion"))
 """The paper's two combinations of base update and meta rule (Table 5)."""
 
-STARTS = {"AdamW": 1e-5, "Lion": 1e-5}
-"""Step sizes at the start; the paper has 1e-6 and 1e-5 at 30,000 steps."""
+LION_START = 1e-5
+"""Step size at the start of (Lion, Lion); that of (AdamW, Adam) is of the scale."""
+
+TEST_TOKENS = {"markov": 1500, "ptb": 6000, "tinystories": 1_000_000}
+"""Words of the test text, the first ones, on which a decoder is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Config:
     meta: str = "none"  # Adam or Lion where the step size is adapted
     lr: float = 1e-3  # step size: fixed, at the start, or the highest of the schedule
     meta_step: float = 0.0
-    data: str = "ptb"  # ptb or markov
+    data: str = "ptb"  # ptb, markov or tinystories
     vocabulary: int = 500
-    tokens: int = 200_000  # words of the training text
+    tokens: int | None = 200_000  # words of the training text; None: all
     width: int = 32
     layers: int = 2
     heads: int = 4
@@ -69,10 +70,10 @@ class Config:
 class Sizes:
     """What a scale sets: the fields of `Config` that have the same names, seeds, and the meta step."""
 
-    data: str  # ptb or markov
+    data: str  # ptb, markov or tinystories
     seeds: int
     vocabulary: int
-    tokens: int
+    tokens: int | None
     width: int
     layers: int
     heads: int
@@ -82,12 +83,18 @@ class Sizes:
     meta_step: float  # 1e-3 in the paper, which takes 30,000 steps
     grid: tuple[float, ...] = GRID
     peaks: tuple[float, ...] = PEAKS
+    start: float = 1e-5  # step size at the start of (AdamW, Adam)
 
 
 SIZES = {
     "smoke": Sizes("markov", 1, 200, 6000, 8, 1, 2, 8, 4, 20, 0.05, (1e-3, 1e-2), (1e-2,)),
     "laptop": Sizes("ptb", 3, 500, 200_000, 32, 2, 4, 32, 8, 1000, 0.02),
-    "paper": Sizes("ptb", 3, 10_000, 929_589, 288, 6, 6, 256, 128, 30_000, 1e-3),
+    "paper": Sizes(
+        *("tinystories", 3, 32_000, None, 288, 6, 6, 256, 128, 30_000, 1e-3),
+        grid=(1e-5, *GRID),
+        peaks=(1e-5, 1e-4, 1e-3),
+        start=1e-6,
+    ),
 }
 
 
@@ -102,7 +109,8 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     size = {n: getattr(sizes, n) for n in names} | {"data": sizes.data}
     seeds, out = range(seed, seed + sizes.seeds), []
     for base, meta in PAIRS:
-        out += [Config(SCALAR, s, base, meta, STARTS[base], sizes.meta_step, **size) for s in seeds]
+        start = sizes.start if base == "AdamW" else LION_START
+        out += [Config(SCALAR, s, base, meta, start, sizes.meta_step, **size) for s in seeds]
     for base, _ in PAIRS:
         out += [Config(FIXED, s, base, lr=lr, **size) for lr in sizes.grid for s in seeds]
     return out + [Config(COSINE, s, lr=lr, **size) for lr in sizes.peaks for s in seeds]
@@ -110,14 +118,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     """Return the runs of a scale: those chosen, then those of packages that are installed, or that are recorded."""
-    out = list(chosen)
-    for method in OF_PACKAGES:
-        every = [config.replace(c, method=method) for c in chosen if c.method == COSINE and c.lr == chosen[-1].lr]
-        if not installed(method):
-            have = jsonl.keys(store.path(STUDY.name, scale, method))
-            every = [c for c in every if config.key(STUDY.name, c) in have]
-        out += every
-    return out
+    return with_packages(STUDY.name, scale, chosen)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
@@ -140,9 +141,30 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     return [_one(c, device) for c in batch]
 
 
+def resolve(scale: str, data: str) -> str:
+    """Return the name of the text of a scale.
+
+    Args:
+        scale: one of `config.SCALES`.
+        data: "auto" is TinyStories at the scale `paper`, Penn Treebank at the scale `laptop` where it is present, and
+            else the generated language; otherwise "embedded" or a name.
+
+    Raises:
+        GradtuneError: the name is unknown, or the text is absent.
+    """
+    if scale == "smoke":
+        return text.resolve("embedded")
+    if data == "tinystories" or (scale == "paper" and data == "auto"):
+        return tinystories.need()
+    return text.resolve(data)
+
+
 @lru_cache(maxsize=1)
-def _text(c: tuple[str, int, int]) -> Text:
-    return text.load(c[0], c[1], c[2], min(c[2], 6000) if c[0] == "ptb" else 1500)
+def _text(data: str, vocabulary: int, tokens: int | None) -> Text:
+    if data == "tinystories":
+        return tinystories.load(vocabulary, tokens)
+    most = TEST_TOKENS.get(data, 0)
+    return text.load(data, vocabulary, tokens, most if tokens is None or data == "markov" else min(tokens, most))
 
 
 def _loss(out: Tensor, y: Tensor) -> Tensor:
@@ -156,41 +178,43 @@ def net(c: Config) -> Decoder:
         return Decoder(Shape(c.vocabulary, c.width, c.layers, c.heads, c.context))
 
 
-def optimiser(c: Config, parameters: list[nn.Parameter]) -> tuple[Optimizer, Callable[[], None] | None]:
+def optimiser(c: Config, decoder: Decoder) -> tuple[Steps, Callable[[], None] | None]:
     """Return the optimiser of a configuration, and what else is to be called after each step.
 
     Raises:
         GradtuneError: a name is unknown, or a package is not installed.
     """
     if c.method in (FIXED, COSINE, SCALAR):
+        parameters = list(decoder.parameters())
         if c.method == COSINE:
             return training.scheduled(parameters, c.lr, c.steps)
         return training.adapted([parameters], c.base, c.meta, c.lr, c.meta_step), None
-    return training.of_a_package(c.method, parameters), None
+    return others.of_a_package(c.method, decoder), None
 
 
 def _one(c: Config, device: torch.device) -> Result:
-    found = _text((c.data, c.vocabulary, c.tokens))
-    words, decoder = found.train.to(device), net(c).to(device)
-    optimizer, after = optimiser(c, list(decoder.parameters()))
-    random, places = np.random.default_rng([c.seed, 1]), torch.arange(c.context + 1, device=device)
-    test_rows = found.test[: len(found.test) // (c.context + 1) * (c.context + 1)].view(-1, c.context + 1).to(device)
+    found, decoder = _text(c.data, c.vocabulary, c.tokens), net(c).to(device)
+    optimizer, after = optimiser(c, decoder)
+    random, places = np.random.default_rng([c.seed, 1]), torch.arange(c.context + 1)
+    whole = min(len(found.test), TEST_TOKENS[c.data]) // (c.context + 1) * (c.context + 1)
+    test_rows = found.test[:whole].view(-1, c.context + 1).to(device, torch.long)
     losses, rates, tests, spent = torch.zeros(c.steps), [], [], Stopwatch(device)
     with spent:
         for t in range(c.steps):
-            starts = torch.from_numpy(random.integers(len(words) - c.context, size=c.batch)).to(device)
-            rows = words[starts[:, None] + places]
+            starts = torch.from_numpy(random.integers(len(found.train) - c.context, size=c.batch))
+            rows = found.train[starts[:, None] + places].to(device, torch.long)
             rates.append(training.geometric_mean(optimizer))
             optimizer.zero_grad()
             loss = _loss(decoder(rows[:, :-1]), rows[:, 1:])
-            loss.backward()
+            others.backward(loss, optimizer)
             optimizer.step()
             if after is not None:
                 after()
             losses[t] = loss.detach()
             if (t + 1) % max(1, c.steps // 10) == 0:
-                with spent.paused():
+                with spent.paused(), others.at_rest(optimizer):
                     tests.append(training.mean_loss(decoder, _loss, test_rows[:, :-1], test_rows[:, 1:], 50))
+    optimizer.zero_grad()  # a graph that gdtuo's gradients hold would outlive them
     return _result(c, found, losses.double().numpy(), rates, tests, spent)
 
 
@@ -207,7 +231,9 @@ def _result(
         "lr_curve": short(np.array(rates)[at], 3),
         "test_curve": short(np.array(tests)),
     }
-    return Result(metrics, series, dataset=found.caption, dataset_sha256=found.sha256, **spent.share(1))
+    return Result(
+        metrics, series, dataset=found.caption, dataset_sha256=found.sha256, packages=needed(c.method), **spent.share(1)
+    )
 
 
 STUDY = Study("metaoptimize_language", Config, SIZES, configs, run, chunk=1, arranged=arranged)

@@ -1,8 +1,8 @@
 """Table 1 of the MetaOptimize paper: time and memory of an iteration beside AdamW.
 
 All optimisers of a net take turns, a few iterations each, so that whatever slows the machine slows all of them. AdamW
-is torch's, in its fastest form ("fused"), and in the form that torch takes by itself on a GPU ("foreach"). Packages
-take part where they are installed.
+is torch's, in its fastest form ("fused"), and in the form that torch takes by itself on a GPU ("foreach"). Comparisons
+with the optimisers of other packages are runs of their own, in which ours and torch's take turns with them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
 from gradtune.errors import unknown
-from gradtune_book.papers.metaoptimize import training
-from gradtune_book.papers.packages import installed
+from gradtune_book import config
+from gradtune_book.papers.metaoptimize import others, training
+from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
+from gradtune_book.papers.packages import installed, needed
+from gradtune_book.records import store
 from gradtune_book.records.environment import Stopwatch, busy_seconds
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks import continual, residual
 from gradtune_book.tasks.decoder import Decoder, Shape
 
-METHOD = "in turns"
+METHOD, OTHERS = "in turns", "in turns, packages"
+METHODS = (METHOD, OTHERS)
+"""Torch's optimisers and ours; these and those of `others.OF_PACKAGES`."""
+
 FUSED, FOREACH, SCALAR, BLOCKS = "AdamW, fused", "AdamW, foreach", "MetaOptimize, scalar", "MetaOptimize, blocks"
 NETS = {
     "ResNet-18": "ResNet-18",
@@ -41,7 +46,7 @@ NETS = {
 class Config:
     """One comparison on one net."""
 
-    method: str  # `METHOD`
+    method: str  # one of METHODS
     seed: int  # draws weights and inputs
     net: str  # a key of NETS
     batch: int  # images, or texts
@@ -106,22 +111,46 @@ def made(c: Config) -> tuple[nn.Module, list[list[nn.Parameter]], Tensor, Tensor
         return other, residual.six_blocks(other), x, y
 
 
-def optimisers() -> dict[str, Callable[[list[list[nn.Parameter]]], Optimizer]]:
-    """Return how each optimiser is made from the blocks of a net, those of packages that are installed included."""
+def arranged(scale: str, chosen: list[Config]) -> list[Config]:
+    """Return the runs of a scale: those chosen, then the same with packages of others, where all are installed.
+
+    Where one is not, those that are recorded.
+    """
+    every = [config.replace(c, method=OTHERS) for c in chosen]
+    if not all(map(installed, OF_PACKAGES)):
+        every = store.among(STUDY.name, scale, OTHERS, every)
+    return [*chosen, *every]
+
+
+Made = Callable[[nn.Module, list[list[nn.Parameter]]], Steps]
+"""Makes an optimiser of a net and its blocks."""
+
+
+def optimisers(method: str) -> dict[str, Made]:
+    """Return how each optimiser of a comparison is made.
+
+    Args:
+        method: One of `METHODS`.
+
+    Raises:
+        GradtuneError: The method is unknown.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
     decay = training.BASES["AdamW"][1]
 
     def flat(blocks: list[list[nn.Parameter]]) -> list[nn.Parameter]:
         return [p for block in blocks for p in block]
 
-    found: dict[str, Callable[[list[list[nn.Parameter]]], Optimizer]] = {
-        FUSED: lambda blocks: torch.optim.AdamW(flat(blocks), 1e-5, fused=True, **decay),
-        FOREACH: lambda blocks: torch.optim.AdamW(flat(blocks), 1e-5, foreach=True, **decay),
-        SCALAR: lambda blocks: training.adapted([flat(blocks)], "AdamW", "Lion", 1e-5, 1e-6),
-        BLOCKS: lambda blocks: training.adapted(blocks, "AdamW", "Lion", 1e-5, 1e-6),
+    found: dict[str, Made] = {
+        FUSED: lambda net, blocks: torch.optim.AdamW(flat(blocks), 1e-5, fused=True, **decay),
+        FOREACH: lambda net, blocks: torch.optim.AdamW(flat(blocks), 1e-5, foreach=True, **decay),
+        SCALAR: lambda net, blocks: training.adapted([flat(blocks)], "AdamW", "Lion", 1e-5, 1e-6),
+        BLOCKS: lambda net, blocks: training.adapted(blocks, "AdamW", "Lion", 1e-5, 1e-6),
     }
-    for name in training.OF_PACKAGES:
-        if installed(name):
-            found[name] = lambda blocks, name=name: training.of_a_package(name, flat(blocks))  # type: ignore[misc]
+    if method == OTHERS:
+        for name in OF_PACKAGES:
+            found[name] = lambda net, blocks, name=name: others.of_a_package(name, net)  # type: ignore[misc]
     return found
 
 
@@ -141,13 +170,13 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         A result per configuration, in order.
 
     Raises:
-        GradtuneError: a net is unknown.
+        GradtuneError: a method or a net is unknown, or a package is not installed.
     """
     return [_one(c, device) for c in batch]
 
 
 def _one(c: Config, device: torch.device) -> Result:
-    turns = {name: _Turn(c, make, device) for name, make in optimisers().items()}
+    turns = {name: _Turn(c, make, device) for name, make in optimisers(c.method).items()}
     with Stopwatch(device) as spent:
         for _ in range(c.rounds):
             for turn in turns.values():
@@ -158,16 +187,17 @@ def _one(c: Config, device: torch.device) -> Result:
         mine, plain = seconds
         metrics |= {f"seconds {name}": mine, f"time {name}": 100 * (mine / plain - 1), f"memory {name}": numbers}
         metrics[f"space {name}"] = 100 * ((2 + numbers) / (2 + turns[FUSED].numbers()) - 1)
-    return Result(metrics, dataset="random inputs", **spent.share(1))
+    used = tuple(name for method in OF_PACKAGES for name in needed(method)) if c.method == OTHERS else ()
+    return Result(metrics, dataset="random inputs", packages=used, **spent.share(1))
 
 
 class _Turn:
     """A net with an optimiser of its own, and the seconds of an iteration in each turn after the first iteration."""
 
-    def __init__(self, c: Config, make: Callable[[list[list[nn.Parameter]]], Optimizer], device: torch.device) -> None:
+    def __init__(self, c: Config, make: Made, device: torch.device) -> None:
         net, blocks, x, y = made(c)
         self.net, self.x, self.y, self.device = net.to(device), x.to(device), y.to(device), device
-        self.optimizer = make(blocks)
+        self.optimizer = make(self.net, blocks)
         self.seconds: list[float] = []
         self.weights = sum(p.numel() for block in blocks for p in block)
         self._iterate()
@@ -175,7 +205,7 @@ class _Turn:
     def _iterate(self) -> None:
         self.optimizer.zero_grad()
         out = self.net(self.x)
-        cross_entropy(out.flatten(0, -2), self.y.flatten()).backward()
+        others.backward(cross_entropy(out.flatten(0, -2), self.y.flatten()), self.optimizer)
         self.optimizer.step()
 
     def take(self, count: int) -> None:
@@ -184,15 +214,15 @@ class _Turn:
         for _ in range(count):
             self._iterate()
         self.seconds.append((busy_seconds(self.device) - since) / count)
+        self.optimizer.zero_grad()  # a graph that gdtuo's gradients hold would outlive them
 
     def numbers(self) -> float:
         """Return how many numbers the optimiser keeps for each weight."""
-        kept = (x for of_one in self.optimizer.state.values() for x in of_one.values() if isinstance(x, Tensor))
-        return sum(x.numel() for x in kept) / self.weights
+        return others.kept(self.optimizer) / self.weights
 
 
 def _cost(c: Config) -> float:
     return {"ResNet-18": 30.0, "decoder": 60.0}.get(c.net, 1.0)
 
 
-STUDY = Study("metaoptimize_overhead", Config, SIZES, configs, run, chunk=1, cost=_cost)
+STUDY = Study("metaoptimize_overhead", Config, SIZES, configs, run, chunk=1, cost=_cost, arranged=arranged)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gradtune.errors import unknown
+from gradtune.optim.settings import DEFAULT
 from gradtune_book.papers.metaoptimize import training
 from gradtune_book.papers.series import short
 from gradtune_book.records.environment import Stopwatch
@@ -28,11 +29,11 @@ from gradtune_book.tasks.images import Images
 FIXED, ADAPTED = "AdamW", "MetaOptimize"
 METHODS = (FIXED, ADAPTED)
 GRID = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
-META_STEPS = (1e-4, 1e-3, 1e-2, 2e-2, 1e-1)
-STARTS = (1e-6, 1e-4, 1e-2)
-DEFAULT = 2e-2
-"""The meta step of `gradtune.optim.MetaOptimize` where none is given; with it discounts and forms are compared."""
+META_STEPS = (1e-4, 1e-3, 3e-3, 7e-3, 1e-2, 2e-2, 5e-2, 7e-2, 1e-1, 2e-1)
+CHECKED = (1e-3, 7e-3, 2e-2, 7e-2, 1e-1)
+"""Meta steps on the second set: the paper's, the default, and those nearest to `optim.settings.meta_step`."""
 
+STARTS = (1e-6, 1e-4, 1e-2)
 GAMMAS = (0.9, 0.99, 0.999)
 READ = (100, 300, 1000, 3000, 10_000)
 """Numbers of steps at which a training is read."""
@@ -44,7 +45,7 @@ class Config:
 
     method: str  # AdamW or MetaOptimize
     seed: int  # draws the weights and the batches
-    data: str = "mnist"  # mnist or digits
+    data: str = "mnist"  # mnist, fashion or digits
     lr: float = 1e-4  # step size, that at the start where it is adapted
     meta_step: float = 0.0  # of the meta rule Lion
     gamma: float = 1.0
@@ -65,10 +66,11 @@ class Sizes:
     meta_steps: tuple[float, ...] = META_STEPS
     starts: tuple[float, ...] = STARTS
     grid: tuple[float, ...] = GRID
+    second: str | None = "fashion"  # a set that the rule for the meta step was not chosen on
 
 
 SIZES = {
-    "smoke": Sizes("digits", 1, 300, (1e-3, 2e-2), (1e-4,), (1e-3, 1e-2)),
+    "smoke": Sizes("digits", 1, 300, (1e-3, 2e-2), (1e-4,), (1e-3, 1e-2), None),
     "laptop": Sizes("mnist", 3, 3000),
     "paper": Sizes("mnist", 5, 30_000),
 }
@@ -77,17 +79,23 @@ SIZES = {
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     """Return the runs of a scale: meta steps by starts, the fixed step sizes, discounts, and the package's form.
 
+    On the second set there are `CHECKED` and the fixed step sizes alone.
+
     Args:
         sizes: what the scale sets.
         seed: first seed; the others follow on.
     """
     data, seeds = sizes.data, range(seed, seed + sizes.seeds)
     middle = 1e-4 if 1e-4 in sizes.starts else sizes.starts[0]
-    settings = [(lr, eta, 1.0, "ours") for eta in sizes.meta_steps for lr in sizes.starts]
-    settings += [(middle, DEFAULT, gamma, "ours") for gamma in GAMMAS]
+    steps = [(lr, eta, 1.0, "ours") for eta in sizes.meta_steps for lr in sizes.starts]
+    settings = steps + [(middle, DEFAULT, gamma, "ours") for gamma in GAMMAS]
     settings += [(lr, DEFAULT, 1.0, "package") for lr in sizes.starts]
     out = [Config(ADAPTED, s, data, *each, steps=sizes.steps) for each in settings for s in seeds]
-    return out + [Config(FIXED, s, data, lr, steps=sizes.steps) for lr in sizes.grid for s in seeds]
+    if sizes.second is not None:
+        checked = [each for each in steps if each[1] in CHECKED]
+        out += [Config(ADAPTED, s, sizes.second, *each, steps=sizes.steps) for each in checked for s in seeds]
+    sets = [name for name in (data, sizes.second) if name is not None]
+    return out + [Config(FIXED, s, d, lr, steps=sizes.steps) for d in sets for lr in sizes.grid for s in seeds]
 
 
 def read_at(steps: int) -> list[int]:
@@ -142,7 +150,7 @@ def _one(c: Config, device: torch.device) -> Result:
 
 @lru_cache(maxsize=1)
 def _images(data: str, device: torch.device) -> Images:
-    return images.load(data, device=device, validation=10_000 if data == "mnist" else 0.2).flat()
+    return images.load(data, device=device, validation=0.2 if data == "digits" else 10_000).flat()
 
 
 def _net(inputs: int, hidden: int, seed: int) -> nn.Module:

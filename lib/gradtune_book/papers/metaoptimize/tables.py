@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from gradtune.optim.settings import DEFAULT, meta_step
 from gradtune_book.notebooks.stats import mean_error, plus_minus
-from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, overhead, sensitivity
+from gradtune_book.papers.metaoptimize import cifar, continual, framework, overhead, sensitivity
+from gradtune_book.papers.metaoptimize.others import OF_PACKAGES
 from gradtune_book.papers.metaoptimize.training import BLOCKS, FIXED, SCALAR
 from gradtune_book.paths import published_root
 
@@ -38,6 +40,11 @@ def summary(frame: pd.DataFrame, row: str, columns: Sequence[str], digits: int =
     out = pd.DataFrame(cells).rename_axis(None).rename(columns=READ)
     out["runs"] = groups.size()
     return out
+
+
+def by_mean(frame: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
+    """Return runs in the order of the means of a column, those of the row with the lowest mean first."""
+    return frame.iloc[frame.groupby(row)[column].transform("mean").argsort(kind="stable")]
 
 
 def _cell(values: pd.Series, column: str, digits: int) -> str:
@@ -143,6 +150,8 @@ def movements(runs: pd.DataFrame) -> pd.DataFrame:
 def named(frame: pd.DataFrame, column: str, lowest: bool) -> pd.DataFrame:
     """Name the runs of `language` or `cifar` by row: base, method, step size; the best fixed one a base is there twice.
 
+    A method of a package is a row by its name.
+
     Args:
         frame: runs of a study with the columns `method`, `base` and `lr`.
         column: what decides which fixed step size is best.
@@ -152,12 +161,12 @@ def named(frame: pd.DataFrame, column: str, lowest: bool) -> pd.DataFrame:
         return frame
     rows = []
     for method, base, meta, lr in zip(frame["method"], frame["base"], frame["meta"], frame["lr"], strict=True):
-        pair = f"({base}, {meta})" if method in (SCALAR, BLOCKS) else base
-        rows.append(f"{method} {pair}" if method in (SCALAR, BLOCKS) else f"{pair}, {method} {lr:g}")
+        adapted = f"{method} ({base}, {meta})" if method in (SCALAR, BLOCKS) else method
+        rows.append(adapted if method in (SCALAR, BLOCKS, *OF_PACKAGES) else f"{base}, {method} {lr:g}")
     out = frame.assign(row=rows)
     parts = [out]
     for method in dict.fromkeys(frame["method"]):
-        if method in (SCALAR, BLOCKS):
+        if method in (SCALAR, BLOCKS, *OF_PACKAGES):
             continue
         for base, runs in out[out["method"] == method].groupby("base", sort=False):
             best = runs[runs["lr"] == best_of(runs, column, lowest)]
@@ -179,6 +188,11 @@ def robust(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- sensitivity and overhead -----------------------------------------------------------------------------------------
+
+
+def of_set(frame: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Return the runs of `sensitivity` on one set of images."""
+    return frame if frame.empty else frame[frame["data"] == data]
 
 
 def meta_steps(frame: pd.DataFrame, start: float, steps: int) -> pd.DataFrame:
@@ -207,33 +221,69 @@ def serving(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis(["start", "meta step"])
 
 
-def forms(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
-    """Return the loss after so many steps of our form and of the package's, by start; one meta step, gamma = 1."""
+def ruled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return how the rule of `gradtune.optim` serves: losses over that of the best fixed step size, as `serving`.
+
+    A row is a start and a number of steps. Columns: the meta step that the rule asks for, and the losses with the one
+    of the recorded meta steps that is nearest to it, with the default, with the paper's, and with the best of all.
+    """
     if frame.empty:
         return frame
-    kept = frame[(frame["meta_step"] == sensitivity.DEFAULT) & (frame["gamma"] == 1)]
-    return kept.assign(row=kept["form"] + ", from " + kept["lr"].map("{:g}".format), loss=kept[f"val_{steps}"])
+    ratios = serving(frame)
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for start in dict.fromkeys(ratios.index.get_level_values(0)):
+        by_step = ratios.loc[start].set_axis([float(row) for row in ratios.loc[start].index])
+        for column, losses in by_step.items():
+            asked = meta_step(int(str(column).split()[0]))
+            near = min(by_step.index, key=lambda eta, asked=asked: abs(np.log(eta / asked)))  # type: ignore[misc]
+            chosen = {"by the rule": near, f"with {DEFAULT:g}": DEFAULT, "with 0.001": 1e-3, "best": losses.idxmin()}
+            found = {name: losses.get(eta, np.nan) for name, eta in chosen.items()}
+            rows[start, str(column)] = {"meta step": asked} | found
+    return pd.DataFrame(rows).T.rename_axis(["start", "training"])
+
+
+def forms(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
+    """Return losses after so many steps of our form and the package's as text, by start; one meta step, gamma = 1.
+
+    Both see the same weights at the start and the same batches, seed by seed; the last column is the mean difference.
+    """
+    if frame.empty:
+        return frame
+    kept = frame[(frame["meta_step"] == DEFAULT) & (frame["gamma"] == 1)]
+    both = kept.pivot_table(index=["lr", "seed"], columns="form", values=f"val_{steps}")
+    both = both.reindex(columns=["ours", "package"])
+    both["package − ours"] = both["package"] - both["ours"]
+    cells = {f"from {lr:g}": x.apply(lambda v: plus_minus(*mean_error(v)[:2], 4)) for lr, x in both.groupby("lr")}
+    return pd.DataFrame(cells).T.assign(runs=kept["seed"].nunique()).rename_axis(columns=None)
 
 
 def gammas(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
     """Return the loss after so many steps by discount; one meta step and start, our form."""
     if frame.empty:
         return frame
-    kept = frame[(frame["meta_step"] == sensitivity.DEFAULT) & (frame["form"] == "ours") & (frame["lr"] == 1e-4)]
+    kept = frame[(frame["meta_step"] == DEFAULT) & (frame["form"] == "ours") & (frame["lr"] == 1e-4)]
     return kept.assign(row=kept["gamma"].map("{:g}".format), loss=kept[f"val_{steps}"]).sort_values("gamma")
 
 
-def costs(frame: pd.DataFrame, what: str) -> pd.DataFrame:
-    """Return one of the measures of `overhead`, a row a net and seed and a column an optimiser."""
+def costs(frame: pd.DataFrame, what: str, method: str = overhead.METHOD) -> pd.DataFrame:
+    """Return one of the measures of `overhead`, a row a net and seed and a column an optimiser.
+
+    Args:
+        frame: runs of the study.
+        what: "time", "seconds", "memory" or "space".
+        method: which comparisons, one of `overhead.METHODS`.
+    """
+    frame = frame if frame.empty else frame[frame["method"] == method]
     if frame.empty:
         return frame
+    frame = frame.dropna(axis=1, how="all")
     columns = {c: c.removeprefix(f"{what} ") for c in frame.columns if str(c).startswith(f"{what} ")}
     return frame[["net", "seed", *columns]].rename(columns=columns)
 
 
-def cost_table(frame: pd.DataFrame, what: str, digits: int = 1) -> pd.DataFrame:
-    """Return means and standard errors of a measure over seeds as text, a row a net."""
-    found = costs(frame, what)
+def cost_table(frame: pd.DataFrame, what: str, digits: int = 1, method: str = overhead.METHOD) -> pd.DataFrame:
+    """Return means and standard errors of a measure over seeds as text, a row a net; arguments as of `costs`."""
+    found = costs(frame, what, method)
     names = [c for c in found.columns if c not in ("net", "seed")]
     table = summary(found, "net", names, digits)
     return table.rename(index=overhead.NETS)
@@ -244,8 +294,3 @@ def published_overhead() -> pd.DataFrame:
     rows = pd.read_csv(published_root() / "metaoptimize_table1.csv")
     table = rows.pivot_table(index="method", columns=["problem", "metric"], values="value", sort=False)
     return table.set_axis([f"{problem}, {metric}" for problem, metric in table.columns], axis=1).rename_axis(None)
-
-
-def finished(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs of `language` without those of packages."""
-    return frame if frame.empty else frame[frame["method"].isin((SCALAR, FIXED, language.COSINE))]

@@ -1,4 +1,4 @@
-"""Trainings by MetaOptimize and by what the paper compares it with, on any module: base updates, meta rules, packages.
+"""Trainings by MetaOptimize and by what the paper compares it with, on any module: base updates and meta rules.
 
 A base update with a fixed step size is the same code as with an adapted one, with a meta step of 0, so that both differ
 in the adaptation alone. Settings are those of the paper's Tables 2 to 5; the base updates are those of `torch.optim`.
@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gradtune import optim
 from gradtune.errors import unknown
 from gradtune.recursion.outer import SGD, Adam, Lion, Outer
-from gradtune_book.papers.packages import imported
+from gradtune_book import config
+from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
+from gradtune_book.papers.packages import installed
+from gradtune_book.records import store
 
 FIXED, COSINE, SCALAR, BLOCKS = "fixed", "warm-up and cosine", "MetaOptimize, scalar", "MetaOptimize, blocks"
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,9 +30,6 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "SGDm": ("sgdm", {"momentum": 0.9, "weight_decay": 0.1}),
 }
 """Base updates by the paper's names: that of `gradtune.optim`, and the settings."""
-
-OF_PACKAGES = {"Prodigy": "Prodigy", "D-Adaptation": "DAdaptAdam", "DoG": "DoG", "ScheduleFree": "AdamWScheduleFree"}
-"""Methods that need a package of others, and the class of their optimiser there."""
 
 WARM_UP = 1 / 30
 """Share of the steps in which the step size of `COSINE` rises: 1,000 of 30,000 in the paper."""
@@ -109,23 +108,9 @@ def scheduled(
     return optimizer, LambdaLR(optimizer, factor).step
 
 
-def of_a_package(method: str, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """Return an optimiser of a package with its defaults.
-
-    Raises:
-        GradtuneError: the method is unknown, or its package is not installed.
-    """
-    if method not in OF_PACKAGES:
-        raise unknown("method of a package", method, OF_PACKAGES)
-    made: Optimizer = getattr(imported(method), OF_PACKAGES[method])(parameters)
-    if method == "ScheduleFree":
-        made.train()  # type: ignore[attr-defined]
-    return made
-
-
-def geometric_mean(optimizer: Optimizer) -> float:
-    """Return the geometric mean of the step sizes of an optimiser's groups."""
-    rates = [max(float(group["lr"]), 1e-300) for group in optimizer.param_groups]
+def geometric_mean(optimizer: Steps) -> float:
+    """Return the geometric mean of the step sizes of an optimiser's groups, times Prodigy's and D-Adaptation's `d`."""
+    rates = [max(float(group["lr"]) * float(group.get("d", 1)), 1e-300) for group in optimizer.param_groups]
     return math.exp(sum(map(math.log, rates)) / len(rates))
 
 
@@ -136,3 +121,21 @@ def mean_loss(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tenso
         parts = [float(loss(net(a), b)) * len(b) for a, b in zip(x.split(rows), y.split(rows), strict=True)]
     net.train()
     return sum(parts) / len(y)
+
+
+def with_packages(study: str, scale: str, chosen: Sequence[Any]) -> list[Any]:
+    """Return runs, then those of the packages of others: of each that is installed, or those that are recorded.
+
+    They have the fields of the last run that was chosen, one with warm-up and cosine, for each of its seeds.
+
+    Args:
+        study: Name of the study.
+        scale: One of `config.SCALES`.
+        chosen: Runs of the methods that need no package.
+    """
+    out = list(chosen)
+    last = [c for c in chosen if c.method == COSINE and c.lr == chosen[-1].lr]
+    for method in OF_PACKAGES:
+        every = [config.replace(c, method=method) for c in last]
+        out += every if installed(method) else store.among(study, scale, method, every)
+    return out

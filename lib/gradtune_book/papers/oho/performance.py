@@ -138,8 +138,8 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     out = []
     for k, recipe in enumerate(recipes):
         metrics = {n: v[k] for n, v in end.items()} | {f"start_{n}": v for n, v in recipe.items()}
-        digest = {"dataset": bench.images.name, "dataset_sha256": bench.images.sha256}
-        out.append(Result(metrics, trained.series(k), **digest, **trained.seconds))
+        name, digest = bench.images.name, bench.images.sha256
+        out.append(Result(metrics, trained.series(k), dataset=name, dataset_sha256=digest, **trained.seconds))
     return out
 
 

@@ -171,7 +171,7 @@ def layer_rates(frame: pd.DataFrame, share: float = 1.0) -> pd.DataFrame:
 
 
 def clustering(frame: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
-    """Return how far log learning rates lie apart, seed by seed: layers of a run, and starts of a layer.
+    """Return how far log learning rates lie apart, by seed of at least two starts: layers of a run, starts of a layer.
 
     A difference between layers that all starts share is "layers"; what is left between the starts of a layer is
     "starts". Both are standard deviations of `log10` of the learning rates.
@@ -183,6 +183,8 @@ def clustering(frame: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
     rates = layer_rates(frame, share)
     rows = []
     for seed, runs in rates.groupby("seed") if len(rates) else ():
+        if len(runs) < 2:
+            continue  # not recorded yet
         logs = np.log10(runs.clip(lower=1e-12).to_numpy())
         rows.append((seed, "layers", logs.mean(0).std(ddof=1)))
         rows.append((seed, "starts", np.sqrt(logs.var(0, ddof=1).mean())))

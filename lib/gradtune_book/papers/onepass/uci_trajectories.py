@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from torch import Tensor
@@ -25,8 +26,10 @@ from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Run
+from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import bootstrap_error, plus_minus
-from gradtune_book.records.store import Result
+from gradtune_book.papers.onepass.uci_tables import NAMES
+from gradtune_book.records.store import NOTHING, Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.uci import TableRegression, load
 
@@ -163,6 +166,8 @@ def surface(frame: pd.DataFrame) -> Map:
     that must reach far from zero flattens out.
     """
     points = frame[frame["method"] == RANDOM]
+    if points.empty:
+        return lambda xy: np.full(len(xy), np.nan)
     name = points["dataset"].iloc[0]
     worst = WORST[name]
     unit = 1.0 if name == "energy" else worst
@@ -206,6 +211,22 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
+def by_set(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the runs of each set by the set's name, none where there is no run."""
+    return {NAMES[str(name)]: runs for name, runs in frame.groupby("dataset", sort=False)}
+
+
+def summaries(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the `summary` of each set, one below the other.
+
+    Args:
+        sets: Result of `by_set`.
+    """
+    if not sets:
+        return pd.DataFrame(index=pd.Index([], name=NOTHING))
+    return pd.concat({name: summary(frame) for name, frame in sets.items()}, names=["data"])
+
+
 def movement(frame: pd.DataFrame, height: Map) -> pd.DataFrame:
     """A row for every trajectory that stayed finite.
 
@@ -215,8 +236,8 @@ def movement(frame: pd.DataFrame, height: Map) -> pd.DataFrame:
     t = frame[(frame["method"] == TUNED) & frame["test_mse"].notna()]
     out = t[["log10_lr", "log10_decay", "log10_lr_end", "log10_decay_end", "test_mse"]].reset_index(drop=True)
     out["largest_decay"] = [max(path) for path in t["path_decay"]]
-    out["map_start"] = height(out[["log10_lr", "log10_decay"]].to_numpy())
-    out["map_end"] = height(out[["log10_lr_end", "log10_decay_end"]].to_numpy())
+    for column, place in (("map_start", ["log10_lr", "log10_decay"]), ("map_end", ["log10_lr_end", "log10_decay_end"])):
+        out[column] = height(out[place].to_numpy()) if len(out) else []
     return out
 
 
@@ -250,11 +271,29 @@ def ends(frame: pd.DataFrame) -> dict[str, str | int]:
     moved = movement(frame, surface(frame))
     fixed = frame.loc[frame["method"] == RANDOM, "test_mse"].median()
     out: dict[str, str | int] = {"trajectories": len(moved)}
+    if moved.empty:
+        return out
     for column in ("log10_lr_end", "log10_decay_end"):
         out[column] = plus_minus(moved[column].median(), bootstrap_error(moved[column], np.nanmedian), 2)
     out["lower on the map"] = int((moved["map_end"] < moved["map_start"]).sum())
     out["in the valley"], out["doubled back"] = int(in_the_valley(moved).sum()), int(doubled_back(moved).sum())
     return out | {"worse than the median of fixed": int((moved["test_mse"] > fixed).sum())}
+
+
+def sheet(sets: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw one panel a set; without any run, a panel that says so.
+
+    Args:
+        sets: Result of `by_set`.
+    """
+    fig, axes = plots.panels(max(1, len(sets)), width=4.8, height=4.2)
+    for ax, (name, frame) in zip(axes, sets.items()):
+        draw(ax, frame)
+        ax.set_title(name)
+    if not sets:
+        axes[0].set_axis_off()
+        axes[0].text(0.5, 0.5, NOTHING, ha="center")
+    return fig
 
 
 def draw(ax: Axes, frame: pd.DataFrame) -> None:

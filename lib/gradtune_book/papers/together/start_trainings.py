@@ -174,7 +174,7 @@ def loop(
         seed: Seed of the order of the rows and of dropout.
         after: Called after each step.
     """
-    feed = stream(small.train, next(net.parameters()), small.batch, 2 * seed, "the training data")
+    feed = stream(small.data(steps, seed), next(net.parameters()), small.batch, 2 * seed, "the training data")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for step in range(steps):
@@ -192,11 +192,11 @@ def _of_a_package(method: str, start: float | None) -> Training:
     found = imported(method)
     if method == "Bayes":
         return _search
-    trained = {"ScheduleFree": _schedule_free, "Prodigy": _prodigy, "DoG": _dog}[method]
+    trained = {"ScheduleFree": schedule_free, "Prodigy": prodigy, "DoG": dog}[method]
     return lambda small, net, steps, seed: trained(found, start, small, net, steps, seed)
 
 
-def _schedule_free(found: Any, start: float | None, small: Small, net: nn.Module, steps: int, seed: int) -> Trained:
+def schedule_free(found: Any, start: float | None, small: Small, net: nn.Module, steps: int, seed: int) -> Trained:
     """AdamW without a schedule; batch norm's statistics are taken anew at the averaged weights, as its authors say."""
     optimiser = found.AdamWScheduleFree(net.parameters(), lr=start)
     optimiser.train()
@@ -210,7 +210,7 @@ def _schedule_free(found: Any, start: float | None, small: Small, net: nn.Module
     return Trained(net, float(optimiser.param_groups[0]["lr"]))
 
 
-def _prodigy(found: Any, start: float | None, small: Small, net: nn.Module, steps: int, seed: int) -> Trained:
+def prodigy(found: Any, start: float | None, small: Small, net: nn.Module, steps: int, seed: int) -> Trained:
     """Prodigy with its defaults and a cosine, as its authors advise."""
     optimiser = found.Prodigy(net.parameters())
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -218,7 +218,7 @@ def _prodigy(found: Any, start: float | None, small: Small, net: nn.Module, step
     return Trained(net)
 
 
-def _dog(found: Any, start: float | None, small: Small, net: nn.Module, steps: int, seed: int) -> Trained:
+def dog(found: Any, start: float | None, small: Small, net: nn.Module, steps: int, seed: int) -> Trained:
     """DoG with its defaults, and its average of the weights, as its authors advise."""
     optimiser, average = found.DoG(net.parameters()), found.PolynomialDecayAverager(net)
     loop(small, net, optimiser, steps, seed, average.step)

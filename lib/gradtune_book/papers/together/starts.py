@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gradtune_book import config
-from gradtune_book.papers.packages import installed
+from gradtune_book.papers.packages import installed, needed
 from gradtune_book.papers.together.start_trainings import OF_PACKAGES, STARTED, mean_loss, training
-from gradtune_book.records import jsonl, store
+from gradtune_book.records import store
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -117,8 +116,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     for method in OF_PACKAGES:
         every = _of(method, SIZES[scale], 0)
         if not installed(method):
-            have = jsonl.keys(store.path(STUDY.name, scale, method))
-            every = [c for c in every if config.key(STUDY.name, c) in have]
+            every = store.among(STUDY.name, scale, method, every)
         out += every
     return out
 
@@ -146,7 +144,7 @@ def _run(c: Config, device: torch.device) -> Result:
         done = train(task, net, c.steps, c.seed)
     metrics: dict[str, float | int | None] = {"val": mean_loss(task, done.model, task.val), "initial_val": before}
     metrics |= {"test": mean_loss(task, done.model, task.test), "final_lr": done.lr, "rewinds": done.rewinds}
-    return Result(metrics, dataset=c.dataset, dataset_sha256=task.sha256, **spent.share(1))
+    return Result(metrics, dataset=c.dataset, dataset_sha256=task.sha256, packages=needed(c.method), **spent.share(1))
 
 
 _COSTS = {"default": 2.5, "onepass": 2.0, "diff_through_opt": 2.0, "oho": 5.0, "clip_r": 5.0, "unroll_k": 5.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +21,20 @@ from gradtune.recursion.rules import sgd
 from gradtune.training.loop import Loop, Method
 from gradtune.training.metaoptimize import MetaOptimize
 from gradtune_book import config, papers
+from gradtune_book.data import tinystories
 from gradtune_book.papers import packages
-from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, sensitivity, training, views
+from gradtune_book.papers.metaoptimize import (
+    cifar,
+    continual,
+    framework,
+    language,
+    others,
+    overhead,
+    sensitivity,
+    training,
+    views,
+)
+from gradtune_book.records import store
 from gradtune_book.tasks import residual, streams
 from tools import relative
 
@@ -155,8 +168,11 @@ def test_the_schedule_rises_and_falls() -> None:
 def test_a_package_that_is_absent_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(GradtuneError, match="DoG needs the package dog-optimizer, which is not installed"):
-        training.of_a_package("DoG", [])
-    assert {c.method for c in language.STUDY.runs("smoke")}.isdisjoint(training.OF_PACKAGES)
+        others.of_a_package("DoG", nn.Linear(2, 2))
+    with pytest.raises(GradtuneError, match="did you mean 'Prodigy'"):
+        others.of_a_package("Prodigi", nn.Linear(2, 2))
+    assert {c.method for c in language.STUDY.runs("smoke")}.isdisjoint(others.OF_PACKAGES)
+    assert {c.method for c in overhead.STUDY.runs("smoke")} == {overhead.METHOD}
 
 
 def test_a_package_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +183,67 @@ def test_a_package_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
     runs = [c for c in language.STUDY.runs("smoke") if c.method == "Prodigy"]
     frame = papers.run_now(language.STUDY, runs)
     assert len(frame) == 1 and frame["final_lr"].tolist() == pytest.approx([0.1])
+
+
+def test_paper_scale_trains_on_tinystories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration of the paper's size, but for bytes in the place of words, for two steps on a tiny folder."""
+    monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path))
+    with pytest.raises(GradtuneError, match="TinyStories is not in"):
+        language.resolve("paper", "auto")
+    folder = tmp_path / "tinystories"
+    folder.mkdir()
+    for name in tinystories.FILES.values():
+        (folder / name).write_text("Once upon a time.\n<|endoftext|>\nThe cat sat.\n<|endoftext|>\n" * 30)
+    assert language.resolve("paper", "auto") == "tinystories" and language.resolve("smoke", "auto") == "markov"
+    runs = {c.method: c for c in language.configs(language.SIZES["paper"])}
+    assert {(c.lr, c.meta_step, c.steps, c.tokens) for c in (runs[training.SCALAR],)} == {(1e-5, 1e-3, 30_000, None)}
+    assert next(c for c in language.configs(language.SIZES["paper"]) if c.meta == "Adam").lr == 1e-6
+    with torch.device("meta"):
+        assert sum(p.numel() for p in language.net(runs[training.FIXED]).parameters()) == 15_191_712
+    small = {"vocabulary": 257, "steps": 2, "batch": 2}
+    frame = papers.run_now(language.STUDY, [config.replace(c, **small) for c in runs.values()])
+    assert np.isfinite(frame[["late_loss", "test_loss"]]).all(axis=None)
+    adapted = frame.loc[frame["method"] == training.SCALAR, "late_loss"]
+    assert adapted.tolist() == pytest.approx([math.log(257)], rel=0.1)
+    assert set(frame["dataset"]) == {f"TinyStories, {len(tinystories.load(257).train)} training tokens, vocabulary 257"}
+
+
+@pytest.mark.parametrize("method", others.OF_PACKAGES)
+def test_optimisers_of_packages_lower_a_loss(method: str) -> None:
+    """Where they are installed; a weight in two places stays one weight."""
+    if not packages.installed(method):
+        pytest.skip(f"{packages.PACKAGES[method][1]} is not installed")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
+    net[2]._parameters["weight"] = net[0]._parameters["weight"]
+    x, y = torch.randn(50, 4), torch.randn(50, 4)
+    optimizer, first = others.of_a_package(method, net), float((net(x) - y).square().mean())
+    for _ in range(200):
+        optimizer.zero_grad()
+        others.backward((net(x) - y).square().mean(), optimizer)
+        optimizer.step()
+    with others.at_rest(optimizer):
+        assert float((net(x) - y).square().mean()) < first
+    assert net[0]._parameters["weight"] is net[2]._parameters["weight"]
+    assert others.kept(optimizer) >= 16
+
+
+def test_numbers_kept_are_those_of_states_within_states_and_of_lists_in_groups() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([p], 0.1, momentum=0.9)
+    assert others.kept(optimizer) == 0
+    optimizer.state[p] = {"buffer": torch.zeros(3), "more": {"inside": torch.zeros(2)}}
+    optimizer.param_groups[0]["list"] = [torch.zeros(5), 1.0]
+    assert others.kept(optimizer) == 10
+
+
+def test_a_record_keeps_the_version_of_the_package_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: True)
+    c = config.replace(language.STUDY.runs("smoke")[0], method="Prodigy")
+    result = store.Result({"late_loss": 1.0}, packages=packages.needed("Prodigy"))
+    line = store.line("metaoptimize_language", "smoke", c, result, "cpu", 1, None)
+    assert "prodigyopt" in line["versions"] and "dog-optimizer" not in line["versions"]
+    assert packages.needed("fixed") == ()
 
 
 @pytest.mark.parametrize("module", [language, sensitivity, cifar, continual, framework])

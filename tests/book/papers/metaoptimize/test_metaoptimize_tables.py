@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gradtune.optim.settings import DEFAULT
+from gradtune_book.notebooks.stats import plus_minus
 from gradtune_book.papers.metaoptimize import cifar, continual, framework, language, overhead, sensitivity, tables
+from gradtune_book.papers.metaoptimize.others import OF_PACKAGES
 from gradtune_book.papers.metaoptimize.tables import BEST
 from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR
 from gradtune_book.records import store
@@ -28,13 +31,19 @@ def test_rows_of_a_study_with_pairs() -> None:
         (FIXED, "Lion", "none", 1e-3, 2.0),
         (FIXED, "Lion", "none", 1e-2, 4.0),
         (COSINE, "AdamW", "none", 1e-2, 1.0),
+        ("DoG", "AdamW", "none", 1e-2, 5.0),
     ]
     frame = pd.DataFrame(rows, columns=["method", "base", "meta", "lr", "loss"])
     named = tables.named(frame, "loss", True).set_index("row")["loss"]
     assert named[f"{SCALAR} (Lion, Lion)"] == 3.0 and named[f"{BLOCKS} (Lion, Lion)"] == 2.5
     assert named[f"{BEST} Lion"] == 2.0 and named["Lion, fixed 0.01"] == 4.0
-    assert named[f"best {COSINE}"] == 1.0
+    assert named[f"best {COSINE}"] == 1.0 and named["DoG"] == 5.0 and len(named) == len(rows) + 2
     assert tables.named(frame, "loss", False).set_index("row")["loss"][f"{BEST} Lion"] == 4.0
+
+
+def test_rows_in_the_order_of_their_means() -> None:
+    frame = pd.DataFrame({"row": ["a", "b", "a", "b"], "loss": [1.0, 2.0, 5.0, 2.5]})
+    assert tables.by_mean(frame, "row", "loss")["row"].tolist() == ["b", "b", "a", "a"]
 
 
 def test_movements_of_step_sizes() -> None:
@@ -83,14 +92,70 @@ def test_serving_is_the_loss_over_the_best_fixed_one_at_each_number_of_steps() -
     assert found.loc[("0.0001", "0.001")].tolist() == [2.0, 3.0]
 
 
+def test_the_rule_is_read_off_the_nearest_recorded_meta_step() -> None:
+    def one(method: str, eta: float, late: float, lr: float = 1e-4) -> dict[str, object]:
+        return {"method": method, "meta_step": eta, "lr": lr, "val_100": 2 * late, "val_300": late} | shared
+
+    shared = {"gamma": 1.0, "form": "ours", "steps": 300, "seed": 0}
+    frame = pd.DataFrame(
+        [one("MetaOptimize", eta, late) for eta, late in ((1e-3, 5.0), (0.02, 2.0), (0.06, 3.0), (0.09, 4.0))]
+        + [one("AdamW", 0.0, 1.0, 1e-2)]
+    )
+    found = tables.ruled(frame)
+    assert found.loc[("0.0001", "300 steps")].tolist() == [20 / 300, 3.0, 2.0, 5.0, 2.0]
+    assert found.loc[("0.0001", "100 steps")].tolist() == [0.1, 4.0, 2.0, 5.0, 2.0]
+    assert tables.ruled(frame.head(0)).empty
+
+
+def test_the_two_forms_are_compared_run_by_run() -> None:
+    rows = [
+        {"form": form, "lr": 1e-4, "seed": s, "gamma": 1.0, "meta_step": DEFAULT, "val_10": value}
+        for form, values in (("ours", (1.0, 3.0)), ("package", (1.5, 3.5)))
+        for s, value in enumerate(values)
+    ]
+    found = tables.forms(pd.DataFrame(rows), 10).loc["from 0.0001"]
+    assert found["ours"] == plus_minus(2.0, 1.0, 4) and found["package − ours"] == plus_minus(0.5, 0.0, 4)
+
+
+def test_costs_are_read_off_one_kind_of_comparison() -> None:
+    shared = {"net": "words", "seed": 0, "time AdamW, fused": 0.0}
+    rows = [
+        shared | {"method": overhead.METHOD, "time MetaOptimize, scalar": 1.0},
+        shared | {"method": overhead.OTHERS, "time MetaOptimize, scalar": 2.0, "time DoG": 9.0},
+    ]
+    frame = pd.DataFrame(rows)
+    assert list(tables.costs(frame, "time").columns) == ["net", "seed", "AdamW, fused", "MetaOptimize, scalar"]
+    assert tables.costs(frame.head(1), "time", overhead.OTHERS).empty
+    assert tables.costs(frame, "time", overhead.OTHERS)[["MetaOptimize, scalar", "DoG"]].to_numpy().tolist() == [[2, 9]]
+
+
 def test_the_published_table() -> None:
     table = tables.published_overhead()
     assert table.loc["MetaOptimize (AdamW, Lion)", ["ImageNet, time", "TinyStories, time"]].tolist() == [44, 13]
     assert len(table) == 6
 
 
+@pytest.mark.parametrize("data", ["mnist", "fashion"])
+def test_the_rule_for_the_meta_step_serves_on_the_records(data: str) -> None:
+    """On both sets, from all starts: near the best fixed step size from 300 steps on, and never far from the best."""
+    found = tables.ruled(tables.of_set(store.load(sensitivity.STUDY, "laptop"), data))
+    assert len(found) == 12
+    longer = found[found.index.get_level_values("training") != "100 steps"]
+    assert (longer["by the rule"] < 1.35).all()
+    assert (found["by the rule"] < 1.35 * found["best"]).all()
+    low = longer[longer.index.get_level_values("start") == "1e-06"]
+    assert (low["with 0.001"] > 2).all()
+
+
 @pytest.mark.parametrize("study", [framework, continual, language, overhead, sensitivity, cifar])
 def test_laptop_scale_is_recorded_in_full_from_clean_checkouts(study: types.ModuleType) -> None:
     frame = store.load(study.STUDY, "laptop")
-    assert len(frame) == len(study.configs(study.SIZES["laptop"]))
+    assert len(frame) == len(study.STUDY.runs("laptop"))
     assert not frame["dirty"].any()
+
+
+def test_the_packages_of_others_are_recorded() -> None:
+    words, costs = (store.load(study.STUDY, "laptop") for study in (language, overhead))
+    assert words["method"].value_counts()[list(OF_PACKAGES)].tolist() == [3] * 6
+    beside = tables.costs(costs, "time", overhead.OTHERS)
+    assert len(beside) == 15 and beside[list(OF_PACKAGES)].notna().all(axis=None)

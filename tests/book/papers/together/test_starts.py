@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,8 @@ def test_runs_of_an_absent_package_are_those_that_are_recorded(tmp_path: Path, m
     monkeypatch.setattr(starts, "installed", lambda method: method not in OF_PACKAGES)
     assert [c for c in STUDY.runs("smoke") if c.method in OF_PACKAGES] == [every[1]]
     assert list(store.load(STUDY, "smoke")["task"]) == [every[1].task]
+    monkeypatch.setenv("GRADTUNE_RECORDS", os.pathsep.join([str(tmp_path / "new"), str(tmp_path)]))
+    assert list(store.load(STUDY, "smoke")["task"]) == [every[1].task]  # a second folder is read beside the first
 
 
 def frame() -> pd.DataFrame:
