@@ -27,6 +27,9 @@ STUDIES = {
         "oho.performance",
         "Figures 2 and 3 of the OHO paper: one training with OHO against searches that train many times",
     ),
+    "oho_choices": Entry(
+        "oho.choices", "What the OHO paper leaves open on MNIST: the influence of ranges, epochs and pixels on Figure 3"
+    ),
     "oho_layerwise": Entry("oho.layerwise", "Figures 4 and 5 of the OHO paper: global, layerwise, and sets in between"),
     "oho_dynamics": Entry(
         "oho.dynamics", "Figures 6 to 10 of the OHO paper: perturbations, outer data, resets, norms and correlations"
