@@ -60,6 +60,10 @@ STUDIES = {
     "uci_choices": Entry(
         "onepass.uci_choices", "What the OnePass paper leaves open: the influence of each choice on UCI Energy"
     ),
+    "image_onepass": Entry(
+        "onepass.image_onepass",
+        "Tables 2, 7, 8 and 9 of the OnePass paper on Fashion-MNIST: ten methods, with and without batch norm",
+    ),
     "uci_horizon": Entry(
         "onepass.uci_horizon", "Figures 16 and 18, Tables 10 and 13 of the OnePass paper: short and full horizons"
     ),
