@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
@@ -68,11 +69,13 @@ def test_batch_norm_takes_the_statistics_of_the_images_at_hand() -> None:
     task = problem(TINY, CPU, merged=False, batch_norm=True)
     w = task.init([0])
     net = task.nets.fresh().double()
+    assert isinstance(net, nn.Sequential)
     torch.nn.utils.vector_to_parameters(w[0].double(), net.parameters())
     x, y = task.images.test
-    hidden = net[0](x.double())
+    first, norm, _, last = net
+    hidden = first(x.double())
     normal = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
-    logits = net[3](torch.relu(normal * net[1].weight + net[1].bias))
+    logits = last(torch.relu(normal * norm.weight + norm.bias))
     expected = torch.nn.functional.cross_entropy(logits, y)
     assert task.evaluate(w, "test")[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
