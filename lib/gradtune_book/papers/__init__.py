@@ -64,6 +64,9 @@ STUDIES = {
         "onepass.image_onepass",
         "Tables 2, 7, 8 and 9 of the OnePass paper on Fashion-MNIST: ten methods, with and without batch norm",
     ),
+    "energy_population": Entry(
+        "onepass.energy_population", "Table 15 and Figure 19 of the OnePass paper: ASHA and PBT with OnePass inside"
+    ),
     "uci_horizon": Entry(
         "onepass.uci_horizon", "Figures 16 and 18, Tables 10 and 13 of the OnePass paper: short and full horizons"
     ),
