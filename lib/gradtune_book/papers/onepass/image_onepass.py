@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from gradtune.errors import unknown
@@ -31,7 +30,6 @@ from gradtune_book.papers.onepass.image_training import Reading, lowest, problem
 from gradtune_book.papers.onepass.uci_onepass import BAYES, ONE_PASS, THREE
 from gradtune_book.papers.onepass.uci_training import DECAY, LR, MOMENTUM, SETTINGS, Start, declared, draw
 from gradtune_book.papers.series import short
-from gradtune_book.records import store
 from gradtune_book.records.environment import Seconds, Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -247,36 +245,3 @@ def _chunk(c: Config) -> int:
 
 
 STUDY = Study("image_onepass", Config, SIZES, configs, run, chunk=_chunk, cost=_cost)
-
-
-# --- what the notebook reads off the runs -----------------------------------------------------------------------------
-
-
-def joined(frame: pd.DataFrame, horizon: pd.DataFrame) -> pd.DataFrame:
-    """Return this study's trainings and searches with those of `image_horizon` that start from the same draws.
-
-    Args:
-        frame: Runs of this study.
-        horizon: Runs of `image_horizon` of the same scale.
-    """
-    own = frame[frame["method"] != TIMES] if len(frame) else frame
-    if horizon.empty:
-        return own
-    length = SIZES["paper"].steps
-    same = horizon[(horizon["steps"] == length) & horizon["method"].isin(image_horizon.SHORT)]
-    return pd.concat([same.assign(batch_norm=False, trials=1), own], ignore_index=True)
-
-
-def recorded() -> pd.DataFrame:
-    """Return the recorded trainings and searches at the paper's size."""
-    return joined(store.load(STUDY.name, "paper"), store.load(image_horizon.STUDY.name, "paper"))
-
-
-def times(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return milliseconds of a step and their ratio to plain training, a row for each method and repetition."""
-    if frame.empty or TIMES not in set(frame["method"]):
-        return pd.DataFrame(columns=["method", "ms", "ratio"])
-    rows = []
-    for _, each in frame[frame["method"] == TIMES].iterrows():
-        rows += [(m, each[f"ms_{m}"], each[f"ms_{m}"] / each["ms_Random"]) for m in SETTINGS]
-    return pd.DataFrame(rows, columns=["method", "ms", "ratio"])

@@ -13,7 +13,7 @@ from torch import nn
 
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
-from gradtune_book.papers.onepass import image_horizon, image_onepass
+from gradtune_book.papers.onepass import image_horizon, image_onepass, image_tables
 from gradtune_book.papers.onepass.image_onepass import BAYES, ONE_PASS, STUDY, THREE, TIMES, Config
 from gradtune_book.papers.onepass.image_training import problem
 
@@ -41,7 +41,7 @@ def test_every_method_of_the_paper_trains_with_and_without_batch_norm() -> None:
     assert np.isfinite(trained["test_ce"]).all() and trained["test_error"].between(0, 1).all()
     both = trained[trained["method"] != BAYES].groupby(["method", "seed"])
     assert (both["batch_norm"].nunique() == 2).all() and (both["test_ce"].nunique() == 2).all()
-    table = image_onepass.times(frame)
+    table = image_tables.times(frame)
     assert (table["ms"] > 0).all() and (table.loc[table["method"] == "Random", "ratio"] == 1).all()
 
 
@@ -107,7 +107,7 @@ def test_runs_are_joined_with_those_of_the_same_length() -> None:
             for m, b in (("Baydin", False), ("Random", True), (TIMES, False))
         ]
     )
-    both = image_onepass.joined(own, horizon)
+    both = image_tables.joined(own, horizon)
     assert both[["method", "batch_norm"]].to_numpy().tolist() == [
         ["Random", False],
         ["Baydin", False],
