@@ -40,6 +40,7 @@ class Population:
         interval: steps between two selections; None for a tenth of a full trial (OnePass: 100 of 4000 steps).
         fraction: share of the population that is replaced, and share that is copied from, in (0, 0.5].
         factors: factors of a perturbation.
+        resample: probability that a hyperparameter of a replaced member is drawn anew instead of multiplied, in [0, 1].
         group: number of full-length trials of which one is kept, 1.
     """
 
@@ -47,6 +48,7 @@ class Population:
     interval: int | None = None
     fraction: float = 0.2
     factors: tuple[float, float] = (1.2, 0.8)
+    resample: float = 0.0
     group: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class Population:
         at_least(1, interval=1 if self.interval is None else self.interval)
         if not 0 < self.fraction <= 0.5:
             raise GradtuneError(f"fraction = {self.fraction}; expected more than 0 and at most 0.5 of the population")
+        if not 0 <= self.resample <= 1:
+            raise GradtuneError(f"resample = {self.resample}; expected a probability from 0 to 1")
 
     def run(self, ledger: Ledger, space: Space) -> str:
         if not isinstance(ledger.trainable, Copyable):
@@ -103,7 +107,11 @@ class Population:
         return True
 
     def _perturbed(self, config: Configuration, space: Space, rng: np.random.Generator) -> Configuration:
-        return {n: space[n].clip(x * float(rng.choice(self.factors))) for n, x in config.items()}
+        out = {}
+        for n, x in config.items():
+            anew = self.resample > 0 and rng.random() < self.resample
+            out[n] = Space({n: space[n]}).draw(rng)[n] if anew else space[n].clip(x * float(rng.choice(self.factors)))
+        return out
 
 
 def _train(ledger: Ledger, trainable: Copyable, cohort: Cohort, steps: int) -> list[float]:

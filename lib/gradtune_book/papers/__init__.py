@@ -27,6 +27,9 @@ STUDIES = {
         "oho.performance",
         "Figures 2 and 3 of the OHO paper: one training with OHO against searches that train many times",
     ),
+    "oho_choices": Entry(
+        "oho.choices", "What the OHO paper leaves open on MNIST: the influence of ranges, epochs and pixels on Figure 3"
+    ),
     "oho_layerwise": Entry("oho.layerwise", "Figures 4 and 5 of the OHO paper: global, layerwise, and sets in between"),
     "oho_dynamics": Entry(
         "oho.dynamics", "Figures 6 to 10 of the OHO paper: perturbations, outer data, resets, norms and correlations"
@@ -56,6 +59,13 @@ STUDIES = {
     ),
     "uci_choices": Entry(
         "onepass.uci_choices", "What the OnePass paper leaves open: the influence of each choice on UCI Energy"
+    ),
+    "image_onepass": Entry(
+        "onepass.image_onepass",
+        "Tables 2, 7, 8 and 9 of the OnePass paper on Fashion-MNIST: ten methods, with and without batch norm",
+    ),
+    "energy_population": Entry(
+        "onepass.energy_population", "Table 15 and Figure 19 of the OnePass paper: ASHA and PBT with OnePass inside"
     ),
     "uci_horizon": Entry(
         "onepass.uci_horizon", "Figures 16 and 18, Tables 10 and 13 of the OnePass paper: short and full horizons"

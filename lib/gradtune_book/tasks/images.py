@@ -87,6 +87,7 @@ def load(
     validation: float = 0.2,
     rows: int | None = None,
     test_rows: int | None = None,
+    standardised: bool = True,
 ) -> Images:
     """Load a set, split and standardised.
 
@@ -100,6 +101,7 @@ def load(
         validation: Images that validate, as a share (a float below 1) or a number.
         rows: Number of images that train or validate, as in `image_sets.read`.
         test_rows: Number of test images, as in `image_sets.read`.
+        standardised: False leaves the pixels as they are, from 0 to 1.
 
     Raises:
         GradtuneError: The set cannot be read (`resolve`, `image_sets.read`), or the draw leaves no image to train on.
@@ -117,7 +119,7 @@ def load(
     mean, std = x[parts["train"]].mean((0, 2, 3), keepdim=True), x[parts["train"]].std((0, 2, 3), keepdim=True)
 
     def ready(images: Tensor) -> Tensor:
-        return ((images - mean) / std).to(device, dtype)
+        return ((images - mean) / std if standardised else images).to(device, dtype)
 
     train, val = ((ready(x[rows]), y[rows].to(device)) for rows in (parts["train"], parts["val"]))
     return Images(*train, *val, ready(x_test), y_test.to(device), found.caption, name, found.sha256)

@@ -304,6 +304,26 @@ def test_pbt_truncation_selection_and_perturbation() -> None:
             assert config[n] in ([d.clip(1.2 * old), d.clip(0.8 * old)] if m in (2, 5) else [old])
 
 
+def test_pbt_draws_some_hyperparameters_anew() -> None:
+    """With probability 1 both are drawn; in between some are drawn and some multiplied."""
+    losses = [float(k) for k in range(10)]
+    for resample, drawn in ((1.0, {True}), (0.5, {True, False})):
+        script = Scripted(losses)
+        options: dict[str, Any] = {"interval": 5, "fraction": 0.5, "resample": resample}
+        frame = search("pbt", script, SPACE, 10 * 20, **options).to_frame()
+        configs = frame.set_index(["trial", "steps"])
+        found = set()
+        for rows, new in script.copies[:1]:
+            for m, d in enumerate(rows):
+                old = configs.loc[(d, 5)]
+                if d != m:
+                    found |= {
+                        new[m][n] not in (SPACE[n].clip(1.2 * old[n]), SPACE[n].clip(0.8 * old[n])) for n in SPACE
+                    }
+        assert found == drawn
+        assert all(SPACE[n].low <= c[n] <= SPACE[n].high for _, new in script.copies for c in new for n in SPACE)
+
+
 def test_pbt_starts_again() -> None:
     """After full-length training, and as soon as all members diverged."""
     frame = search("pbt", Scripted([1.0, 2.0, 3.0]), SPACE, 180, size=3, interval=10).to_frame()
@@ -395,6 +415,7 @@ def test_loss_hyperparameters_and_windows() -> None:
         (lambda t: search("pbt", t, SPACE, 10, size=1), "size = 1"),
         (lambda t: search("pbt", t, SPACE, 10, interval=0), "interval = 0"),
         (lambda t: search("pbt", t, SPACE, 10, fraction=0.7), "fraction = 0.7; expected more than 0"),
+        (lambda t: search("pbt", t, SPACE, 10, resample=1.5), "resample = 1.5; expected a probability"),
         (
             lambda t: search("pbt", t, Space({**SPACE, MULTIPLIER: Dimension(0.9, 1)}), 400),
             "search without lr_multiplier",

@@ -127,7 +127,20 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """
     if batch[0].search == "bayes":
         return [_optimised(c, device) for c in batch]
-    bench, recipes = Bench(batch[0], device), [drawn(c) for c in batch]
+    return trainings(batch, Bench(batch[0], device), [drawn(c) for c in batch])
+
+
+def trainings(batch: Sequence[Config], bench: Bench, recipes: Sequence[Mapping[str, float]]) -> list[Result]:
+    """Train nets that differ in their seeds, each from its recipe.
+
+    Args:
+        batch: The configurations.
+        bench: Net, images and batches.
+        recipes: What each starts from, as `drawn` has it.
+
+    Returns:
+        What `run` says of a training.
+    """
     w = bench.task.init([c.seed for c in batch])
     if batch[0].method == OHO:
         lr, decay = (_column(recipes, n, w) for n in (LR, DECAY))

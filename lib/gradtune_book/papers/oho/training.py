@@ -127,10 +127,13 @@ class Bench:
 
     def __init__(self, c: Config, device: torch.device) -> None:
         self.c, self.device = c, device
-        self.images = _images(c.data, device, c.validation, c.rows, c.test_rows)
+        self.images = self._load()
         self.task = _task(c, self.images)
         self.per_epoch = (len(self.images.y_train) // c.batch) or 1
         self.steps = c.epochs * self.per_epoch
+
+    def _load(self) -> Images:
+        return _images(self.c.data, self.device, self.c.validation, self.c.rows, self.c.test_rows)
 
     def groups(self) -> str | tuple[int, ...]:
         """Return the granularity of `sets` groups of neighbouring parameter tensors."""

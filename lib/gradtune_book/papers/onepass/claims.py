@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradtune_book.papers.onepass import (
     horizon_claims,
+    image_claims,
     incumbent_claims,
     sensitivity_claims,
     trajectory_claims,
@@ -14,6 +15,7 @@ CLAIMS = (
     *trajectory_claims.CLAIMS,
     *uci_claims.CLAIMS,
     *incumbent_claims.CLAIMS,
+    *image_claims.CLAIMS,
     *sensitivity_claims.CLAIMS,
     *horizon_claims.CLAIMS,
 )

@@ -14,50 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
-from gradtune.training.loop import Loop, Method, Run
+from gradtune.training.loop import Loop, Method
 from gradtune_book.papers.onepass import uci_figures, uci_tables
+from gradtune_book.papers.onepass.image_training import Config, Reading, problem, results
 from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw
 from gradtune_book.papers.restarts import restarted
-from gradtune_book.papers.series import finite, short
-from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks import fashion
-from gradtune_book.tasks.classification import Classification
 
 LONG, MEDIUM = "Long-Diff-through-Opt", "Medium-Diff-through-Opt"
 SHORT = ("Random", "WD+LR+M", "Diff-through-Opt")
-OUTLYING = 1e3
-"""Cross-entropies of this or more count as diverged (Section 4.2)."""
-
-_READINGS = 20
-
-
-@dataclass(frozen=True)
-class Config:
-    """One training of a 50-unit net on images, or several from the start."""
-
-    method: str  # one of `SHORT`, `LONG` or `MEDIUM`
-    seed: int  # draws the initial weights and hyperparameters
-    dataset: str = "fashion"  # fashion, mnist or digits
-    steps: int = 1000  # training steps
-    batch: int = 50  # images a step
-    hidden: int = 50  # hidden units
-    every: int = 10  # training steps between two hyperparameter updates
-    look_back: int = 5  # steps looked back on
-    trainings: int = 1  # from the start; 50 of the restarted method
-    dtype: str = "float32"  # of images and weights
-    version: int = 2
 
 
 @dataclass(frozen=True)
@@ -104,67 +79,27 @@ def _method(c: Config) -> tuple[str, Method]:
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     """Compute a batch of runs that agree in all but their seeds.
 
-    Metrics: initial values (`uci_training.Start.metrics`), final `test_ce` (cross-entropy), `test_error` (share of
-    errors) and `val_ce`, `best_ce` and `best_error` (lowest at any reading), and `diverged` (1 where the final test
-    cross-entropy is not finite or reaches `OUTLYING`).
-
-    Series: `ce_curve` and `error_curve`. Of one training they are read before the first step and some 20 times after
-    it, whole update intervals apart; of several, at the end of each.
+    Metrics and series are those of `image_training.results`. Of one training the series are read before the first step
+    and some 20 times after it, whole update intervals apart; of several, at the end of each.
 
     Raises:
         GradtuneError: The method or the data set is unknown, or the data set is absent.
     """
     c, seeds = batch[0], [b.seed for b in batch]
     name, method = _method(c)
-    images = fashion.load(c.dataset, getattr(torch, c.dtype), device)
-    task = fashion.problem(images.merged() if SETTINGS[name].merged else images, c.hidden, c.batch)
+    task = problem(c, device, SETTINGS[name].merged)
     start, w = draw(seeds), task.init(seeds)
     hypers = Hypers(declared(SETTINGS[name], start, w), task.layout.sizes)
-    loop, reading = Loop(task, sgd(), hypers, method), _Reading(task, device)
+    loop, reading = Loop(task, sgd(), hypers, method), Reading(task, device)
     if c.trainings == 1:
         run = loop.start(w)
         reading.read(run)
         with reading.spent:
-            end = loop.advance(run, c.steps, reading.watch, c.every * max(1, c.steps // c.every // _READINGS))
+            end = loop.advance(run, c.steps, reading.watch, c.between)
     else:
         with reading.spent:
             end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, reading.watch)
-    ce, error = (_without_outliers(reading, which) for which in (0, 1))
-    val, out = finite(task.evaluate(end.state.w, "val")[0]), []
-    for k in range(len(seeds)):
-        metrics: dict[str, Any] = start.metrics(k) | {"val_ce": val[k], "diverged": int(np.isnan(ce[k, -1]))}
-        for n, values in (("ce", ce[k]), ("error", error[k])):
-            metrics |= {f"test_{n}": values[-1], f"best_{n}": _lowest(values)}
-        series = {"ce_curve": short(ce[k]), "error_curve": short(error[k])}
-        seconds = reading.spent.share(len(seeds))
-        out.append(Result(metrics, series, dataset=images.name, dataset_sha256=images.sha256, **seconds))
-    return out
-
-
-class _Reading:
-    """Test losses while runs train; reading them counts as no training time."""
-
-    def __init__(self, task: Classification, device: torch.device) -> None:
-        self.task, self.spent = task, Stopwatch(device)
-        self.values: list[tuple[Tensor, Tensor]] = []
-
-    def read(self, run: Run) -> None:
-        self.values.append(self.task.evaluate(run.state.w, "test"))
-
-    def watch(self, run: Run) -> None:
-        with self.spent.paused():
-            self.read(run)
-
-
-def _without_outliers(reading: _Reading, which: int) -> np.ndarray:
-    """Cross-entropies (0) or errors (1) `[R, K]`, NaN where the cross-entropy is not finite or outlying."""
-    ce = finite(torch.stack([pair[0] for pair in reading.values], dim=1))
-    values = finite(torch.stack([pair[which] for pair in reading.values], dim=1))
-    return np.where(ce < OUTLYING, values, np.nan)
-
-
-def _lowest(values: np.ndarray) -> float:
-    return float("nan") if np.isnan(values).all() else float(np.nanmin(values))
+    return results(task, end.state.w, start, reading.curves(), reading.spent.share(len(seeds)))
 
 
 def _cost(c: Config) -> float:

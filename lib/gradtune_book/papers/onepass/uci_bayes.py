@@ -1,8 +1,8 @@
-"""Bayesian optimisation of UCI trainings, several repetitions side by side (OnePass, Appendix B.5)."""
+"""Bayesian optimisation, several repetitions side by side (OnePass, Appendix B.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +14,7 @@ from gradtune.search import Bayes, Configuration, Dimension, Space, Training
 from gradtune.search.asking import asking, import_optuna
 from gradtune.search.full_length import height
 from gradtune.search.ledger import trial_seed
+from gradtune.search.trainable import Members
 from gradtune_book.papers.onepass.uci_training import (
     DECAY,
     LR,
@@ -42,8 +43,8 @@ class Repetition:
 
     Attributes:
         configs: Configurations.
-        val: Final validation MSE in the target's unit squared.
-        test: Final test MSE in the target's unit squared.
+        val: Final validation losses.
+        test: Final test losses.
     """
 
     configs: list[Configuration] = field(default_factory=list)
@@ -56,7 +57,7 @@ class Searched:
     """R searches and what they took.
 
     Attributes:
-        repetitions: The searches.
+        repetitions: The searches; losses are in the target's unit squared.
         cpu_s: Seconds of training of each search that the processor computed (`environment.busy_seconds`).
         wall_s: Seconds of training of each search by the clock.
         task: The regression problem.
@@ -83,9 +84,7 @@ def search(
 ) -> Searched:
     """Run `search.search("bayes", ...)` for R seeds at once: the same searches, faster.
 
-    In each round every repetition asks for its next configuration, and all of them are trained as one stack. The
-    repetitions do not see one another. Training rows train and validation rows compare configurations, as in Appendix
-    B.5.
+    Training rows train and validation rows compare configurations, as in Appendix B.5.
 
     Args:
         c: Configuration of the trainings, but for seed and method.
@@ -97,11 +96,44 @@ def search(
     Raises:
         GradtuneError: optuna is not installed, or the configuration's dtype or form of the loss is unknown.
     """
-    import_optuna()
-    options = options or Bayes()
     task, training = _training(c, len(seeds), device, c.steps >= 1000)
-    found, unit = [Repetition() for _ in seeds], task.table.y_std**2
-    spent = Stopwatch(device)
+    spent, unit = Stopwatch(device), task.table.y_std**2
+
+    def test(members: Members) -> list[float]:
+        return task.test_mse(members.run.state.w).tolist()
+
+    found = side_by_side(training, seeds, trials, spent, test, options or Bayes())
+    for repetition in found:
+        repetition.val = [loss * unit for loss in repetition.val]
+    return Searched(found, task=task, **spent.share(len(seeds)))
+
+
+def side_by_side(
+    training: Training,
+    seeds: Sequence[int],
+    trials: int,
+    spent: Stopwatch,
+    test: Callable[[Members], list[float]],
+    options: Bayes,
+) -> list[Repetition]:
+    """Search with R seeds at once.
+
+    In each round every repetition asks for its next configuration, and all of them are trained as one stack. The
+    repetitions do not see one another.
+
+    Args:
+        training: What is trained.
+        seeds: Seed of each search.
+        trials: Number of trainings of each search.
+        spent: Counts training and validation.
+        test: Returns the test losses of trained runs.
+        options: Options of the search.
+
+    Raises:
+        GradtuneError: optuna is not installed.
+    """
+    import_optuna()
+    found = [Repetition() for _ in seeds]
     with ExitStack() as stack:
         askers = [stack.enter_context(asking(SPACE, seed, options.sampler(seed))) for seed in seeds]
         for k in range(trials):
@@ -110,12 +142,12 @@ def search(
             if k == 0:
                 worst = training.val_loss(members) if options.worst is None else [options.worst] * len(seeds)
             with spent:
-                members = training.advance(members, c.steps)
+                members = training.advance(members, training.steps)
                 losses = training.val_loss(members)
-            tests = task.test_mse(members.run.state.w).tolist()
+            tests = test(members)
             for r, (asker, (trial, config)) in enumerate(zip(askers, asked, strict=True)):
                 asker.complete(trial, height(losses[r], worst[r]))
                 found[r].configs.append(config)
-                found[r].val.append(losses[r] * unit)
+                found[r].val.append(losses[r])
                 found[r].test.append(tests[r])
-    return Searched(found, task=task, **spent.share(len(seeds)))
+    return found

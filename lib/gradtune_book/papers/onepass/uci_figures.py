@@ -269,10 +269,16 @@ def _times(frame: pd.DataFrame, dataset: str) -> np.ndarray:
     return np.geomspace(longest / 3000, longest, 40)
 
 
-def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
-    """Draw the lowest test MSE that any of a method's runs has found against the seconds that each has trained.
+def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str, loss: str = LOSS) -> None:
+    """Draw the lowest test loss that any of a method's runs has found against the seconds that each has trained.
 
     The band above a curve is the bootstrap standard error of that minimum. A curve ends where its runs end.
+
+    Args:
+        ax: The panel.
+        frame: The runs.
+        dataset: The set.
+        loss: What the vertical axis calls the loss.
     """
     times = _times(frame, dataset)
     for method, runs in by_method(frame, dataset):
@@ -285,7 +291,7 @@ def draw_incumbents(ax: Axes, frame: pd.DataFrame, dataset: str) -> None:
     ax.set(
         title=of_losses(dataset),
         xlabel="seconds of training a run",
-        ylabel=f"lowest {LOSS}",
+        ylabel=f"lowest {loss}",
         xscale="log",
         yscale="log",
     )

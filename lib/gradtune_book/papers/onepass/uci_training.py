@@ -36,8 +36,10 @@ BOUNDS = (1e-10, 1.0)
 RANGES = {LR: (-6.0, -1.0), DECAY: (-7.0, -2.0), MOMENTUM: (0.0, 1.0), MULTIPLIER: (0.95, 1.01)}
 """Where initial values are drawn from, uniformly: log10 of the first two, natural units of the others (Table 5)."""
 
+OPEN = (1e-6, 1 - 1e-6)
+"""A momentum that is tuned lies strictly between 0 and 1, also in float32."""
+
 _WORTH_TRACING = 1000  # steps; the numbers are the same to the last bit, recording a block takes seconds
-_OPEN = 1e-6  # a momentum that is tuned lies strictly between 0 and 1, also in float32
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def draw(seeds: Sequence[int]) -> Start:
     rows = [np.random.default_rng([seed, 1]).uniform(size=4) for seed in seeds]
     u = torch.from_numpy(np.stack(rows))
     lr, decay, momentum, multiplier = (low + (high - low) * u[:, k] for k, (low, high) in enumerate(RANGES.values()))
-    return Start(10**lr, 10**decay, momentum.clamp(_OPEN, 1 - _OPEN), multiplier)
+    return Start(10**lr, 10**decay, momentum.clamp(*OPEN), multiplier)
 
 
 def declared(s: Setting, start: Start | None = None, like: Tensor | None = None) -> list[Hyper]:

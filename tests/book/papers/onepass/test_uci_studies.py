@@ -27,6 +27,7 @@ from gradtune_book.data import manifest
 from gradtune_book.notebooks.stats import PLUS_MINUS
 from gradtune_book.papers.onepass import (
     image_horizon,
+    image_training,
     uci_choices,
     uci_horizon,
     uci_onepass,
@@ -356,7 +357,7 @@ def test_batches_visit_every_image_once_an_epoch_and_come_again() -> None:
 def test_outlying_losses_count_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
     c = image_horizon.Config("Random", 0, "digits", 20)
     plain: dict[str, Any] = image_horizon.run([c], CPU)[0].metrics
-    monkeypatch.setattr(image_horizon, "OUTLYING", 0.1)
+    monkeypatch.setattr(image_training, "OUTLYING", 0.1)
     cut: dict[str, Any] = image_horizon.run([c], CPU)[0].metrics
     assert plain["diverged"] == 0 and plain["best_ce"] <= plain["test_ce"]
     assert cut["diverged"] == 1 and np.isnan(cut["test_ce"]) and np.isnan(cut["test_error"])
