@@ -142,7 +142,18 @@ PAGES = (
     ),
 )
 
-_OF_RECORDS = ("chunks", "environment", "jsonl", "locks", "proof", "recorder", "verification", "workers")
+_OF_RECORDS = (
+    "chunks",
+    "environment",
+    "gpu",
+    "jsonl",
+    "locks",
+    "outside",
+    "proof",
+    "recorder",
+    "verification",
+    "workers",
+)
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),

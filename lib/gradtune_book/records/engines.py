@@ -12,7 +12,7 @@ import torch
 
 from gradtune.errors import GradtuneError
 from gradtune_book import config
-from gradtune_book.records import environment, jsonl, store
+from gradtune_book.records import environment, gpu, jsonl, store
 from gradtune_book.records.chunks import Chunk, Job
 from gradtune_book.records.study import Study
 
@@ -93,7 +93,8 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
     environment.commit()  # asked before the run: this is the code that computes it
     environment.reset_peak(device)
     try:
-        with environment.as_recorded():
+        with environment.as_recorded(device):
+            gpu_used = gpu.described(device)
             results = study.run(chunk.configs, device)
     except Exception as error:
         error.add_note(f"in study {study.name!r}, scale {scale!r}, runs {[config.to_dict(c) for c in chunk.configs]}")
@@ -102,4 +103,4 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
         raise GradtuneError(f"study {study.name!r} gave {len(results)} results for {len(chunk.configs)} runs")
     where, peak = environment.describe(device), environment.peak_mb(device)
     runs = zip(chunk.configs, results)
-    return [store.line(study.name, scale, cfg, result, where, len(results), peak) for cfg, result in runs]
+    return [store.line(study.name, scale, cfg, result, where, len(results), peak, gpu_used) for cfg, result in runs]
