@@ -151,6 +151,8 @@ _OF_RECORDS = (
     "outside",
     "proof",
     "recorder",
+    "sittings",
+    "told",
     "verification",
     "workers",
 )
@@ -160,7 +162,12 @@ BEHIND_THE_SCENES = (
     *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "saved", "settings", "shards")),
     *("gradtune.search.asking", "gradtune.tuning.assembly", "gradtune.tuning.scaling", "gradtune.tuning.recorded"),
     *("gradtune.tuning.kept",),
-    *("gradtune.training.checkpoints", "gradtune.training.tracing", "gradtune.nets.watching"),
+    *(
+        "gradtune.training.checkpoints",
+        "gradtune.training.saved_runs",
+        "gradtune.training.tracing",
+        "gradtune.nets.watching",
+    ),
     *("gradtune.training.recording", "gradtune.training.programs"),
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),
     "gradtune_book.worker",

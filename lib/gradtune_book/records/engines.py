@@ -3,6 +3,7 @@
 `workers` runs this one in several processes; `cluster` has one that hands chunks to Ray.
 """
 
+import contextlib
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from gradtune.errors import GradtuneError
 from gradtune_book import config
-from gradtune_book.records import environment, gpu, jsonl, store
+from gradtune_book.records import environment, gpu, jsonl, sittings, store
 from gradtune_book.records.chunks import Chunk, Job
 from gradtune_book.records.study import Study
 
@@ -67,7 +68,7 @@ class Here:
         device = environment.device(job.device)
         for chunk in chunks:
             start = time.monotonic()
-            lines = compute(job.study, job.scale, chunk, device)
+            lines = compute(job.study, job.scale, chunk, device, kept=True)
             pace.took(start)
             yield chunk, lines
 
@@ -75,7 +76,7 @@ class Here:
 HERE = Here()
 
 
-def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
+def compute(study: Study, scale: str, chunk: Chunk, device: torch.device, kept: bool = False) -> list[jsonl.Line]:
     """Run one chunk and return its records, in the order of its configurations.
 
     An error of the study's own function gets a note that names the study, the scale and the runs.
@@ -85,6 +86,7 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
         scale: One of `config.SCALES`.
         chunk: The runs.
         device: Where they are computed.
+        kept: Go on from the state that an earlier, unfinished call left on file, and leave one (`sittings`).
 
     Raises:
         GradtuneError: The study gave another number of results than there are runs, or a result is refused by
@@ -93,7 +95,8 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
     environment.commit()  # asked before the run: this is the code that computes it
     environment.reset_peak(device)
     try:
-        with environment.as_recorded(device):
+        sitting = sittings.sitting(study.name, scale, chunk.keys, device) if kept else contextlib.nullcontext()
+        with environment.as_recorded(device), sitting:
             gpu_used = gpu.described(device)
             results = study.run(chunk.configs, device)
     except Exception as error:

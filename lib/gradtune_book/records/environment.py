@@ -248,6 +248,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.wall_s, self.cpu_s = device, 0.0, 0.0
+        self._since = 0.0, 0.0
 
     def __enter__(self) -> Self:
         self._since = busy_seconds(self.device), time.perf_counter()
@@ -256,6 +257,14 @@ class Stopwatch:
     def __exit__(self, *_: object) -> None:
         self.cpu_s += busy_seconds(self.device) - self._since[0]
         self.wall_s += time.perf_counter() - self._since[1]
+
+    def state(self) -> Seconds:
+        """Return the seconds so far, as they are kept while it stands still."""
+        return {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
+
+    def go_on(self, earlier: Seconds) -> None:
+        """Begin with the seconds of an earlier sitting, before it first runs."""
+        self.wall_s, self.cpu_s = earlier["wall_s"], earlier["cpu_s"]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
-from gradtune_book.records import environment, jsonl, locks, store, workers
+from gradtune_book.records import environment, jsonl, locks, sittings, store, workers
 from gradtune_book.records.chunks import WHOLE, Chunk, Job, Shard
 from gradtune_book.records.engines import HERE, Engine, Pace
 from gradtune_book.records.study import Study
@@ -77,7 +77,8 @@ def record(
 ) -> Summary:
     """Compute the runs of a study that are not recorded yet, and record them.
 
-    Ctrl-C ends the call, which then returns too. It loses the runs of unfinished chunks and nothing else.
+    Ctrl-C ends the call, which then returns too. It loses what unfinished chunks have computed, long ones only that
+    since their last checkpoint (`sittings`), and nothing else.
 
     Args:
         study: The study, from `papers.get`.
@@ -189,6 +190,7 @@ def work(job: Job, engine: Engine = HERE) -> Generator[tuple[int, float], None, 
             have = _keys(job, chunk.configs[0].method)
             with workers.interrupts_wait():  # what is computed is kept
                 added = jsonl.append(_file(job, chunk), [line for line in lines if line["key"] not in have])
+                sittings.remove(job.study.name, job.scale, chunk.keys)
             yield added, chunk.cost(job.study)
 
 
