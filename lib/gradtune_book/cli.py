@@ -110,6 +110,7 @@ def _add_record(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--engine", default="local", help="local (default), or ray: on the nodes of a Ray cluster")
     command.add_argument("--address", help="with ray: address of the cluster (default: the one this machine is in)")
     command.add_argument("--shard", metavar="K/N", help="only part K of N; every batch of runs is in one part")
+    command.add_argument("--mixed", action="store_true", help="record the rest on another kind of device")
     command.add_argument("--verify", type=int, metavar="N", help="record nothing; re-run N recorded runs and compare")
     command.set_defaults(call=_record)
 
@@ -213,7 +214,7 @@ def _record(options: argparse.Namespace) -> int:
         return _verify(options)
     shard = chunks.WHOLE if options.shard is None else chunks.Shard.parse(options.shard)
     jobs = 1 if engine is not None or options.jobs is None else options.jobs
-    summary = recorder.record(study, options.scale, options.device, options.minutes, jobs, engine, shard)
+    summary = recorder.record(study, options.scale, options.device, options.minutes, jobs, engine, shard, options.mixed)
     print(summary.sentence())
     return 130 if summary.interrupted else 3 if summary.left else 0
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from gradtune.recursion.wrapped import Clipped, Masked
 from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
 from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -148,8 +149,8 @@ def _one(c: Config, device: torch.device) -> Result:
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
     trainer = _Trainer(c, device)
-    with Stopwatch(device) as spent:
-        learned = _off_the_shelf(c, device) if c.method == COSINE else trainer.learn()
+    spent = Stopwatch(device)
+    learned = _off_the_shelf(c, device) if c.method == COSINE else trainer.learn(spent)
     best = max(range(len(learned.accuracies)), key=lambda k: learned.accuracies[k], default=0)
     metrics: dict[str, float | int | None] = {
         "test_accuracy": trainer.test(learned.rates[best]),
@@ -193,8 +194,8 @@ class _Trainer:
         size = self.c.batch if greedy else self.c.validation
         return PerRun(lambda: lenet_for(self.given), self.given, rows, [seed], self.c.batch, size, greedy)
 
-    def learn(self) -> _Learned:
-        """Take all outer steps, from learning rates of zero."""
+    def learn(self, spent: Stopwatch) -> _Learned:
+        """Take all outer steps, from learning rates of zero, while `spent` runs."""
         c = self.c
         windows = c.windows if c.method == FDS else c.steps
         tasks: dict[int, PerRun] = {}
@@ -214,7 +215,25 @@ class _Trainer:
 
         hypers = [Hyper("lr", 0.0, windows=windows), self.momentum]
         search = Restarts(make, self.rule, hypers, self._method, [c.steps] * c.outer_steps)
-        search.advance(search.start(), watch=watch)
+        progress, sitting = search.start(), sittings.current()
+
+        def tick(now: Progress) -> None:  # at the end of an outer step: earlier, reverse mode would take steps again
+            nonlocal progress
+            progress = now
+            sitting.tick(spent)
+
+        def state() -> dict[str, Any]:
+            return {"search": search.state(progress), "learned": dict(vars(learned)), "spent": spent.state()}
+
+        with sitting.part("learning", state) as earlier:
+            if earlier is not None:
+                progress, learned = search.restored(earlier["search"]), _Learned(**earlier["learned"])
+                learned.rates = [x.to(self.device) for x in learned.rates]
+                spent.go_on(earlier["spent"])
+                if search.complete(progress):  # saved before it was seen
+                    watch(progress)
+            with spent:
+                search.advance(progress, watch=watch, tick=tick, stride=c.steps)
         learned.rates.pop()  # of the last update nothing is known
         return learned
 

@@ -33,7 +33,7 @@ from gradtune_book.papers.fds import (
     tables,
 )
 from gradtune_book.papers.fds import schedules as fds_schedules
-from gradtune_book.records import store
+from gradtune_book.records import environment, store
 from gradtune_book.records.store import POINTS, Result
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_a_schedule_moves_by_the_clipped_mean_hypergradient(method: str) -> None
     hypers = Hypers([Hyper("lr", 0.0, windows=windows), trainer.momentum], task.layout.sizes, 6)
     loop = Loop(task, trainer.rule, hypers, methods.fds(6, Kept(SGD(0.0))))
     mean = loop.advance(loop.start(task.init()), 6).outer.hypergradient[0] * windows / 6
-    learned = trainer.learn()
+    learned = trainer.learn(environment.Stopwatch(trainer.device))
     assert mean.abs().min() > 1e-3 and learned.rates[0].tolist() == [0.0] * windows
     torch.testing.assert_close(learned.rates[1], -0.1 * mean.clamp(-3, 3), rtol=1e-4, atol=1e-6)
     assert len(learned.accuracies) == len(learned.rates) == 2
