@@ -37,8 +37,14 @@ from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.per_run import PerRun, split
 
-NON_GREEDY, GREEDY, FDS, COSINE = "non-greedy", "greedy", "FDS", "cosine"
-METHODS = (GREEDY, NON_GREEDY, FDS, COSINE)
+NON_GREEDY, GREEDY, FDS, COSINE, TUNED = "non-greedy", "greedy", "FDS", "cosine", "cosine, tuned"
+METHODS = (GREEDY, NON_GREEDY, FDS, COSINE, TUNED)
+UNLEARNED = (COSINE, TUNED)
+"""Schedules that take no outer step."""
+
+COSINE_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""First learning rates of which "cosine, tuned" keeps the one of highest validation accuracy, a training each."""
+
 _TEST = 10**6  # number of the training that tests a schedule: other weights and rows than in any outer step
 
 
@@ -46,7 +52,7 @@ _TEST = 10**6  # number of the training that tests a schedule: other weights and
 class Config:
     """One schedule, learned and tested."""
 
-    method: str  # greedy, non-greedy, FDS or cosine
+    method: str  # one of `METHODS`
     seed: int  # draws weights, rows and batches of all trainings
     data: str = "mnist"  # mnist, svhn, svhn_like or digits
     images: int | None = None  # use so many images, equally many of a class; None: all
@@ -105,7 +111,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     for data in sizes.sets:
         first = outer_lr_of(data)
         for lr in dict.fromkeys((first, *sizes.more_outer_lr)):
-            methods_here = [m for m in METHODS if m != COSINE or lr == first]  # which takes no outer step
+            methods_here = [m for m in METHODS if m not in UNLEARNED or lr == first]
             each = [(m, k) for m in methods_here for k in range(sizes.seeds)]
             out += [Config(m, seed + k, data=data, outer_lr=lr, **size) for m, k in each]
     return out
@@ -150,7 +156,10 @@ def _one(c: Config, device: torch.device) -> Result:
         raise unknown("method", c.method, METHODS)
     trainer = _Trainer(c, device)
     spent = Stopwatch(device)
-    learned = _off_the_shelf(c, device) if c.method == COSINE else trainer.learn(spent)
+    if c.method == COSINE:
+        learned = _Learned([schedule("cosine", c.cosine_lr, c.steps).to(device)], [])
+    else:
+        learned = trainer.choose(spent) if c.method == TUNED else trainer.learn(spent)
     best = max(range(len(learned.accuracies)), key=lambda k: learned.accuracies[k], default=0)
     metrics: dict[str, float | int | None] = {
         "test_accuracy": trainer.test(learned.rates[best]),
@@ -171,10 +180,6 @@ class _Learned:
     rates: list[Tensor]
     accuracies: list[float]
     diverged: int = 0
-
-
-def _off_the_shelf(c: Config, device: torch.device) -> _Learned:
-    return _Learned([schedule("cosine", c.cosine_lr, c.steps).to(device)], [])
 
 
 class _Trainer:
@@ -237,6 +242,18 @@ class _Trainer:
         learned.rates.pop()  # of the last update nothing is known
         return learned
 
+    def choose(self, spent: Stopwatch) -> _Learned:
+        """Train once with each of the cosine schedules, while `spent` runs."""
+        learned = _Learned([], [])
+        with spent:
+            for k, lr in enumerate(COSINE_RATES):
+                task, rates = self.task(k), schedule("cosine", lr, self.c.steps).to(self.device)
+                w = self._weights(task, rates)
+                learned.accuracies.append(float(task.val_accuracies(w)))
+                learned.diverged += int(not w.isfinite().all())
+                learned.rates.append(rates)
+        return learned
+
     def _method(self, steps: int) -> Method:
         """Return the method: a step is `outer_lr` times the mean hypergradient of a window, clipped."""
         c = self.c
@@ -245,12 +262,16 @@ class _Trainer:
         outer = Masked(Clipped(SGD(c.outer_lr / length), c.limit * length))
         return Method(Reverse(horizon), outer, every=horizon)
 
+    def _weights(self, task: PerRun, rates: Tensor) -> Tensor:
+        """Return the weights after a training with these learning rates `[N]`."""
+        hypers = [Hyper("lr", rates, windows=len(rates), tuned=False), self.momentum]
+        loop = Loop(task, self.rule, Hypers(hypers, task.layout.sizes, self.c.steps), Method())
+        return loop.advance(loop.start(task.init()), self.c.steps).state.w
+
     def test(self, rates: Tensor) -> float:
         """Return the test accuracy after a training with these learning rates `[N]`; chance where it diverged."""
         task = self.task(_TEST)
-        hypers = [Hyper("lr", rates, windows=len(rates), tuned=False), self.momentum]
-        loop = Loop(task, self.rule, Hypers(hypers, task.layout.sizes, self.c.steps), Method())
-        w = loop.advance(loop.start(task.init()), self.c.steps).state.w
+        w = self._weights(task, rates)
         if not w.isfinite().all():
             return 1 / len(self.given.y_test.unique())
         return float(task.accuracies(w, *self.given.test))
@@ -287,8 +308,8 @@ def _megabytes(c: Config, steps: int, how: Callable[[int], Method], device: torc
 
 def _cost(c: Config) -> float:
     """Return the cost in gradients of a training batch."""
-    if c.method == COSINE:
-        return 2.0 * c.steps
+    if c.method in UNLEARNED:
+        return 2.0 * c.steps * (len(COSINE_RATES) if c.method == TUNED else 1)
     each = 2.5 if c.method == GREEDY else 5.0
     return each * c.steps * c.outer_steps
 

@@ -44,7 +44,8 @@ def test_every_method_of_the_paper_trains_with_and_without_batch_norm() -> None:
     both = trained[trained["method"] != BAYES].groupby(["method", "seed"])
     assert (both["batch_norm"].nunique() == 2).all() and (both["test_ce"].nunique() == 2).all()
     table = image_tables.times(frame)
-    assert (table["ms"] > 0).all() and (table.loc[table["method"] == "Random", "ratio"] == 1).all()
+    assert (table[image_tables.MS] > 0).all()
+    assert (table.loc[table["method"] == "Random", image_tables.RATIO] == 1).all()
 
 
 def test_three_batched_keeps_the_training_of_lowest_validation_loss() -> None:
