@@ -16,6 +16,7 @@ from typing import Self, TypedDict
 
 import torch
 
+import gradtune
 from gradtune import variables
 from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
@@ -72,7 +73,10 @@ def versions(others: Sequence[str] = ()) -> dict[str, str]:
 def _packages() -> dict[str, str]:
     """Python and packages, as found once per process."""
     names = ("torch", "numpy", "gradtune")
-    return {"python": platform.python_version(), **{name: _version(name) or "unknown" for name in names}}
+    found = {name: _version(name) or "unknown" for name in names}
+    if found["gradtune"] == "unknown":  # a copy that is not installed
+        found["gradtune"] = gradtune.__version__
+    return {"python": platform.python_version(), **found}
 
 
 def code() -> dict[str, str]:

@@ -74,6 +74,7 @@ def record(
     engine: Engine | None = None,
     shard: Shard = WHOLE,
     mixed: bool = False,
+    methods: Sequence[str] = (),
 ) -> Summary:
     """Compute the runs of a study that are not recorded yet, and record them.
 
@@ -92,6 +93,7 @@ def record(
         engine: What computes the chunks in place of this process and `jobs`, such as `cluster.Ray`. None for these.
         shard: The part of the study's chunks to compute; all by default.
         mixed: Go on where a CPU has recorded runs of the study at this scale and a GPU is asked for, or the reverse.
+        methods: The methods whose runs are computed; () stands for all.
 
     Returns:
         How the call ended.
@@ -105,7 +107,7 @@ def record(
     if jobs < 1 or (minutes is not None and not minutes > 0):
         raise GradtuneError(f"jobs must be at least 1 and minutes more than 0, not {jobs} and {minutes}")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    job = Job(study, config.check_scale(scale), device, deadline, shard)
+    job = Job(study, config.check_scale(scale), device, deadline, shard, tuple(methods))
     chunks = job.chunks()
     total, before = sum(len(chunk.keys) for chunk in chunks), _count(job, chunks)
     if before < total and not mixed:
