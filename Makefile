@@ -5,6 +5,7 @@ SCALE ?= smoke
 DATA ?= auto
 STUDY ?=
 JOBS ?= 2
+DEVICE ?= cpu
 MINUTES ?=
 COVERAGE ?=
 UPGRADE ?=
@@ -21,7 +22,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  variables: SCALE=smoke|laptop|paper (book, record), DATA=auto|embedded (book), PYTHON=python3 (setup),"
-	@echo "             STUDY=name JOBS=2 MINUTES=n (record; JOBS also for test), COVERAGE=1 (test), UPGRADE=1 (lock)"
+	@echo "             DEVICE=cpu|cuda (book, record), STUDY=name JOBS=2 MINUTES=n (record; JOBS also for test),"
+	@echo "             COVERAGE=1 (test), UPGRADE=1 (lock)"
 
 setup: $(STAMP) ## make .venv and install the locked requirements, the library and the book into it
 
@@ -37,7 +39,7 @@ $(STAMP): requirements.lock pyproject.toml lib/pyproject.toml
 	@touch $@
 
 book: $(STAMP) ## execute the notebooks that changed at SCALE and build the book in _build/html
-	@$(BIN)/python -m gradtune book --scale $(SCALE) --data $(DATA)
+	@$(BIN)/python -m gradtune book --scale $(SCALE) --data $(DATA) --device $(DEVICE)
 
 notebooks: $(STAMP) ## execute the source notebooks in place: the smoke output they are stored with
 	@$(BIN)/python -m gradtune_book.notebooks.runner
@@ -62,7 +64,7 @@ wheel: $(STAMP) ## build the wheel of the library, which holds nothing of the bo
 
 record: $(STAMP) ## record the runs of STUDY at SCALE that are missing
 	@test -n "$(STUDY)" || { echo "make: which study? as in: make record STUDY=clip_quadratic SCALE=laptop" >&2; exit 2; }
-	@$(BIN)/python -m gradtune record $(STUDY) --scale $(SCALE) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES))
+	@$(BIN)/python -m gradtune record $(STUDY) --scale $(SCALE) --jobs $(JOBS) --device $(DEVICE) $(if $(MINUTES),--minutes $(MINUTES))
 
 clean: ## remove what was built (not .venv, data or records)
 	rm -rf _build build dist book/executed .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ import torch
 from benchmarks.rows import BARE, Row
 from benchmarks.timing import Timing
 from gradtune_book import paths
-from gradtune_book.records import environment, jsonl, store
+from gradtune_book.records import environment, gpu, jsonl, store
 from gradtune_book.records.jsonl import Line
 
 STUDY, SCALE = "step_cost", "paper"
@@ -75,7 +75,7 @@ def line(row: Row, way: str, timing: Timing, device: torch.device, seed: int = 0
         wall_s=sum(timing.base) + sum(timing.method),
         dataset="generated inputs",
     )
-    return store.line(STUDY, SCALE, cfg, result, environment.describe(device), 1, None)
+    return store.line(STUDY, SCALE, cfg, result, environment.describe(device), 1, None, gpu.described(device))
 
 
 def keep(row: Row, way: str, timing: Timing, device: torch.device, root: Path | None = None) -> Path:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from benchmarks import kept
 from benchmarks.rows import BARE, GROWTH, Row
 from benchmarks.timing import Work, where_time_goes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = {"study": "in a study", "tune": "through tune"}
 """What the table calls the ways in which a row is measured."""

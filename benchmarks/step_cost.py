@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GradtuneError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    if arguments.record:
+    if arguments.record and device.type == "cpu":
         write_quote(paths.ROOT / "README.md")
     clock = "wall time" if device.type == "cuda" else "CPU time, 1 thread"
     print(f"{environment.describe(device)}, {clock}, {arguments.repeats} repeats{', quick' * arguments.quick}")

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("book", help="execute what has changed and build the book")
     command.add_argument("--scale", default="smoke", help="smoke (default), laptop or paper")
     command.add_argument("--data", default="auto", help="auto (default), embedded, or a dataset's name")
+    command.add_argument("--device", default="cpu", help="of live runs: cpu (default), cuda or cuda:N")
     command.add_argument("--force", action="store_true", help="execute every notebook again")
     command.set_defaults(call=_book)
 
@@ -110,6 +111,8 @@ def _add_record(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--engine", default="local", help="local (default), or ray: on the nodes of a Ray cluster")
     command.add_argument("--address", help="with ray: address of the cluster (default: the one this machine is in)")
     command.add_argument("--shard", metavar="K/N", help="only part K of N; every batch of runs is in one part")
+    command.add_argument("--methods", nargs="+", metavar="NAME", default=(), help="only runs of these methods")
+    command.add_argument("--mixed", action="store_true", help="record the rest on another kind of device")
     command.add_argument("--verify", type=int, metavar="N", help="record nothing; re-run N recorded runs and compare")
     command.set_defaults(call=_record)
 
@@ -213,7 +216,9 @@ def _record(options: argparse.Namespace) -> int:
         return _verify(options)
     shard = chunks.WHOLE if options.shard is None else chunks.Shard.parse(options.shard)
     jobs = 1 if engine is not None or options.jobs is None else options.jobs
-    summary = recorder.record(study, options.scale, options.device, options.minutes, jobs, engine, shard)
+    summary = recorder.record(
+        study, options.scale, options.device, options.minutes, jobs, engine, shard, options.mixed, options.methods
+    )
     print(summary.sentence())
     return 130 if summary.interrupted else 3 if summary.left else 0
 
@@ -258,7 +263,7 @@ def _book(options: argparse.Namespace) -> int:
     from gradtune_book import config
     from gradtune_book.pages import build
 
-    build.build(config.check_scale(options.scale), options.data, options.force)
+    build.build(config.check_scale(options.scale), options.data, options.force, options.device)
     return 0
 
 

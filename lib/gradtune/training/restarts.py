@@ -16,16 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
 from gradtune.errors import GradtuneError, at_least
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import Problem
-from gradtune.training import checkpoints
+from gradtune.training import checkpoints, saved_runs
 from gradtune.training.loop import Loop, Method, Run
 
 
@@ -116,13 +114,22 @@ class Restarts:
         """Return the number of training steps to the end of the search."""
         return sum(self.horizons[progress.number :]) - progress.run.t
 
-    def advance(self, progress: Progress, steps: int | None = None, watch: Watch | None = None) -> Progress:
+    def advance(
+        self,
+        progress: Progress,
+        steps: int | None = None,
+        watch: Watch | None = None,
+        tick: Watch | None = None,
+        stride: int = 10,
+    ) -> Progress:
         """Take `steps` more training steps, across outer steps where need be.
 
         Args:
             progress: where to go on.
             steps: number of training steps; None goes to the end of the search. It never goes beyond.
             watch: called with the progress whenever an outer step is complete.
+            tick: called with the progress after every few steps, before `watch`; the moment to save it.
+            stride: number of steps between two calls of `tick`.
 
         Returns:
             The progress after these steps.
@@ -133,10 +140,12 @@ class Restarts:
                 if self.complete(progress):
                     progress = self._next(progress)
                 number, run = progress
-                now = min(left, self.horizons[number] - run.t)
+                now = min(left, self.horizons[number] - run.t, *([] if tick is None else [stride]))
                 progress = Progress(number, self.loop(number).advance(run, now))
                 left -= now
                 bar.update(now)
+                if tick is not None:
+                    tick(progress)
                 if watch is not None and self.complete(progress):
                     watch(progress)
         return progress
@@ -166,15 +175,7 @@ class Restarts:
         Raises:
             GradtuneError: the file cannot be written.
         """
-        run = progress.run
-        state = {
-            "horizons": list(self.horizons),
-            "number": progress.number,
-            "t": run.t,
-            "tensors": tree_flatten(run._replace(t=0, past=()))[0][1:],
-            "past": [tree_flatten(each)[0] for each in run.past],
-        }
-        checkpoints.save(state, path)
+        checkpoints.save(self.state(progress), path)
 
     def load(self, path: Path) -> Progress:
         """Return the progress that `save` wrote to `path`.
@@ -190,20 +191,17 @@ class Restarts:
                 f"{list(self.horizons)}; use the same, or remove the file"
             )
         with checkpoints.expected(path):
-            start = self._begun(state["number"])[1]._replace(t=0, past=())
-            run: Run = _filled(start, [0, *state["tensors"]], path)
-            form = self._begun(state["number"])[0].form_of_past(run)
-            past = tuple(_filled(form, leaves, path) for leaves in state["past"])
-            return Progress(state["number"], run._replace(t=state["t"], past=past))
+            return self.restored(state, str(path))
 
+    def state(self, progress: Progress) -> dict[str, Any]:
+        """Return a search's progress as plain data, to be part of a larger checkpoint; no tensor is copied."""
+        return {"horizons": list(self.horizons), "number": progress.number, **saved_runs.state(progress.run)}
 
-def _filled(like: Any, leaves: list[Any], path: Path) -> Any:
-    """Return the leaves in the structure of `like`.
+    def restored(self, state: dict[str, Any], where: str = "the checkpoint") -> Progress:
+        """Return the progress whose `state` this is.
 
-    Raises:
-        GradtuneError: the leaves have other shapes.
-    """
-    own, structure = tree_flatten(like)
-    if [getattr(x, "shape", None) for x in own] != [getattr(x, "shape", None) for x in leaves]:
-        raise GradtuneError(f"{path} holds a search of another net, method or number of runs; remove it to start anew")
-    return tree_unflatten([x.to(y.dtype) if torch.is_tensor(y) else x for x, y in zip(leaves, own)], structure)
+        Raises:
+            GradtuneError: it belongs to a search of another net, method or number of runs.
+        """
+        loop, start = self._begun(state["number"])
+        return Progress(state["number"], saved_runs.restored(loop, start, state, where))

@@ -142,14 +142,32 @@ PAGES = (
     ),
 )
 
-_OF_RECORDS = ("chunks", "environment", "jsonl", "locks", "proof", "recorder", "verification", "workers")
+_OF_RECORDS = (
+    "chunks",
+    "environment",
+    "gpu",
+    "jsonl",
+    "locks",
+    "outside",
+    "proof",
+    "recorder",
+    "sittings",
+    "told",
+    "verification",
+    "workers",
+)
 BEHIND_THE_SCENES = (
     *("gradtune", "gradtune.__main__", "gradtune.extras", "gradtune.variables"),
     *("gradtune.nets.compiled", "gradtune.nets.explained", "gradtune.nets.ranges", "gradtune.nets.second_order"),
     *(f"gradtune.optim.{name}" for name in ("foreach", "fused", "rates", "saved", "settings", "shards")),
     *("gradtune.search.asking", "gradtune.tuning.assembly", "gradtune.tuning.scaling", "gradtune.tuning.recorded"),
     *("gradtune.tuning.kept",),
-    *("gradtune.training.checkpoints", "gradtune.training.tracing", "gradtune.nets.watching"),
+    *(
+        "gradtune.training.checkpoints",
+        "gradtune.training.saved_runs",
+        "gradtune.training.tracing",
+        "gradtune.nets.watching",
+    ),
     *("gradtune.training.recording", "gradtune.training.programs"),
     *("gradtune_book", "gradtune_book.checks", "gradtune_book.cli", "gradtune_book.paths"),
     "gradtune_book.worker",

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from gradtune_book import config, paths
 from gradtune_book.notebooks import runner
 from gradtune_book.notebooks.runner import Execution
 from gradtune_book.pages import api, old, verdicts
-from gradtune_book.records import locks, store
+from gradtune_book.records import environment, locks, store
 
 GENERATED = ("provenance", "verdicts")
 """Pages among the executed notebooks that no notebook is the source of."""
@@ -30,26 +30,30 @@ GENERATED = ("provenance", "verdicts")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Sphinx colours its messages even where no terminal shows them
 
 
-def build(scale: str = "smoke", data: str = "auto", force: bool = False) -> Path:
+def build(scale: str = "smoke", data: str = "auto", force: bool = False, device: str = "cpu") -> Path:
     """Build the book and return the path of its `index.html`.
 
     Args:
         scale: Size of the live runs, passed to every notebook that has the parameter `scale`.
         data: "auto", "embedded" or a dataset's name, passed to every notebook that has the parameter `data`.
         force: Execute every notebook, changed or not, and read every page anew.
+        device: Where live runs are computed, passed to every notebook that has the parameter `device`.
 
     Raises:
-        GradtuneError: The scale is unknown, another build is at work, the table of contents cannot be read or names a
-            notebook that is not there, a file cannot be written, or Jupyter Book gave a warning or an error.
+        GradtuneError: The scale is unknown, the device is not there, another build is at work, the table of contents
+            cannot be read or names a notebook that is not there, a file cannot be written, or Jupyter Book gave a
+            warning or an error.
         NotebookFailed: A cell failed. No later notebook was executed and no page was built; the pages of an earlier
             build say from then on that they are old.
     """
     config.check_scale(scale)
+    environment.device(device)
+    wanted = {"scale": scale, "data": data, "device": device}
     try:
         with alone():
             old.unmark(html())
             try:
-                return _build(scale, data, force)
+                return _build(wanted, force)
             except GradtuneError as error:
                 old.mark(html(), str(error))
                 raise
@@ -80,8 +84,8 @@ def html() -> Path:
     return paths.ROOT / "_build" / "html"
 
 
-def _build(scale: str, data: str, force: bool) -> Path:
-    executions = [_refresh(name, scale, data, force) for name in contents()]
+def _build(wanted: Mapping[str, str], force: bool) -> Path:
+    executions = [_refresh(name, wanted, force) for name in contents()]
     _write_if_changed(executed() / "provenance.md", provenance_page(executions))
     if "executed/verdicts" in _entries():
         _write_verdicts()
@@ -131,8 +135,7 @@ def files(node: Any) -> list[str]:
     return own + [name for value in node.values() for name in files(value)]
 
 
-def _refresh(name: str, scale: str, data: str, force: bool) -> Execution:
-    wanted = {"scale": scale, "data": data}
+def _refresh(name: str, wanted: Mapping[str, str], force: bool) -> Execution:
     has = runner.declared(name)
     values = {key: value for key, value in wanted.items() if key in has}
     done = runner.refresh(name, values, executed() / f"{name}.ipynb", force)
@@ -145,7 +148,7 @@ def provenance_page(executions: list[Execution]) -> str:
     live = [
         (
             f"[{e.notebook}]({e.notebook}.ipynb)",
-            *(e.parameters.get(p, "-") for p in ("scale", "data")),
+            *(e.parameters.get(p, "-") for p in ("scale", "data", "device")),
             e.seconds,
             e.date,
         )
@@ -160,7 +163,7 @@ def provenance_page(executions: list[Execution]) -> str:
             "",
             "## Live cells of this build",
             "",
-            *_table(("notebook", "scale", "data", "seconds", "executed (UTC)"), live),
+            *_table(("notebook", "scale", "data", "device", "seconds", "executed (UTC)"), live),
             "",
             "## Run records",
             "",

@@ -34,6 +34,7 @@ STUDIES = {
     "oho_dynamics": Entry(
         "oho.dynamics", "Figures 6 to 10 of the OHO paper: perturbations, outer data, resets, norms and correlations"
     ),
+    "oho_resnet": Entry("oho.resnet", "Figure 4 of the OHO paper at its own size, for a GPU: ResNet-18 on CIFAR-10"),
     "clip_quadratic": Entry("clip.quadratic", "Table 1 of the Clip paper: five online methods on a quadratic toy"),
     "clip_mnist": Entry(
         "clip.mnist", "Table 2 and Appendix B.1 of the Clip paper: the weight decay of a four-layer net on MNIST"
@@ -73,6 +74,9 @@ STUDIES = {
     "image_horizon": Entry(
         "onepass.image_horizon",
         "Figures 16 and 17, Tables 11 and 12 of the OnePass paper: short and longer horizons on Fashion-MNIST",
+    ),
+    "onepass_resnet": Entry(
+        "onepass.resnet", "Tables 2 and 8 of the OnePass paper, for a GPU: ResNet-18 on CIFAR-10, tuned in one pass"
     ),
     "fds_sharing_mse": Entry(
         "fds.sharing_mse",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,15 @@ class OhoProgram:
         hg_l2 = float((gv * self.to_l2).sum())
         self.lr, self.l2 = lr, min(max(self.l2 - 0.01 * self.meta_rate * hg_l2, 0.0), self.cap)
         return w, hg_lr, hg_l2
+
+    def state(self) -> dict[str, Any]:
+        """Return what a training in its middle goes on from, beside its weights."""
+        return {"lr": self.lr, "l2": self.l2, "to_lr": self.to_lr, "to_l2": self.to_l2}
+
+    def go_on(self, earlier: Mapping[str, Any], like: Tensor) -> None:
+        """Go on from what `state` gave, on the device and with the type of `like`."""
+        self.lr, self.l2 = earlier["lr"], earlier["l2"]
+        self.to_lr, self.to_l2 = earlier["to_lr"].to(like), earlier["to_l2"].to(like)
 
     def _gradient(self, w: Tensor, t: int, graph: bool = False) -> tuple[Tensor, tuple[Tensor]]:
         leaf = w.detach().requires_grad_()

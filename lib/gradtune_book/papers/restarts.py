@@ -20,6 +20,8 @@ def restarted(
     steps: int,
     trainings: int,
     read: Callable[[Run], None],
+    last: tuple[int, Run] | None = None,
+    after: Callable[[int, Run], None] | None = None,
 ) -> Run:
     """Train again and again from the same weights, each time with the hyperparameters of the last update.
 
@@ -34,13 +36,17 @@ def restarted(
         steps: number of steps of a training.
         trainings: number of trainings.
         read: sees the end of each training, with the hyperparameters that it was trained with.
+        last: number of trainings that are done, and the last of them as `after` saw it; None for a new beginning.
+        after: is told after each training how many are done, and sees its end with the hyperparameters of the next one.
 
     Returns:
         The last training at its end, with the hyperparameters of an update that is made and not used.
     """
-    outer = loop.start(w).outer
-    for _ in range(trainings):
-        run = loop.advance(loop.start(w)._replace(raw=raw, fixed=fixed, outer=outer), steps)
-        read(run._replace(raw=raw))
-        raw, outer = run.raw, run.outer
+    done, run = last or (0, loop.start(w)._replace(raw=raw))
+    for number in range(done + 1, trainings + 1):
+        before = run
+        run = loop.advance(loop.start(w)._replace(raw=before.raw, fixed=fixed, outer=before.outer), steps)
+        read(run._replace(raw=before.raw))
+        if after is not None:
+            after(number, run)
     return run

@@ -7,7 +7,7 @@ is recorded, nor on who computes it.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gradtune.errors import GradtuneError
+from gradtune.errors import GradtuneError, unknown
 from gradtune_book import config
 from gradtune_book.records.study import Study, batches
 
@@ -79,6 +79,7 @@ class Job:
         deadline: Reading of `time.monotonic()`, in seconds, at which no new chunk may start; the clock is the same in
             all processes of a machine. None for no deadline.
         shard: The part of the study's chunks that is computed.
+        methods: Only chunks of these methods are computed; () stands for all.
     """
 
     study: Study
@@ -86,7 +87,18 @@ class Job:
     device: str
     deadline: float | None
     shard: Shard = WHOLE
+    methods: tuple[str, ...] = ()
 
     def chunks(self) -> list[Chunk]:
-        """Return the job's chunks: those of its shard, whatever is recorded already."""
-        return cut(self.study, self.scale)[self.shard.number - 1 :: self.shard.of]
+        """Return the job's chunks: those of its shard and of its methods, whatever is recorded already.
+
+        Raises:
+            GradtuneError: The study has no run of a method at its scale.
+        """
+        every = cut(self.study, self.scale)
+        known = dict.fromkeys(chunk.configs[0].method for chunk in every)
+        for method in self.methods:
+            if method not in known:
+                raise unknown(f"method of {self.study.name} at scale {self.scale}", method, known)
+        part = every[self.shard.number - 1 :: self.shard.of]
+        return [chunk for chunk in part if not self.methods or chunk.configs[0].method in self.methods]

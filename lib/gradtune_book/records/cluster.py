@@ -21,7 +21,7 @@ from tqdm import tqdm
 from gradtune import extras
 from gradtune.errors import GradtuneError, at_least
 from gradtune_book import config
-from gradtune_book.records import environment, jsonl
+from gradtune_book.records import environment, jsonl, sittings
 from gradtune_book.records.chunks import Chunk, Job
 from gradtune_book.records.engines import Pace, Results, compute
 
@@ -208,7 +208,8 @@ def _on_a_node(same: tuple[Any, str, str, Mapping[str, str]], chunk: Chunk) -> I
         )
     yield host
     try:
-        yield compute(study, scale, chunk, environment.device(device))
+        yield compute(study, scale, chunk, environment.device(device), kept=True)
+        sittings.remove(study.name, scale, chunk.keys)
     except GradtuneError as error:
         raise GradtuneError(f"on the node {host}: {error}") from error
 

@@ -3,6 +3,7 @@
 `workers` runs this one in several processes; `cluster` has one that hands chunks to Ray.
 """
 
+import contextlib
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from gradtune.errors import GradtuneError
 from gradtune_book import config
-from gradtune_book.records import environment, jsonl, store
+from gradtune_book.records import environment, gpu, jsonl, sittings, store
 from gradtune_book.records.chunks import Chunk, Job
 from gradtune_book.records.study import Study
 
@@ -67,7 +68,7 @@ class Here:
         device = environment.device(job.device)
         for chunk in chunks:
             start = time.monotonic()
-            lines = compute(job.study, job.scale, chunk, device)
+            lines = compute(job.study, job.scale, chunk, device, kept=True)
             pace.took(start)
             yield chunk, lines
 
@@ -75,7 +76,7 @@ class Here:
 HERE = Here()
 
 
-def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> list[jsonl.Line]:
+def compute(study: Study, scale: str, chunk: Chunk, device: torch.device, kept: bool = False) -> list[jsonl.Line]:
     """Run one chunk and return its records, in the order of its configurations.
 
     An error of the study's own function gets a note that names the study, the scale and the runs.
@@ -85,6 +86,7 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
         scale: One of `config.SCALES`.
         chunk: The runs.
         device: Where they are computed.
+        kept: Go on from the state that an earlier, unfinished call left on file, and leave one (`sittings`).
 
     Raises:
         GradtuneError: The study gave another number of results than there are runs, or a result is refused by
@@ -93,7 +95,9 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
     environment.commit()  # asked before the run: this is the code that computes it
     environment.reset_peak(device)
     try:
-        with environment.as_recorded():
+        sitting = sittings.sitting(study.name, scale, chunk.keys, device) if kept else contextlib.nullcontext()
+        with environment.as_recorded(device), sitting:
+            gpu_used = gpu.described(device)
             results = study.run(chunk.configs, device)
     except Exception as error:
         error.add_note(f"in study {study.name!r}, scale {scale!r}, runs {[config.to_dict(c) for c in chunk.configs]}")
@@ -102,4 +106,4 @@ def compute(study: Study, scale: str, chunk: Chunk, device: torch.device) -> lis
         raise GradtuneError(f"study {study.name!r} gave {len(results)} results for {len(chunk.configs)} runs")
     where, peak = environment.describe(device), environment.peak_mb(device)
     runs = zip(chunk.configs, results)
-    return [store.line(study.name, scale, cfg, result, where, len(results), peak) for cfg, result in runs]
+    return [store.line(study.name, scale, cfg, result, where, len(results), peak, gpu_used) for cfg, result in runs]

@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,12 @@ from typing import Self, TypedDict
 
 import torch
 
+import gradtune
+from gradtune import variables
 from gradtune.errors import GradtuneError
 from gradtune.nets import compiled
 from gradtune_book import paths
+from gradtune_book.records import gpu, outside
 
 _WORKER_MB = 600  # torch, imported, and a small study
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
@@ -29,12 +31,28 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
 def commit() -> tuple[str | None, bool | None]:
     """Return the checkout's commit, and whether the files of the two packages (the folder `lib`) differ from it.
 
-    Git is asked once per process. What it cannot tell is None.
+    Git is asked once per process. A copy without git has the commit that `GRADTUNE_COMMIT` names, 40 hexadecimal digits
+    with "-dirty" behind them where the files differed from it; whether they were changed since then is not known. What
+    nobody can tell is None.
+
+    Raises:
+        GradtuneError: `GRADTUNE_COMMIT` is needed and names no commit.
     """
     library = str(paths.ROOT / "lib")
-    head = _git(library, "rev-parse", "HEAD")
-    changed = _git(library, "status", "--porcelain", "--", ".")
-    return head, None if head is None or changed is None else bool(changed)
+    head = outside.output("git", "-C", library, "rev-parse", "HEAD") if (paths.ROOT / ".git").exists() else None
+    if head is None:
+        return _named_commit()
+    changed = outside.output("git", "-C", library, "status", "--porcelain", "--", ".")
+    return head, None if changed is None else bool(changed)
+
+
+def _named_commit() -> tuple[str | None, bool | None]:
+    named = variables.read("COMMIT")
+    if not (found := re.fullmatch(r"([0-9a-f]{40})(-dirty)?|", named)):
+        raise GradtuneError(
+            f"GRADTUNE_COMMIT is {named!r}; expected the 40 digits of `git rev-parse HEAD`, or these and -dirty"
+        )
+    return found[1], True if found[2] else None
 
 
 def versions(others: Sequence[str] = ()) -> dict[str, str]:
@@ -55,7 +73,10 @@ def versions(others: Sequence[str] = ()) -> dict[str, str]:
 def _packages() -> dict[str, str]:
     """Python and packages, as found once per process."""
     names = ("torch", "numpy", "gradtune")
-    return {"python": platform.python_version(), **{name: _version(name) or "unknown" for name in names}}
+    found = {name: _version(name) or "unknown" for name in names}
+    if found["gradtune"] == "unknown":  # a copy that is not installed
+        found["gradtune"] = gradtune.__version__
+    return {"python": platform.python_version(), **found}
 
 
 def code() -> dict[str, str]:
@@ -97,6 +118,8 @@ def device(name: str) -> torch.device:
         raise GradtuneError(
             f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
         )
+    if chosen.type == "cuda":
+        gpu.prepare()
     if chosen.type not in ("cpu", "cuda"):
         raise GradtuneError(f"device {name!r} is not supported; expected cpu, cuda or cuda:N")
     return chosen
@@ -151,7 +174,7 @@ def room_for_workers() -> int:
 
 
 @contextlib.contextmanager
-def as_recorded() -> Iterator[None]:
+def as_recorded(chosen: torch.device | None = None) -> Iterator[None]:
     """Compute as studies are recorded, inside the `with` block.
 
     * Torch uses one thread, so that sums have one order on any number of cores.
@@ -159,15 +182,20 @@ def as_recorded() -> Iterator[None]:
       up takes the weights of whole nets below 1e-38, where arithmetic is many times slower: a batch of Lorraine's runs
       on Kin8nm took 210 seconds in place of 50, and gave the same metrics.
     * Freed memory is kept for the next allocation (`keep_freed_memory`).
+    * A GPU computes without TF32 and, where torch has them, by deterministic algorithms (`gpu.exact`).
 
-    Afterwards threads and rounding are the caller's again. Memory is kept for good.
+    Afterwards threads, rounding and the GPU's flags are the caller's again. Memory is kept for good.
+
+    Args:
+        chosen: Where it is computed. None stands for the CPU.
     """
     threads, flushed = torch.get_num_threads(), _flushes()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     keep_freed_memory()
     try:
-        yield
+        with gpu.exact() if chosen is not None and chosen.type == "cuda" else contextlib.nullcontext():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flushed)
@@ -224,6 +252,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.wall_s, self.cpu_s = device, 0.0, 0.0
+        self._since = 0.0, 0.0
 
     def __enter__(self) -> Self:
         self._since = busy_seconds(self.device), time.perf_counter()
@@ -232,6 +261,14 @@ class Stopwatch:
     def __exit__(self, *_: object) -> None:
         self.cpu_s += busy_seconds(self.device) - self._since[0]
         self.wall_s += time.perf_counter() - self._since[1]
+
+    def state(self) -> Seconds:
+        """Return the seconds so far, as they are kept while it stands still."""
+        return {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
+
+    def go_on(self, earlier: Seconds) -> None:
+        """Begin with the seconds of an earlier sitting, before it first runs."""
+        self.wall_s, self.cpu_s = earlier["wall_s"], earlier["cpu_s"]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -269,18 +306,6 @@ def differences() -> tuple[int, list[str]]:
 def _only_for_cuda(package: str) -> bool:
     """Whether a package serves torch's CUDA build alone, and torch here is another build."""
     return torch.version.cuda is None and package.startswith(("nvidia-", "cuda-", "triton"))
-
-
-def _git(folder: str, *arguments: str) -> str | None:
-    return _output("git", "-C", folder, *arguments)
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

@@ -28,7 +28,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     **{"commit": (str, type(None)), "dirty": (bool, type(None)), "wall_s": _NUMBER, "batch": (int,)},
     **{"peak_mb": (*_NUMBER, type(None))},
 }
-_LATER = {"cpu_s"}  # what older lines do not have
+_LATER = {"cpu_s", "gpu"}  # what older lines do not have, and what only those of a GPU have
 
 
 class Seal(NamedTuple):
@@ -165,6 +165,8 @@ def _wrong(line: Line) -> str:
             return f"is not a run record: its {name!r} is a {type(line[name]).__name__}"
     if other := sorted(line.keys() - _FIELDS.keys() - _LATER):
         return f"is not a run record: it has the unknown field {other[0]!r}"
+    if type(line.get("gpu", {})) is not dict:
+        return "is not a run record: its 'gpu' must say with what a GPU computed"
     cfg = line["config"]
     if type(cfg.get("method")) is not str or type(cfg.get("seed")) is not int or type(cfg.get("version", 0)) is not int:
         return "is not a run record: its configuration needs a method in text, and a seed and version in whole numbers"

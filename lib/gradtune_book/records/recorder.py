@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from gradtune.errors import GradtuneError
 from gradtune_book import config, paths
-from gradtune_book.records import environment, jsonl, locks, store, workers
+from gradtune_book.records import environment, jsonl, locks, sittings, store, workers
 from gradtune_book.records.chunks import WHOLE, Chunk, Job, Shard
 from gradtune_book.records.engines import HERE, Engine, Pace
 from gradtune_book.records.study import Study
@@ -73,10 +73,13 @@ def record(
     jobs: int = 1,
     engine: Engine | None = None,
     shard: Shard = WHOLE,
+    mixed: bool = False,
+    methods: Sequence[str] = (),
 ) -> Summary:
     """Compute the runs of a study that are not recorded yet, and record them.
 
-    Ctrl-C ends the call, which then returns too. It loses the runs of unfinished chunks and nothing else.
+    Ctrl-C ends the call, which then returns too. It loses what unfinished chunks have computed, long ones only that
+    since their last checkpoint (`sittings`), and nothing else.
 
     Args:
         study: The study, from `papers.get`.
@@ -89,22 +92,26 @@ def record(
             of workers does not change the numbers.
         engine: What computes the chunks in place of this process and `jobs`, such as `cluster.Ray`. None for these.
         shard: The part of the study's chunks to compute; all by default.
+        mixed: Go on where a CPU has recorded runs of the study at this scale and a GPU is asked for, or the reverse.
+        methods: The methods whose runs are computed; () stands for all.
 
     Returns:
         How the call ended.
 
     Raises:
-        GradtuneError: Bad arguments, a full disk, a folder that cannot be written, a damaged record file, or a worker
-            that died.
+        GradtuneError: Bad arguments, a full disk, a folder that cannot be written, a damaged record file, a worker that
+            died, or runs are left and others are recorded on another kind of device.
         RuntimeError: Any other error in one of several workers; it holds the worker's traceback.
     """
     (engine or HERE).check(device)
     if jobs < 1 or (minutes is not None and not minutes > 0):
         raise GradtuneError(f"jobs must be at least 1 and minutes more than 0, not {jobs} and {minutes}")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    job = Job(study, config.check_scale(scale), device, deadline, shard)
+    job = Job(study, config.check_scale(scale), device, deadline, shard, tuple(methods))
     chunks = job.chunks()
     total, before = sum(len(chunk.keys) for chunk in chunks), _count(job, chunks)
+    if before < total and not mixed:
+        _refuse_mixture(job, chunks)
     added, reason = 0, _ELSEWHERE if minutes is None else "time is up"
     with _bar(job, chunks) as bar:
         bar.set_postfix_str(f"{before}/{total} runs")
@@ -129,6 +136,25 @@ def record(
     if left and reason == _ELSEWHERE and _left_by_all(job, chunks):
         reason = "record files have changed meanwhile"
     return Summary(study.name, scale, total, added, left, reason if left else "", shard)
+
+
+def _refuse_mixture(job: Job, chunks: Sequence[Chunk]) -> None:
+    """Refuse to go on with what another kind of device has begun.
+
+    Raises:
+        GradtuneError: It has.
+    """
+    asked, keys = job.device.partition(":")[0], {key for chunk in chunks for key in chunk.keys}
+    found = [store.read(job.study.name, job.scale, method) for method in {chunk.configs[0].method for chunk in chunks}]
+    other = [
+        line["device"] for lines in found for key, line in lines.items() if key in keys and store.kind(line) != asked
+    ]
+    if other:
+        raise GradtuneError(
+            f"{len(other)} runs of {job.study.name} at scale {job.scale} are recorded on another kind of device "
+            f"({other[0]}), and tables would mix both; set GRADTUNE_RECORDS to a new folder to record all runs on "
+            f"{asked}, or add --mixed to record the rest there"
+        )
 
 
 def _left_by_all(job: Job, chunks: Sequence[Chunk]) -> bool:
@@ -166,6 +192,7 @@ def work(job: Job, engine: Engine = HERE) -> Generator[tuple[int, float], None, 
             have = _keys(job, chunk.configs[0].method)
             with workers.interrupts_wait():  # what is computed is kept
                 added = jsonl.append(_file(job, chunk), [line for line in lines if line["key"] not in have])
+                sittings.remove(job.study.name, job.scale, chunk.keys)
             yield added, chunk.cost(job.study)
 
 

@@ -106,6 +106,11 @@ def read(study: str, scale: str, method: str, root: Path | None = None) -> dict[
     return jsonl.by_key(line for file in files for line in jsonl.read(file))
 
 
+def kind(line: Line) -> str:
+    """Return the kind of device that computed a run, "cpu" or "cuda"."""
+    return str(line["device"]).partition(":")[0]
+
+
 def among(study: str, scale: str, method: str, configs: Sequence[Any]) -> list[Any]:
     """Return those of a method's configurations that are recorded, in any root."""
     have = read(study, scale, method)
@@ -159,7 +164,16 @@ def number(value: Any) -> float | int | None:
     return int(value) if isinstance(value, (int, np.integer)) else float(value)
 
 
-def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: int, peak_mb: float | None) -> Line:
+def line(
+    study: str,
+    scale: str,
+    cfg: Any,
+    result: Result,
+    device: str,
+    batch: int,
+    peak_mb: float | None,
+    gpu: dict[str, Any] | None = None,
+) -> Line:
     """Return the record of one run, in plain JSON values only.
 
     Args:
@@ -170,6 +184,7 @@ def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: i
         device: Where it ran, as people read it (`environment.describe`).
         batch: Number of runs computed together with it, itself included.
         peak_mb: Peak memory of that batch in MB (`environment.peak_mb`), None where it is not known.
+        gpu: With what a GPU computed it (`gpu.described`), None for a CPU, whose lines have no such field.
 
     Raises:
         GradtuneError: A metric or series has the name of a field, of a column of `load` or of one another, or a field
@@ -185,6 +200,7 @@ def line(study: str, scale: str, cfg: Any, result: Result, device: str, batch: i
         "commit": commit,
         "dirty": dirty,
         "device": device,
+        **({} if gpu is None else {"gpu": gpu}),
         "versions": environment.versions(result.packages),
         "dataset": result.dataset,
         "dataset_sha256": result.dataset_sha256,

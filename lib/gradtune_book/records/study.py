@@ -123,6 +123,7 @@ def batches(study: Study, configs: Sequence[Any]) -> list[list[Any]]:
 
 
 def _compute(work: tuple[Study, Sequence[Any], str]) -> list[Result]:
-    study, batch, device = work
-    with environment.as_recorded():
-        return study.run(batch, torch.device(device))
+    study, batch, name = work
+    device = environment.device(name)
+    with environment.as_recorded(device):
+        return study.run(batch, device)

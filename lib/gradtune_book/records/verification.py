@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
         difference: Relative difference of the two values; infinite where one is a NaN or absent and the other is not.
         elsewhere: What differs between there and here that a number may depend on, of "device", "batch" (runs computed
             together), "python", "torch", "numpy" and "compiler" (whether C++ or torch has computed the operations that
-            have both forms), joined by "and". Empty where nothing does.
+            have both forms), and between GPUs of what `gpu.described` lists, joined by "and". Empty where nothing does.
     """
 
     method: str
@@ -108,9 +108,18 @@ def _compare(recorded: jsonl.Line, again: jsonl.Line) -> Comparison:
     cfg = recorded["config"]
     there, here = recorded["versions"], again["versions"]
     other = [name for name in ("device", "batch") if recorded[name] != again[name]]
-    elsewhere = " and ".join(other + [tool for tool in _TOOLS if there.get(tool) != here.get(tool)])
+    other += [tool for tool in _TOOLS if there.get(tool) != here.get(tool)]
+    elsewhere = " and ".join(other + _of_gpus(recorded, again))
     values = worst, old.get(worst), new.get(worst), difference
     return Comparison(cfg["method"], cfg["seed"], recorded["key"], *values, elsewhere)
+
+
+def _of_gpus(recorded: jsonl.Line, again: jsonl.Line) -> list[str]:
+    """Return what differs between two GPUs, none where one is not: the device says so already."""
+    if "gpu" not in recorded or "gpu" not in again:
+        return []
+    there, here = recorded["gpu"], again["gpu"]
+    return [name for name in dict.fromkeys([*here, *there]) if there.get(name) != here.get(name)]
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], name: str) -> float:

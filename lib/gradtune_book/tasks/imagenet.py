@@ -84,7 +84,7 @@ class ImageNet:
         lines = "\n".join(f"{file.relative_to(root)} {file.stat().st_size}" for file in files)
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def batches(self, batch: int, seed: int = 0, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch: int, seed: int = 0, workers: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images once, `batch` at a time, with their classes; training images in an order of the seed.
 
         The last images that fill no batch are left out in training, and are a smaller batch else.
@@ -93,6 +93,7 @@ class ImageNet:
             batch: Images of a batch.
             seed: Draws the order of the training images, and what is cut out of each.
             workers: Processes that read and cut images; the batches do not depend on it. 0 reads in this process.
+            first: Number of the first batch; those before it are left out, and not read.
 
         Raises:
             GradtuneError: There are fewer training images than a batch has.
@@ -102,7 +103,7 @@ class ImageNet:
         end = count - count % batch if self.part == "train" else count
         if end == 0:
             raise GradtuneError(f"a batch of {batch} images was asked of {count}; expected at most as many")
-        rows = [order[start : min(start + batch, end)].tolist() for start in range(0, end, batch)]
+        rows = [order[start : min(start + batch, end)].tolist() for start in range(first * batch, end, batch)]
         own = torch.Generator()  # else the loader draws from torch's own random state
         yield from DataLoader(_Drawn(self, seed), batch_sampler=rows, num_workers=workers, generator=own)
 

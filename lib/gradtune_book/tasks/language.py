@@ -131,6 +131,15 @@ class LanguageModelling:
             self._drawn = t, draws
         return self._drawn[1]
 
+    def state(self) -> dict[int, list[Tensor]]:
+        """Return the LSTM's states before the last pieces, without which training does not go on in the middle."""
+        return {t: list(each) for t, each in self._states.items()}
+
+    def go_on(self, earlier: Mapping[int, Sequence[Tensor]]) -> None:
+        """Go on in the middle of the text with what `state` gave."""
+        device = self.text.train.device
+        self._states = {t: (hidden.to(device), cell.to(device)) for t, (hidden, cell) in earlier.items()}
+
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
         """Losses `[R]` of validation piece t, without dropout, from the zero state."""
         tokens, targets = self._val[t % len(self._val)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.estimators.forward import Forward
 from gradtune.recursion.outer import Outer
+from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.papers.series import finite
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 
 FIXED, GTGV = "Fixed", "Unroll1-gTgV"
@@ -144,19 +147,34 @@ def train(loop: Loop, w: Tensor, schedule: Schedule, read: Callable[[Run], dict[
         read: returns the readings `[R]` by name; among them "val" for `Trained.best`.
         sample: number of steps between two samples of `|y|`.
     """
-    run, readings, lengths = loop.start(w), [], []
+    run, lengths = loop.start(w), list[Tensor]()
+    readings: list[dict[str, Tensor]] = []
+    sitting, spent = sittings.current(), Stopwatch(w.device)
 
     def watch(now: Run) -> None:
+        nonlocal run
         if now.memory:
             lengths.append(now.memory.w[:, 0].norm(dim=-1))
+        run = now
+        sitting.tick(spent)
 
-    spent = Stopwatch(w.device)
-    for end in schedule.ends:
-        lr = torch.full_like(run.fixed["lr"], schedule.at(run.t))
-        run = run._replace(fixed=run.fixed | {"lr": lr})
-        with spent:
-            run = loop.advance(run, end - run.t, watch, sample)
-        readings.append(read(run))
+    def state() -> dict[str, Any]:
+        kept = {"run": saved_runs.state(run), "readings": readings, "lengths": lengths, "spent": spent.state()}
+        return kept | {"problem": sittings.remembered(loop.problem)}
+
+    with sitting.part("training", state) as earlier:
+        if earlier is not None:
+            run = saved_runs.restored(loop, run, earlier["run"])
+            sittings.remind(loop.problem, earlier["problem"])
+            readings = [{n: x.to(w.device) for n, x in each.items()} for each in earlier["readings"]]
+            lengths = [x.to(w.device) for x in earlier["lengths"]]
+            spent.go_on(earlier["spent"])
+        for end in schedule.ends[len(readings) :]:
+            lr = torch.full_like(run.fixed["lr"], schedule.at(run.t))
+            run = run._replace(fixed=run.fixed | {"lr": lr})
+            with spent:
+                run = loop.advance(run, end - run.t, watch, sample)
+            readings.append(read(run))
     radius = getattr(loop.method.estimator, "radius", None)
     taken = finite(torch.stack(lengths, dim=1)) if lengths else np.empty((len(w), 0))
     table = {n: finite(torch.stack([r[n] for r in readings], dim=1)) for n in readings[0]}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -46,9 +47,43 @@ class Account:
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
     _since: float | None = None
+    _evaluating: float | None = None
+    _before: float = 0.0
+    _wall: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self.resume()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds by the clock so far, evaluation included."""
+        return time.perf_counter() - self._wall
+
+    def state(self) -> dict[str, Any]:
+        """Return the account at this moment, as plain data; the clock goes on."""
+        now = environment.busy_seconds(self.device)
+        return {
+            "answers": [
+                [a.steps, a.seconds, a.accuracy, list(a.recipe.values), list(a.hypergradient)] for a in self.answers
+            ],
+            "steps": [self.training_steps, self.hypergradient_steps],
+            "seconds": self.seconds + (0.0 if self._since is None else now - self._since),
+            "evaluation_seconds": self.evaluation_seconds
+            + (0.0 if self._evaluating is None else now - self._evaluating),
+            "wall_s": self.wall_s,
+        }
+
+    def go_on(self, earlier: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave in an earlier sitting; the clock runs."""
+        self.answers = [Answer(n, s, a, Recipe.of(of), tuple(h)) for n, s, a, of, h in earlier["answers"]]
+        self.training_steps, self.hypergradient_steps = earlier["steps"]
+        self.seconds, self.evaluation_seconds = earlier["seconds"], earlier["evaluation_seconds"]
+        self._wall, self._before = time.perf_counter() - earlier["wall_s"], self.seconds
+        self.caught_up()
+
+    def caught_up(self) -> None:
+        """Leave out what was done since `go_on`: a search that is told what it knew has cost that before."""
+        self.seconds, self._since = self._before, environment.busy_seconds(self.device)
 
     def resume(self) -> None:
         self._since = environment.busy_seconds(self.device)
@@ -67,9 +102,11 @@ class Account:
     def at(
         self, steps: int, seconds: float, recipe: Recipe, worth: Callable[[], float], hypergradient: Sequence[float]
     ) -> None:
-        begin = environment.busy_seconds(self.device)
-        self.answers.append(Answer(steps, seconds, worth(), recipe, tuple(hypergradient)))
-        self.evaluation_seconds += environment.busy_seconds(self.device) - begin
+        self._evaluating = environment.busy_seconds(self.device)
+        found = Answer(steps, seconds, worth(), recipe, tuple(hypergradient))
+        self.evaluation_seconds += environment.busy_seconds(self.device) - self._evaluating
+        self._evaluating = None
+        self.answers.append(found)
 
     def series(self) -> dict[str, list[float | None]]:
         """Return the answers as curves."""

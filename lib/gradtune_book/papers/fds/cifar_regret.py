@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,7 @@ from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD, SignHalving
 from gradtune.recursion.wrapped import Clipped, Kept, Masked
+from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Method, Run
 from gradtune.training.restarts import Progress, Restarts, Task
 from gradtune_book import config
@@ -42,6 +42,7 @@ from gradtune_book.papers.fds.cifar_training import (
     Recipe,
     grid_recipe,
 )
+from gradtune_book.records import sittings
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.per_run import PerRun
@@ -165,12 +166,15 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 def _one(c: Config, device: torch.device) -> Result:
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
-    bench, wall = Bench(c, device), time.perf_counter()
+    bench = Bench(c, device)
     account = Account(device)
     how: Callable[[Bench, Account], None] = {FDS: _fds, FULL: _fds, HD: _hd, GRID: _grid}.get(c.method, black_box)
-    how(bench, account)
+    with sittings.current().part("account", account.state) as earlier:
+        if earlier is not None:
+            account.go_on(earlier)
+        how(bench, account)
     account.pause()
-    wall = time.perf_counter() - wall
+    wall = account.wall_s
     metrics: dict[str, float | int | None] = {
         "accuracy": account.answers[-1].accuracy,
         "training_steps": account.training_steps,
@@ -192,8 +196,7 @@ def _declared(windows: int) -> list[Hyper]:
 
 def _recipe(raw: Tensor) -> Recipe:
     """Return the recipe of raw coordinates `[P]`: learning rates, momentum, weight decay, all as they are."""
-    *lr, momentum, decay = raw.tolist()
-    return Recipe(tuple(lr), momentum, decay)
+    return Recipe.of(raw.tolist())
 
 
 def fds_search(bench: Bench, tasks: dict[int, PerRun]) -> Restarts:
@@ -220,17 +223,26 @@ def fds_search(bench: Bench, tasks: dict[int, PerRun]) -> Restarts:
 
 
 def _fds(bench: Bench, account: Account) -> None:
-    found = fds_search(bench, {})
+    found, sitting = fds_search(bench, {}), sittings.current()
+    progress = found.start()
+
+    def tick(now: Progress) -> None:
+        nonlocal progress
+        progress = now
+        sitting.tick()
 
     def watch(progress: Progress) -> None:
         horizon = found.horizons[progress.number]
-        account.training_steps += horizon
-        account.hypergradient_steps += horizon
+        account.training_steps = account.hypergradient_steps = sum(found.horizons[: progress.number + 1])
         recipe = _recipe(progress.run.raw[0])
         per_step = progress.run.outer.hypergradient[0] / horizon  # the mean over a window is windows times this
         account.answer(recipe, lambda: bench.worth(recipe), per_step.tolist())
 
-    found.advance(found.start(), watch=watch)
+    with sitting.part("search", lambda: found.state(progress)) as earlier:
+        progress = progress if earlier is None else found.restored(earlier)
+        if found.complete(progress) and len(account.answers) == progress.number:  # stopped while it was evaluated
+            watch(progress)
+        found.advance(progress, watch=watch, tick=tick)
 
 
 # --- greedy -----------------------------------------------------------------------------------------------------------
@@ -243,20 +255,25 @@ def _hd(bench: Bench, account: Account) -> None:
     no recipe that could be trained again.
     """
     c, best, trial = bench.c, -math.inf, 0
-    while account.training_steps < c.budget_steps:
-        steps = min(c.steps, c.budget_steps - account.training_steps)
-        rng = np.random.default_rng([c.seed, trial])
-        start = (
-            {n: float(rng.uniform(*RANGES[n])) for n in (LR, MOMENTUM, DECAY)} if trial else dict.fromkeys(RANGES, 0.0)
-        )
-        task, run = online(bench, start, steps, trial)
-        account.training_steps += steps
-        account.hypergradient_steps += steps
-        accuracy = float(task.val_accuracies(run.state.w)) if run.state.w.isfinite().all() else 0.0
-        if accuracy > best:
-            best, w, recipe = accuracy, run.state.w, _recipe(run.raw[0])
-            account.answer(recipe, lambda task=task, w=w: bench.accuracy(task, w)[0])  # type: ignore[misc]
-        trial += 1
+    with sittings.current().part("trials", lambda: {"trial": trial, "best": best}) as earlier:
+        if earlier is not None:
+            trial, best = earlier["trial"], earlier["best"]
+        while account.training_steps < c.budget_steps:
+            steps = min(c.steps, c.budget_steps - account.training_steps)
+            task, run = online(bench, _hd_start(c.seed, trial), steps, trial)
+            account.training_steps += steps
+            account.hypergradient_steps += steps
+            accuracy = float(task.val_accuracies(run.state.w)) if run.state.w.isfinite().all() else 0.0
+            if accuracy > best:
+                best, w, recipe = accuracy, run.state.w, _recipe(run.raw[0])
+                account.answer(recipe, lambda task=task, w=w: bench.accuracy(task, w)[0])  # type: ignore[misc]
+            trial += 1
+
+
+def _hd_start(seed: int, trial: int) -> dict[str, float]:
+    rng = np.random.default_rng([seed, trial])
+    drawn = {n: float(rng.uniform(*RANGES[n])) for n in (LR, MOMENTUM, DECAY)}
+    return drawn if trial else dict.fromkeys(RANGES, 0.0)
 
 
 def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tuple[PerRun, Run]:
@@ -277,7 +294,16 @@ def online(bench: Bench, start: dict[str, float], steps: int, trial: int) -> tup
     task = bench.task([bench.seed(trial)], one_batch=True)
     method = Method(Reverse(1), Masked(Clipped(SGD(0.2), 1.0)))
     loop = Loop(task, bench.rule, Hypers([Hyper(n, v) for n, v in start.items()], task.layout.sizes), method)
-    return task, loop.advance(loop.start(task.init()), steps)
+    run, sitting = loop.start(task.init()), sittings.current()
+
+    def watch(now: Run) -> None:
+        nonlocal run
+        run = now
+        sitting.tick()
+
+    with sitting.part("trial", lambda: saved_runs.state(run)) as earlier:
+        run = run if earlier is None else saved_runs.restored(loop, run, earlier)
+        return task, loop.advance(run, steps - run.t, watch, 10)
 
 
 def _grid(bench: Bench, account: Account) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from gradtune import search
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.search import Dimension, Space
+from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.papers.fds.cifar_account import Account
 from gradtune_book.papers.fds.cifar_training import (
@@ -21,8 +23,10 @@ from gradtune_book.papers.fds.cifar_training import (
     Bench,
     Recipe,
 )
+from gradtune_book.records.told import Tick, Told
 from gradtune_book.tasks.per_run import PerRun
 
+_TICK = 50  # steps between two moments at which a trial may be saved
 SEARCHES = {"Random": "random", "Bayes": "bayes", "Hyperband": "hyperband", "BOHB": "bohb"}
 
 
@@ -38,7 +42,7 @@ class _Members(NamedTuple):
 class Trials:
     """What the searches train: each trial a net of its own, with its own validation rows.
 
-    It is a `Trainable` of `gradtune.search`.
+    It is a `records.told.Resumable`.
 
     Attributes:
         bench: trainings of the configuration.
@@ -60,8 +64,20 @@ class Trials:
         loop = Loop(task, self.bench.rule, Hypers(hypers, task.layout.sizes, self.steps), Method())
         return _Members(task, loop, loop.start(w))
 
-    def advance(self, members: _Members, steps: int) -> _Members:
-        return members._replace(run=members.loop.advance(members.run, steps))
+    def advance(self, members: _Members, steps: int, tick: Tick = lambda members, spent: None) -> _Members:
+        run = members.loop.advance(members.run, steps, lambda run: tick(members._replace(run=run), None), _TICK)
+        return members._replace(run=run)
+
+    def state(self, members: _Members | None) -> dict[str, Any]:
+        return {} if members is None else {"run": saved_runs.state(members.run)}
+
+    def restored(self, members: _Members | None, earlier: Mapping[str, Any]) -> _Members | None:
+        if members is None:
+            return None
+        return members._replace(run=saved_runs.restored(members.loop, members.run, earlier["run"]))
+
+    def age(self, members: _Members) -> int:
+        return members.run.t
 
     @torch.no_grad()
     def val_loss(self, members: _Members) -> list[float]:
@@ -85,17 +101,23 @@ def black_box(bench: Bench, account: Account) -> None:
     c = bench.c
     options = {"min_steps": c.first_steps} if c.method in ("Hyperband", "BOHB") else {}
     method = SEARCHES[c.method]
-    found = search.search(method, Trials(bench), space(c.lr_windows), c.budget_steps, c.seed, **options)
-    account.pause()
-    account.training_steps = found.spent_steps
-    last, elapsed = None, found.rows[-1]["training_seconds"] + found.rows[-1]["sampler_seconds"]
-    asked = {row["trial"]: {n: row[n] for n in space(c.lr_windows)} for row in found.rows}
-    for row in found.rows:
-        if row["incumbent"] is None or row["incumbent"] == last:
-            continue
-        last, recipe = row["incumbent"], recipe_of(asked[row["incumbent"]])
-        share = (row["training_seconds"] + row["sampler_seconds"]) / elapsed
-        account.at(row["total_steps"], account.seconds * share, recipe, lambda r=recipe: bench.worth(r), ())  # type: ignore[misc]
-    if last is None:  # every trial diverged: chance
-        nothing = Recipe((0.0,) * c.lr_windows, 0.0, 0.0)
-        account.at(found.spent_steps, account.seconds, nothing, lambda: bench.worth(nothing), ())
+    with Told(Trials(bench), account.caught_up) as told:
+        found = search.search(method, told, space(c.lr_windows), c.budget_steps, c.seed, **options)
+        told.catch_up()
+        account.pause()
+        account.training_steps = found.spent_steps
+        shares = np.array(told.seconds) / told.seconds[-1]
+        for k in _answers(found)[len(account.answers) :]:
+            row = found.rows[k]
+            recipe = recipe_of(next(r for r in found.rows if r["trial"] == row["incumbent"]))
+            worth = lambda r=recipe: bench.worth(r)  # noqa: E731
+            account.at(row["total_steps"], account.seconds * shares[k], recipe, worth, ())
+        if not account.answers:  # every trial diverged: chance
+            nothing = Recipe((0.0,) * c.lr_windows, 0.0, 0.0)
+            account.at(found.spent_steps, account.seconds, nothing, lambda: bench.worth(nothing), ())
+
+
+def _answers(found: search.Result) -> list[int]:
+    """Return the numbers of the evaluations after which a search had another best trial."""
+    best = [row["incumbent"] for row in found.rows]
+    return [k for k, one in enumerate(best) if one is not None and one != (best[k - 1] if k else None)]

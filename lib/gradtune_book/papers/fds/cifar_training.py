@@ -19,8 +19,10 @@ from gradtune.nets.draws import number
 from gradtune.nets.wide_resnet import residual, wrn
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import sgd
+from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Method
 from gradtune_book.papers.fds.common import pictures
+from gradtune_book.records import sittings
 from gradtune_book.tasks.images import Images
 from gradtune_book.tasks.per_run import PerRun, split
 
@@ -77,6 +79,17 @@ class Recipe:
     lr: tuple[float, ...]
     momentum: float
     weight_decay: float
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """All values: the learning rates, the momentum, the weight decay."""
+        return (*self.lr, self.momentum, self.weight_decay)
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Recipe:
+        """Return the recipe that has these `values`."""
+        *lr, momentum, decay = values
+        return cls(tuple(lr), momentum, decay)
 
     def hypers(self) -> list[Hyper]:
         """Return the hyperparameters of a training with this recipe, none of them tuned."""
@@ -150,9 +163,12 @@ class Bench:
         """
         task = self.task([self.seed(_EVALUATION, repeat)])
         loop = Loop(task, self.rule, Hypers(recipe.hypers(), task.layout.sizes, self.c.steps), Method())
-        run = loop.start(task.init())
-        while run.t < self.c.steps and run.state.w.isfinite().all():  # a diverged training needs no more steps
-            run = loop.advance(run, min(50, self.c.steps - run.t))
+        run, sitting = loop.start(task.init()), sittings.current()
+        with sitting.part("worth", lambda: saved_runs.state(run)) as earlier:
+            run = run if earlier is None else saved_runs.restored(loop, run, earlier)
+            while run.t < self.c.steps and run.state.w.isfinite().all():  # a diverged training needs no more steps
+                run = loop.advance(run, min(50, self.c.steps - run.t))
+                sitting.tick()
         return self.accuracy(task, run.state.w)[0]
 
 

@@ -19,7 +19,7 @@ from gradtune_book.papers.fds import (
     sharing_mse,
     sharing_tables,
 )
-from gradtune_book.papers.fds.schedules import COSINE, GREEDY, NON_GREEDY
+from gradtune_book.papers.fds.schedules import COSINE, GREEDY, NON_GREEDY, TUNED
 from gradtune_book.papers.fds.tables import whole
 from gradtune_book.records import store
 
@@ -268,6 +268,13 @@ FIGURE_3 = (
         partial(_compare, COSINE, schedules.FDS, KEPT),
         _SVHN,
         note="our cosine schedule starts at 0.1 and is not tuned",
+    ),
+    _of_schedules(
+        "cosine-tuned",
+        "FDS outperforms a cosine schedule on SVHN whose first learning rate is chosen among five",
+        partial(_compare, TUNED, schedules.FDS, KEPT),
+        _SVHN,
+        note="a fairer reading of 'reasonable': chosen by validation accuracy, a training each, against 25 of FDS",
     ),
 )
 

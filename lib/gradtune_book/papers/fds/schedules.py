@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,13 +31,20 @@ from gradtune.recursion.wrapped import Clipped, Masked
 from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
 from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.per_run import PerRun, split
 
-NON_GREEDY, GREEDY, FDS, COSINE = "non-greedy", "greedy", "FDS", "cosine"
-METHODS = (GREEDY, NON_GREEDY, FDS, COSINE)
+NON_GREEDY, GREEDY, FDS, COSINE, TUNED = "non-greedy", "greedy", "FDS", "cosine", "cosine, tuned"
+METHODS = (GREEDY, NON_GREEDY, FDS, COSINE, TUNED)
+UNLEARNED = (COSINE, TUNED)
+"""Schedules that take no outer step."""
+
+COSINE_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""First learning rates of which "cosine, tuned" keeps the one of highest validation accuracy, a training each."""
+
 _TEST = 10**6  # number of the training that tests a schedule: other weights and rows than in any outer step
 
 
@@ -45,7 +52,7 @@ _TEST = 10**6  # number of the training that tests a schedule: other weights and
 class Config:
     """One schedule, learned and tested."""
 
-    method: str  # greedy, non-greedy, FDS or cosine
+    method: str  # one of `METHODS`
     seed: int  # draws weights, rows and batches of all trainings
     data: str = "mnist"  # mnist, svhn, svhn_like or digits
     images: int | None = None  # use so many images, equally many of a class; None: all
@@ -104,7 +111,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     for data in sizes.sets:
         first = outer_lr_of(data)
         for lr in dict.fromkeys((first, *sizes.more_outer_lr)):
-            methods_here = [m for m in METHODS if m != COSINE or lr == first]  # which takes no outer step
+            methods_here = [m for m in METHODS if m not in UNLEARNED or lr == first]
             each = [(m, k) for m in methods_here for k in range(sizes.seeds)]
             out += [Config(m, seed + k, data=data, outer_lr=lr, **size) for m, k in each]
     return out
@@ -148,8 +155,11 @@ def _one(c: Config, device: torch.device) -> Result:
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
     trainer = _Trainer(c, device)
-    with Stopwatch(device) as spent:
-        learned = _off_the_shelf(c, device) if c.method == COSINE else trainer.learn()
+    spent = Stopwatch(device)
+    if c.method == COSINE:
+        learned = _Learned([schedule("cosine", c.cosine_lr, c.steps).to(device)], [])
+    else:
+        learned = trainer.choose(spent) if c.method == TUNED else trainer.learn(spent)
     best = max(range(len(learned.accuracies)), key=lambda k: learned.accuracies[k], default=0)
     metrics: dict[str, float | int | None] = {
         "test_accuracy": trainer.test(learned.rates[best]),
@@ -172,10 +182,6 @@ class _Learned:
     diverged: int = 0
 
 
-def _off_the_shelf(c: Config, device: torch.device) -> _Learned:
-    return _Learned([schedule("cosine", c.cosine_lr, c.steps).to(device)], [])
-
-
 class _Trainer:
     """The trainings of one configuration."""
 
@@ -193,8 +199,8 @@ class _Trainer:
         size = self.c.batch if greedy else self.c.validation
         return PerRun(lambda: lenet_for(self.given), self.given, rows, [seed], self.c.batch, size, greedy)
 
-    def learn(self) -> _Learned:
-        """Take all outer steps, from learning rates of zero."""
+    def learn(self, spent: Stopwatch) -> _Learned:
+        """Take all outer steps, from learning rates of zero, while `spent` runs."""
         c = self.c
         windows = c.windows if c.method == FDS else c.steps
         tasks: dict[int, PerRun] = {}
@@ -214,8 +220,38 @@ class _Trainer:
 
         hypers = [Hyper("lr", 0.0, windows=windows), self.momentum]
         search = Restarts(make, self.rule, hypers, self._method, [c.steps] * c.outer_steps)
-        search.advance(search.start(), watch=watch)
+        progress, sitting = search.start(), sittings.current()
+
+        def tick(now: Progress) -> None:  # at the end of an outer step: earlier, reverse mode would take steps again
+            nonlocal progress
+            progress = now
+            sitting.tick(spent)
+
+        def state() -> dict[str, Any]:
+            return {"search": search.state(progress), "learned": dict(vars(learned)), "spent": spent.state()}
+
+        with sitting.part("learning", state) as earlier:
+            if earlier is not None:
+                progress, learned = search.restored(earlier["search"]), _Learned(**earlier["learned"])
+                learned.rates = [x.to(self.device) for x in learned.rates]
+                spent.go_on(earlier["spent"])
+                if search.complete(progress):  # saved before it was seen
+                    watch(progress)
+            with spent:
+                search.advance(progress, watch=watch, tick=tick, stride=c.steps)
         learned.rates.pop()  # of the last update nothing is known
+        return learned
+
+    def choose(self, spent: Stopwatch) -> _Learned:
+        """Train once with each of the cosine schedules, while `spent` runs."""
+        learned = _Learned([], [])
+        with spent:
+            for k, lr in enumerate(COSINE_RATES):
+                task, rates = self.task(k), schedule("cosine", lr, self.c.steps).to(self.device)
+                w = self._weights(task, rates)
+                learned.accuracies.append(float(task.val_accuracies(w)))
+                learned.diverged += int(not w.isfinite().all())
+                learned.rates.append(rates)
         return learned
 
     def _method(self, steps: int) -> Method:
@@ -226,12 +262,16 @@ class _Trainer:
         outer = Masked(Clipped(SGD(c.outer_lr / length), c.limit * length))
         return Method(Reverse(horizon), outer, every=horizon)
 
+    def _weights(self, task: PerRun, rates: Tensor) -> Tensor:
+        """Return the weights after a training with these learning rates `[N]`."""
+        hypers = [Hyper("lr", rates, windows=len(rates), tuned=False), self.momentum]
+        loop = Loop(task, self.rule, Hypers(hypers, task.layout.sizes, self.c.steps), Method())
+        return loop.advance(loop.start(task.init()), self.c.steps).state.w
+
     def test(self, rates: Tensor) -> float:
         """Return the test accuracy after a training with these learning rates `[N]`; chance where it diverged."""
         task = self.task(_TEST)
-        hypers = [Hyper("lr", rates, windows=len(rates), tuned=False), self.momentum]
-        loop = Loop(task, self.rule, Hypers(hypers, task.layout.sizes, self.c.steps), Method())
-        w = loop.advance(loop.start(task.init()), self.c.steps).state.w
+        w = self._weights(task, rates)
         if not w.isfinite().all():
             return 1 / len(self.given.y_test.unique())
         return float(task.accuracies(w, *self.given.test))
@@ -268,8 +308,8 @@ def _megabytes(c: Config, steps: int, how: Callable[[int], Method], device: torc
 
 def _cost(c: Config) -> float:
     """Return the cost in gradients of a training batch."""
-    if c.method == COSINE:
-        return 2.0 * c.steps
+    if c.method in UNLEARNED:
+        return 2.0 * c.steps * (len(COSINE_RATES) if c.method == TUNED else 1)
     each = 2.5 if c.method == GREEDY else 5.0
     return each * c.steps * c.outer_steps
 

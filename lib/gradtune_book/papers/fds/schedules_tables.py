@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import mean_plus_minus
-from gradtune_book.papers.fds.schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY, outer_lr_of
+from gradtune_book.papers.fds.schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY, TUNED, UNLEARNED, outer_lr_of
 from gradtune_book.papers.fds.tables import legend, line, whole
 
 
 def by_step(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the runs with those of further outer learning rates as sets of their own.
 
-    Such a set has a name like "mnist, outer step 0.01", and the cosine schedule of its images, which takes no outer
+    Such a set has a name like "mnist, outer step 0.01", and the cosine schedules of its images, which take no outer
     step.
     """
     if not len(frame):
@@ -27,9 +27,9 @@ def by_step(frame: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for data, part in frame.groupby("data", sort=False):
         first = outer_lr_of(str(data))
-        cosine = part[part["method"] == COSINE]
+        cosine = part[part["method"].isin(UNLEARNED)]
         for lr in dict.fromkeys((first, *part["outer_lr"])):
-            mine = pd.concat([part[(part["outer_lr"] == lr) & (part["method"] != COSINE)], cosine])
+            mine = pd.concat([part[(part["outer_lr"] == lr) & ~part["method"].isin(UNLEARNED)], cosine])
             parts.append(mine.assign(data=data if lr == first else f"{data}, outer step {lr:g}"))
     return pd.concat(parts, ignore_index=True)
 
@@ -92,7 +92,10 @@ def rates_at(frame: pd.DataFrame, data: str, points: int = 6, which: str = "sche
     return pd.DataFrame(columns, index=pd.Index(parts, name="part of the training"))
 
 
-_STYLES = {m: line(m) for m in (GREEDY, NON_GREEDY, FDS)} | {COSINE: {"color": "black", "linestyle": ":"}}
+_STYLES = {m: line(m) for m in (GREEDY, NON_GREEDY, FDS)} | {
+    COSINE: {"color": "black", "linestyle": ":"},
+    TUNED: {"color": "0.4", "linestyle": "-."},
+}
 
 
 def draw(axes: Sequence[Axes], frame: pd.DataFrame, which: str = "schedule") -> None:
@@ -104,7 +107,7 @@ def draw(axes: Sequence[Axes], frame: pd.DataFrame, which: str = "schedule") -> 
         which: "schedule" or "last_schedule", as for `rates_at`.
     """
     for ax, data in zip(axes, frame["data"].unique()):
-        for method in (NON_GREEDY, GREEDY, FDS, COSINE):
+        for method in (NON_GREEDY, GREEDY, FDS, *UNLEARNED):
             runs = frame[(frame["data"] == data) & (frame["method"] == method)]
             if not len(runs):
                 continue

@@ -6,7 +6,7 @@ squares of 2 x 2 pixels, and the meta step is larger as the training is shorter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from gradtune.errors import unknown
 from gradtune_book.papers.metaoptimize import training
 from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR
 from gradtune_book.papers.series import short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -136,8 +138,8 @@ def _sized(x: Tensor, size: int) -> Tensor:
     return avg_pool2d(x, x.shape[-1] // size) if x.shape[-1] > size else x
 
 
-def optimiser(c: Config, net: nn.Module) -> tuple[Optimizer, Callable[[], None] | None]:
-    """Return the optimiser of a configuration, and what else is to be called after each step.
+def optimiser(c: Config, net: nn.Module) -> tuple[Optimizer, LambdaLR | None]:
+    """Return the optimiser of a configuration, and the schedule of its step size, where it has one.
 
     Raises:
         GradtuneError: a name is unknown.
@@ -156,9 +158,12 @@ def _one(c: Config, device: torch.device) -> Result:
     y, y_test = found.y_train.to(device), found.y_test.to(device)
     net = residual.net(c.width, x.shape[1], c.seed).to(device)
     (optimizer, after), random, spent = optimiser(c, net), np.random.default_rng([c.seed, 1]), Stopwatch(device)
-    losses, hits, rates = torch.zeros(c.steps), torch.zeros(c.steps), []
-    with spent:
-        for t in range(c.steps):
+    losses, hits, rates = torch.zeros(c.steps), torch.zeros(c.steps), list[float]()
+    read = lambda: {"losses": losses, "hits": hits, "rates": rates}  # noqa: E731
+    with training.saved(net, optimizer, after, random, spent, read) as earlier, spent:
+        if earlier is not None:
+            losses, hits, rates = earlier["losses"], earlier["hits"], earlier["rates"]
+        for t in range(len(rates), c.steps):
             rows = torch.from_numpy(random.integers(len(y), size=c.batch)).to(device)
             rates.append(training.geometric_mean(optimizer))
             optimizer.zero_grad()
@@ -167,8 +172,9 @@ def _one(c: Config, device: torch.device) -> Result:
             loss.backward()
             optimizer.step()
             if after is not None:
-                after()
+                after.step()
             losses[t], hits[t] = loss.detach(), (out.detach().argmax(1) == y[rows]).float().mean()
+            sittings.current().tick(spent)
     error = training.mean_loss(net, lambda o, z: (o.argmax(1) != z).double().mean(), x_test, y_test)
     metrics, series = curves(losses, hits, rates)
     metrics["test_accuracy"] = 1 - error

@@ -21,7 +21,9 @@ from torch.optim import Optimizer
 from gradtune import optim
 from gradtune.errors import unknown
 from gradtune.recursion.outer import Adam
+from gradtune_book.papers.metaoptimize import training
 from gradtune_book.papers.series import short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -166,32 +168,41 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 
 @dataclass
 class _Seen:
-    """What is read off a pass: hits of single images, step sizes by block, and test accuracies by task."""
+    """What is read off a pass: hits of single images, step sizes by block, and test accuracies by task.
+
+    Of the task under way these are the number of its images so far, and the hits among them.
+    """
 
     hits: list[Tensor] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)
     tests: list[float] = field(default_factory=list)
+    images: int = 0
+    now: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
 
 def _pass(c: Config, device: torch.device) -> Result:
     stream = continual.load(c.data, c.tasks, c.images, c.test_images, c.size)
     net = continual.net(stream.shape[0], stream.shape[1], c.width, c.seed).to(device)
     optimizer, seen, spent = optimiser(c, continual.blocks(net)), _Seen(), Stopwatch(device)
-    for number, task in enumerate(stream.tasks):
-        rows = continual.order(c.seed, number, len(task.y))
-        x, y = task.x[rows].to(device), task.y[rows].to(device)
-        with spent:
-            _train(net, optimizer, x, y, seen)
-        with torch.no_grad():
-            hit = net(task.x_test.to(device)).argmax(1).cpu() == task.y_test
-        seen.tests.append(float(hit.double().mean()))
+    with training.saved(net, optimizer, None, None, spent, lambda: dict(vars(seen))) as earlier:
+        if earlier is not None:
+            seen = _Seen(**earlier)
+        for number, task in enumerate(stream.tasks[len(seen.tests) :], start=len(seen.tests)):
+            rows = continual.order(c.seed, number, len(task.y))
+            x, y = task.x[rows].to(device), task.y[rows].to(device)
+            with spent:
+                _train(net, optimizer, x, y, seen, spent)
+            with torch.no_grad():
+                hit = net(task.x_test.to(device)).argmax(1).cpu() == task.y_test
+            seen.tests.append(float(hit.double().mean()))
     return _result(seen, stream, spent)
 
 
-def _train(net: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, seen: _Seen) -> None:
-    """Predict and train on one image after the other."""
+def _train(net: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, seen: _Seen, spent: Stopwatch) -> None:
+    """Predict and train on one image after the other, from the place where `seen` stopped."""
     hits, every = torch.zeros(len(y), dtype=torch.bool, device=y.device), max(1, len(y) // READINGS)
-    for k in range(len(y)):
+    hits[: seen.images] = seen.now[: seen.images].to(y.device)
+    for k in range(seen.images, len(y)):
         if k % every == 0 and k < every * READINGS:
             seen.rates.append([float(group["lr"]) for group in optimizer.param_groups])
         optimizer.zero_grad()
@@ -199,7 +210,10 @@ def _train(net: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, seen: _Se
         cross_entropy(out, y[k : k + 1]).backward()
         optimizer.step()
         hits[k] = out.detach().argmax() == y[k]
+        seen.images, seen.now = k + 1, hits
+        sittings.current().tick(spent)
     seen.hits.append(hits.cpu())
+    seen.images = 0
 
 
 def _result(seen: _Seen, stream: Tasks, spent: Stopwatch) -> Result:

@@ -7,12 +7,13 @@ about 60 epochs, of which the schedule's rise (`training.WARM_UP`) takes the pap
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 from torchvision.models import resnet18
 
 from gradtune.errors import unknown
@@ -21,6 +22,7 @@ from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
 from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR, with_packages
 from gradtune_book.papers.packages import needed
 from gradtune_book.papers.series import short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -115,8 +117,8 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     return [_one(c, device) for c in batch]
 
 
-def optimiser(c: Config, net: nn.Module) -> tuple[Steps, Callable[[], None] | None]:
-    """Return the optimiser of a configuration, and what else is to be called after each step.
+def optimiser(c: Config, net: nn.Module) -> tuple[Steps, LambdaLR | None]:
+    """Return the optimiser of a configuration, and the schedule of its step size, where it has one.
 
     Raises:
         GradtuneError: a name is unknown, or a package is not installed.
@@ -142,9 +144,12 @@ def _one(c: Config, device: torch.device) -> Result:
     train, val = ImageNet("train", c.size), ImageNet("val", c.size)
     net = network(len(train.classes), c.seed).to(device)
     (optimizer, after), spent = optimiser(c, net), Stopwatch(device)
-    losses, hits, rates, tests = torch.zeros(c.steps), torch.zeros(c.steps), [], []
-    with spent:
-        for t, (x, y) in enumerate(_drawn(train, c)):
+    losses, hits, rates, tests = torch.zeros(c.steps), torch.zeros(c.steps), list[float](), list[float]()
+    read = lambda: {"losses": losses, "hits": hits, "rates": rates, "tests": tests}  # noqa: E731
+    with training.saved(net, optimizer, after, None, spent, read) as earlier, spent:
+        if earlier is not None:
+            losses, hits, rates, tests = (earlier[n] for n in ("losses", "hits", "rates", "tests"))
+        for t, (x, y) in enumerate(_drawn(train, c, len(rates)), start=len(rates)):
             x, y = x.to(device), y.to(device)
             rates.append(training.geometric_mean(optimizer))
             optimizer.zero_grad()
@@ -153,11 +158,12 @@ def _one(c: Config, device: torch.device) -> Result:
             others.backward(loss, optimizer)
             optimizer.step()
             if after is not None:
-                after()
+                after.step()
             losses[t], hits[t] = loss.detach(), (out.detach().argmax(1) == y).float().mean()
             if (t + 1) % max(1, c.steps // 10) == 0:
                 with spent.paused(), others.at_rest(optimizer):
                     tests.append(_accuracy(net, val, c.batch, device))
+            sittings.current().tick(spent)
     optimizer.zero_grad()  # a graph that gdtuo's gradients hold would outlive them
     metrics, series = cifar.curves(losses, hits, rates)
     metrics["test_accuracy"], series["test_curve"] = tests[-1], short(torch.tensor(tests).numpy())
@@ -171,16 +177,18 @@ def _workers(batch: int) -> int:
     return min(16, os.cpu_count() or 1) if batch >= _MANY else 0
 
 
-def _drawn(train: ImageNet, c: Config) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield as many batches as there are steps, epoch after epoch."""
-    left, epoch = c.steps, 0
+def _drawn(train: ImageNet, c: Config, begun: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield as many batches as there are steps, epoch after epoch, but for the first `begun`."""
+    if begun >= c.steps:
+        return
+    left, (epoch, first) = c.steps - begun, divmod(begun, max(1, len(train) // c.batch))
     while left:
-        for batch in train.batches(c.batch, 1000 * c.seed + epoch, _workers(c.batch)):
+        for batch in train.batches(c.batch, 1000 * c.seed + epoch, _workers(c.batch), first):
             yield batch
             left -= 1
             if not left:
                 return
-        epoch += 1
+        epoch, first = epoch + 1, 0
 
 
 def _accuracy(net: nn.Module, part: ImageNet, batch: int, device: torch.device) -> float:

@@ -7,7 +7,7 @@ training text. Methods of packages that are not installed are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 
 from gradtune_book.data import text, tinystories
 from gradtune_book.data.text import Text
@@ -23,6 +24,7 @@ from gradtune_book.papers.metaoptimize.others import Steps
 from gradtune_book.papers.metaoptimize.training import COSINE, FIXED, SCALAR, with_packages
 from gradtune_book.papers.packages import needed
 from gradtune_book.papers.series import short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -178,8 +180,8 @@ def net(c: Config) -> Decoder:
         return Decoder(Shape(c.vocabulary, c.width, c.layers, c.heads, c.context))
 
 
-def optimiser(c: Config, decoder: Decoder) -> tuple[Steps, Callable[[], None] | None]:
-    """Return the optimiser of a configuration, and what else is to be called after each step.
+def optimiser(c: Config, decoder: Decoder) -> tuple[Steps, LambdaLR | None]:
+    """Return the optimiser of a configuration, and the schedule of its step size, where it has one.
 
     Raises:
         GradtuneError: a name is unknown, or a package is not installed.
@@ -198,9 +200,12 @@ def _one(c: Config, device: torch.device) -> Result:
     random, places = np.random.default_rng([c.seed, 1]), torch.arange(c.context + 1)
     whole = min(len(found.test), TEST_TOKENS[c.data]) // (c.context + 1) * (c.context + 1)
     test_rows = found.test[:whole].view(-1, c.context + 1).to(device, torch.long)
-    losses, rates, tests, spent = torch.zeros(c.steps), [], [], Stopwatch(device)
-    with spent:
-        for t in range(c.steps):
+    losses, rates, tests, spent = torch.zeros(c.steps), list[float](), list[float](), Stopwatch(device)
+    read = lambda: {"losses": losses, "rates": rates, "tests": tests}  # noqa: E731
+    with training.saved(decoder, optimizer, after, random, spent, read) as earlier, spent:
+        if earlier is not None:
+            losses, rates, tests = earlier["losses"], earlier["rates"], earlier["tests"]
+        for t in range(len(rates), c.steps):
             starts = torch.from_numpy(random.integers(len(found.train) - c.context, size=c.batch))
             rows = found.train[starts[:, None] + places].to(device, torch.long)
             rates.append(training.geometric_mean(optimizer))
@@ -209,11 +214,12 @@ def _one(c: Config, device: torch.device) -> Result:
             others.backward(loss, optimizer)
             optimizer.step()
             if after is not None:
-                after()
+                after.step()
             losses[t] = loss.detach()
             if (t + 1) % max(1, c.steps // 10) == 0:
                 with spent.paused(), others.at_rest(optimizer):
                     tests.append(training.mean_loss(decoder, _loss, test_rows[:, :-1], test_rows[:, 1:], 50))
+            sittings.current().tick(spent)
     optimizer.zero_grad()  # a graph that gdtuo's gradients hold would outlive them
     return _result(c, found, losses.double().numpy(), rates, tests, spent)
 

@@ -20,6 +20,7 @@ from gradtune.errors import unknown
 from gradtune.optim.settings import DEFAULT
 from gradtune_book.papers.metaoptimize import training
 from gradtune_book.papers.series import short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -131,9 +132,12 @@ def _one(c: Config, device: torch.device) -> Result:
     optimizer = training.adapted([list(net.parameters())], "AdamW", meta, c.lr, c.meta_step, c.gamma, c.form)
     random, spent, reads = np.random.default_rng([c.seed, 1]), Stopwatch(device), read_at(c.steps)
     metrics: dict[str, float | int | None] = {}
-    rates, every = [], max(1, c.steps // 50)
-    with spent:
-        for t in range(1, c.steps + 1):
+    rates, every = list[float](), max(1, c.steps // 50)
+    step, read = 0, lambda: {"step": step, "metrics": metrics, "rates": rates}
+    with training.saved(net, optimizer, None, random, spent, read) as earlier, spent:
+        if earlier is not None:
+            step, metrics, rates = earlier["step"], earlier["metrics"], earlier["rates"]
+        for t in range(step + 1, c.steps + 1):
             rows = torch.from_numpy(random.integers(len(found.y_train), size=c.batch)).to(device)
             optimizer.zero_grad()
             cross_entropy(net(found.x_train[rows]), found.y_train[rows]).backward()
@@ -144,6 +148,8 @@ def _one(c: Config, device: torch.device) -> Result:
                 with spent.paused():
                     metrics[f"val_{t}"] = training.mean_loss(net, cross_entropy, found.x_val, found.y_val, 2000)
                 metrics[f"lr_{t}"] = float(optimizer.param_groups[0]["lr"])
+            step = t
+            sittings.current().tick(spent)
     series = {"lr_curve": short(np.array(rates), 3)}
     return Result(metrics, series, dataset=found.caption, dataset_sha256=found.sha256, **spent.share(1))
 

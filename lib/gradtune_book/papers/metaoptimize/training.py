@@ -7,9 +7,11 @@ in the adaptation alone. Settings are those of the paper's Tables 2 to 5; the ba
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,7 +22,8 @@ from gradtune.recursion.outer import SGD, Adam, Lion, Outer
 from gradtune_book import config
 from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
 from gradtune_book.papers.packages import installed
-from gradtune_book.records import store
+from gradtune_book.records import sittings, store
+from gradtune_book.records.environment import Stopwatch
 
 FIXED, COSINE, SCALAR, BLOCKS = "fixed", "warm-up and cosine", "MetaOptimize, scalar", "MetaOptimize, blocks"
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,10 +94,8 @@ def adapted(
     )
 
 
-def scheduled(
-    parameters: Sequence[nn.Parameter], lr: float, steps: int
-) -> tuple[torch.optim.AdamW, Callable[[], None]]:
-    """Return AdamW and what is to be called after each of its steps.
+def scheduled(parameters: Sequence[nn.Parameter], lr: float, steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """Return AdamW and its schedule, which takes a step after each of its own.
 
     The step size rises linearly for `WARM_UP` of the steps up to `lr`, then falls towards 0 as half a cosine.
     """
@@ -105,7 +106,53 @@ def scheduled(
             return (t + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (t - rise) / max(1, steps - rise)))
 
-    return optimizer, LambdaLR(optimizer, factor).step
+    return optimizer, LambdaLR(optimizer, factor)
+
+
+@contextmanager
+def saved(
+    net: nn.Module,
+    optimizer: Steps,
+    schedule: LambdaLR | None,
+    random: np.random.Generator | None,
+    spent: Stopwatch,
+    more: Callable[[], dict[str, Any]],
+) -> Iterator[Any]:
+    """Let the current sitting save a training, and go on from what an earlier one left, inside the `with` block.
+
+    A training by a package of others is not saved: it starts anew.
+
+    Args:
+        net: The net.
+        optimizer: Its optimiser.
+        schedule: The schedule of its step size, where it has one.
+        random: What draws its batches, where that has a state.
+        spent: Its seconds.
+        more: Returns what else it goes on from.
+
+    Yields:
+        What `more` returned in an earlier sitting, None where there is nothing to go on from.
+    """
+    if not isinstance(optimizer, optim.MetaOptimize | torch.optim.AdamW):
+        yield None
+        return
+
+    def state() -> dict[str, Any]:
+        parts = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent.state(), "more": more()}
+        if schedule is not None:
+            parts["schedule"] = schedule.state_dict()
+        return parts if random is None else {**parts, "random": random.bit_generator.state}
+
+    with sittings.current().part("training", state) as earlier:
+        if earlier is not None:
+            net.load_state_dict(earlier["net"])
+            optimizer.load_state_dict(earlier["optimizer"])
+            spent.go_on(earlier["spent"])
+            if schedule is not None:
+                schedule.load_state_dict(earlier["schedule"])
+            if random is not None:
+                random.bit_generator.state = earlier["random"]
+        yield None if earlier is None else earlier["more"]
 
 
 def geometric_mean(optimizer: Steps) -> float:

@@ -33,6 +33,7 @@ from gradtune_book.papers.oho.schedules import STEP
 from gradtune_book.papers.oho.training import DECAY, LR, OHO, Bench, Change, Trained, blocks_of, frozen, placed, train
 from gradtune_book.papers.published import OhoProgram
 from gradtune_book.papers.series import finite, short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -145,7 +146,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     c = batch[0]
     bench = Bench(c, device)
     if c.method in (PROGRAM, UNCAPPED):
-        return [_as_program(bench, each) for each in batch]
+        return sittings.one_after_another(batch, lambda each: _as_program(bench, each))
     w, extra = bench.task.init([each.seed for each in batch]), {}
     if c.method == STEP:
         recipe = {LR: c.lr, DECAY: c.decay, performance.PERIOD: -(-c.epochs // 3)}
@@ -206,13 +207,25 @@ def _as_program(bench: Bench, c: Config) -> Result:
     """Train one net with the published program's recursion."""
     cap = CAP if c.method == PROGRAM else float("inf")
     program, spent = OhoProgram(bench.task, c.lr, c.decay, c.meta_rate, cap), Stopwatch(bench.device)
-    w, ends, rows = bench.task.init([c.seed]), bench.ends(), []
-    for t in range(bench.steps + 1):
-        if t in (0, *ends):
-            rows.append((float(bench.task.evaluate(w, "test")[0]), program.lr, program.l2))
-        if t < bench.steps:
-            with spent:
-                w, _, _ = program.step(w, t)
+    w, ends, t, sitting = bench.task.init([c.seed]), bench.ends(), 0, sittings.current()
+    rows: list[tuple[float, float, float]] = []
+
+    def state() -> dict[str, Any]:
+        return {"t": t, "w": w, "program": program.state(), "rows": rows, "spent": spent.state()}
+
+    with sitting.part("program", state) as earlier:
+        if earlier is not None:
+            t, w, rows = earlier["t"], earlier["w"].to(w), [*earlier["rows"]]
+            program.go_on(earlier["program"], w)
+            spent.go_on(earlier["spent"])
+        while t <= bench.steps:
+            if t in (0, *ends):
+                rows.append((float(bench.task.evaluate(w, "test")[0]), program.lr, program.l2))
+            if t < bench.steps:
+                with spent:
+                    w, _, _ = program.step(w, t)
+            t += 1
+            sitting.tick()
     columns = np.array(rows).T[:, None]
     table = dict(zip(("test_curve", "lr_0", "decay_0"), np.where(np.isfinite(columns), columns, np.nan), strict=True))
     end = {n: v[0] for n, v in bench.at_end(w).items()}

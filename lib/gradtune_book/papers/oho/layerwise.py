@@ -33,12 +33,13 @@ _DIGITS = Config(
     "", 0, data="digits", validation=280, batch=56, outer_batch=56, width=32, epochs=6, lr=0.05, meta_rate=2e-4
 )
 _CIFAR = Config(
-    "", 0, data="cifar10", rows=6000, test_rows=2000, validation=1000, net="residual", batch=100, outer_batch=100,
+    "", 0, data="cifar10", rows=10_000, test_rows=2000, validation=1000, net="residual", batch=100, outer_batch=100,
     epochs=3, readings=5, lr=0.01,
 )  # fmt: skip
+_PART = replace(_CIFAR, rows=3000, batch=50)
 SIZES = {
     "smoke": Sizes(_DIGITS, (1, 2, 3, 6), 3, (0.1, 0.2), 1),
-    "laptop": Sizes(_CIFAR, (1, 2, 4), 3, (0.1, 0.15, 0.2), 3),
+    "laptop": Sizes(_PART, (1, 4), 3, (0.1, 0.2), 3),
     "paper": Sizes(_MNIST, (1, 2, 3, 6), 10, (0.1, 0.15, 0.2), 3),
 }
 RESNET = replace(

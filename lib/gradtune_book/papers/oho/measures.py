@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,11 +80,20 @@ class Correlations:
     def __call__(self, run: Run) -> None:
         g = gradient(self.problem, run.state.w, run.t)
         if self._last is not None:
-            self._cosines.append(torch.nn.functional.cosine_similarity(g, self._last, dim=-1))
+            self._cosines.append(torch.nn.functional.cosine_similarity(g, self._last.to(g.device), dim=-1))
         self._last = g
+
+    def state(self) -> dict[str, Any]:
+        """Return what it has seen so far."""
+        return {"last": self._last, "cosines": self._cosines}
+
+    def go_on(self, earlier: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave; on the device of the next run."""
+        self._last, self._cosines = earlier["last"], list(earlier["cosines"])
 
     def windows(self) -> Mapping[str, Tensor]:
         """Return mean and standard deviation `[R, windows]` of the cosines in each whole window, by name."""
         whole = len(self._cosines) // self.window * self.window
-        cosines = torch.stack(self._cosines[:whole], 1).unflatten(1, (-1, self.window))
+        here = self._cosines[-1].device
+        cosines = torch.stack([each.to(here) for each in self._cosines[:whole]], 1).unflatten(1, (-1, self.window))
         return {"mean": cosines.mean(2), "deviation": cosines.std(2)}

@@ -22,6 +22,7 @@ from gradtune import methods, search
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import adam, sgd
 from gradtune.search import Dimension, Space
+from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Run
 from gradtune_book.papers.oho import training
 from gradtune_book.papers.oho.schedules import ADAM, EXP, STEP, WAYS
@@ -30,6 +31,7 @@ from gradtune_book.papers.series import short
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
+from gradtune_book.records.told import Tick, Told
 
 PERIOD, GAMMA, BETA1, BETA2 = "period", "gamma", "beta1", "beta2"
 RANGES = {LR: Dimension(1e-3, 0.3, "log10"), DECAY: Dimension(1e-6, 1e-2, "log10")}
@@ -191,7 +193,7 @@ class _Members(NamedTuple):
 
 @dataclass
 class Trials:
-    """What a search trains. It is a `Trainable` of `gradtune.search`.
+    """What a search trains. It is a `records.told.Resumable`.
 
     Attributes:
         bench: Net, images and batches, which all trials share.
@@ -219,13 +221,33 @@ class Trials:
         loop, fall = loop_of(self.bench, self.way, configs, w)
         return _Members(loop, fall, loop.start(w))
 
-    def advance(self, members: _Members, steps: int) -> _Members:
+    def advance(self, members: _Members, steps: int, tick: Tick = lambda members, spent: None) -> _Members:
         loop, run, end = members.loop, members.run, members.run.t + steps
+
+        def watch(now: Run) -> None:
+            tick(_Members(loop, members.fall, now), self.spent)
+
         while run.t < end:
             loop, run = members.fall(loop, run)
             with self.spent:
-                run = loop.advance(run, min(end - run.t, self.bench.per_epoch))
+                run = loop.advance(
+                    run, min(end, (run.t // self.bench.per_epoch + 1) * self.bench.per_epoch) - run.t, watch, 10
+                )
         return _Members(loop, members.fall, run)
+
+    def state(self, members: _Members | None) -> dict[str, Any]:
+        own = {"spent": self.spent.state(), "tests": self.tests, "seconds": self.seconds}
+        return own if members is None else {**own, "run": saved_runs.state(members.run)}
+
+    def restored(self, members: _Members | None, earlier: Mapping[str, Any]) -> _Members | None:
+        self.spent.go_on(earlier["spent"])
+        self.tests, self.seconds = [*earlier["tests"]], [*earlier["seconds"]]
+        if members is None:
+            return None
+        return members._replace(run=saved_runs.restored(members.loop, members.run, earlier["run"]))
+
+    def age(self, members: _Members) -> int:
+        return members.run.t
 
     def val_loss(self, members: _Members) -> list[float]:
         w = members.run.state.w
@@ -238,7 +260,9 @@ class Trials:
 def _optimised(c: Config, device: torch.device) -> Result:
     """Search by Bayesian optimisation (a Gaussian process, after `STARTUP` random trials)."""
     trials = Trials(Bench(c, device), c.method)
-    found = search.search("bayes", trials, space(c.method, c.epochs), c.trials * trials.steps, c.seed, startup=STARTUP)
+    budget = c.trials * trials.steps
+    with Told(trials) as told:
+        found = search.search("bayes", told, space(c.method, c.epochs), budget, c.seed, startup=STARTUP)
     val = np.array([row["val_loss"] for row in found.rows], dtype=float)
     best = int(np.where(np.isfinite(val), val, np.inf).argmin())
     sampler = float(found.rows[-1]["sampler_seconds"])

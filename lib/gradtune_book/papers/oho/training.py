@@ -11,11 +11,11 @@ The studies `oho_performance`, `oho_layerwise` and `oho_dynamics` share it. What
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from gradtune.nets.draws import number
 from gradtune.nets.wide_resnet import residual
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.rules import sgd
+from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Method, Run
 from gradtune.tuning.streams import Batch, Resident
 from gradtune_book.papers.oho import measures, schedules
 from gradtune_book.papers.series import finite, short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Seconds, Stopwatch
 from gradtune_book.tasks.classification import Batches, Classification, Modules, fully_connected
 from gradtune_book.tasks.images import Images, load
@@ -48,6 +50,7 @@ TARGET = 0.3
 """The test loss that Section 6.1 asks for."""
 
 _OUTER, _MOVED = 3, 4  # what a seed is used for, beside the uses of `fully_connected`
+_TICK = 10  # steps between two moments at which a training may be saved
 _TRAIN_ROWS = 5000  # training images of which the training loss at the end is the mean
 
 
@@ -267,24 +270,53 @@ def train(
         each: Called before the first step and after every one. What it takes counts as training.
         more: Returns further readings `[R]`, by name.
     """
-    run, spent = loop.start(w), Stopwatch(bench.device)
+    run, spent, sitting = loop.start(w), Stopwatch(bench.device), sittings.current()
+    readings: list[dict[str, Tensor]] = []
+    ends = bench.ends()
 
     def read() -> dict[str, Tensor]:
         return bench.read(loop, run) | (more(loop, run) if more is not None else {})
 
-    readings, ends = [read()], bench.ends()
-    if each is not None:
-        each(run)
-    for end in ends:
-        if change is not None:
-            loop, run = change(loop, run)
-        with spent:
-            run = loop.advance(run, end - run.t, each, 1 if each is not None else 0)
-        readings.append(read())
+    def watch(now: Run) -> None:
+        nonlocal run
+        run = now
+        if each is not None:
+            each(run)
+        sitting.tick(spent)
+
+    def state() -> dict[str, Any]:
+        kept = {"run": saved_runs.state(run), "readings": readings, "spent": spent.state()}
+        return kept | {"each": sittings.remembered(each)}
+
+    with sitting.part("training", state) as earlier:
+        if earlier is not None:
+            readings = [{n: x.to(w.device) for n, x in one.items()} for one in earlier["readings"]]
+            spent.go_on(earlier["spent"])
+            sittings.remind(each, earlier["each"])
+            loop, run = _changed(loop, run, change, [0, *ends][: len(readings)])
+            run = saved_runs.restored(loop, run, earlier["run"])
+        else:
+            readings.append(read())
+            if each is not None:
+                each(run)
+        for begin, end in pairwise([0, *ends][len(readings) - 1 :]):
+            if change is not None and run.t == begin:
+                loop, run = change(loop, run)
+            with spent:
+                run = loop.advance(run, end - run.t, watch, 1 if each is not None else _TICK)
+            readings.append(read())
     names = dict.fromkeys(n for r in readings for n in r)
     missing = torch.full((len(w),), math.nan, device=bench.device)
     table = {n: finite(torch.stack([r.get(n, missing) for r in readings], dim=1)) for n in names}
     return Trained(run.state.w, [0, *ends], table, spent.share(len(w)))
+
+
+def _changed(loop: Loop, run: Run, change: Change | None, begins: Sequence[int]) -> tuple[Loop, Run]:
+    """Return a loop and a run of its form as all changes have left them that came at the steps `begins`."""
+    if change is not None:
+        for t in begins:
+            loop, run = change(loop, run._replace(t=t))
+    return loop, run
 
 
 def falling(way: str, per_epoch: int, epochs: int, lr: Tensor, period: Tensor, gamma: Tensor) -> Change:

@@ -6,6 +6,7 @@ from gradtune_book.papers.onepass import (
     horizon_claims,
     image_claims,
     incumbent_claims,
+    population_claims,
     sensitivity_claims,
     trajectory_claims,
     uci_claims,
@@ -18,4 +19,5 @@ CLAIMS = (
     *image_claims.CLAIMS,
     *sensitivity_claims.CLAIMS,
     *horizon_claims.CLAIMS,
+    *population_claims.CLAIMS,
 )

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -32,8 +31,6 @@ from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.search import search
 from gradtune.training.loop import Loop, Run
-from gradtune_book.notebooks import stats
-from gradtune_book.papers.onepass import uci_tables
 from gradtune_book.papers.onepass.uci_bayes import SPACE
 from gradtune_book.papers.onepass.uci_training import (
     ALL,
@@ -341,39 +338,3 @@ def _population(c: Config, trials: Trials) -> tuple[list[float], int]:
 
 
 STUDY = Study("energy_population", Config, SIZES, configs, run, chunk=1, cost=lambda c: c.steps * c.members * 1e-4)
-
-
-# --- what the notebook reads off the runs -----------------------------------------------------------------------------
-
-
-def name(method: str, inside: str) -> str:
-    """Return how tables call a search, such as "ASHA + Random"."""
-    return f"{method} + {inside}"
-
-
-def searches(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the searches with the name of their row in Table 15."""
-    return frame.assign(row=[name(m, i) for m, i in zip(frame["method"], frame["inside"])]) if len(frame) else frame
-
-
-def table(frame: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Return Table 15's rows of searches: means over searches with standard errors, beside the paper's one search.
-
-    Args:
-        frame: Runs of this study.
-        published: Result of `uci_tables.published`.
-    """
-    rows = {}
-    for row, group in searches(frame).groupby("row", sort=False) if len(frame) else ():
-        cells: dict[str, object] = {"searches": len(group), "trained to the end": group["finished"].mean()}
-        for column in ("mean", "median", "best"):
-            middle, error, *_ = stats.mean_error(group[column])
-            cells[column] = uci_tables.shown(middle, error)
-            cells[f"{column}, paper"] = uci_tables.shown(*_printed(published, str(row), column))
-        rows[row] = cells
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _printed(published: pd.DataFrame, row: str, column: str) -> tuple[float, float]:
-    paper = published.loc["energy"].loc[row.replace("WD+LR+M", "Ours WD+LR+M")]
-    return float(paper[column]), float(paper.get(f"{column}_error", math.nan))

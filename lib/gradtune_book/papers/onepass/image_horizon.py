@@ -17,16 +17,19 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from gradtune import methods
 from gradtune.errors import unknown
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
-from gradtune.training.loop import Loop, Method
+from gradtune.training import saved_runs
+from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.papers.onepass import uci_figures, uci_tables
 from gradtune_book.papers.onepass.image_training import Config, Reading, problem, results
 from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw
 from gradtune_book.papers.restarts import restarted
+from gradtune_book.records import sittings
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks import fashion
@@ -90,16 +93,41 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     task = problem(c, device, SETTINGS[name].merged)
     start, w = draw(seeds), task.init(seeds)
     hypers = Hypers(declared(SETTINGS[name], start, w), task.layout.sizes)
-    loop, reading = Loop(task, sgd(), hypers, method), Reading(task, device)
-    if c.trainings == 1:
-        run = loop.start(w)
-        reading.read(run)
-        with reading.spent:
-            end = loop.advance(run, c.steps, reading.watch, c.between)
-    else:
-        with reading.spent:
-            end = restarted(loop, w, *hypers.init(w), c.steps, c.trainings, reading.watch)
+    reading = Reading(task, device)
+    end = _trained(c, Loop(task, sgd(), hypers, method), w, reading)
     return results(task, end.state.w, start, reading.curves(), reading.spent.share(len(seeds)))
+
+
+def _trained(c: Config, loop: Loop, w: Tensor, reading: Reading) -> Run:
+    """Train once, or again and again from the start; return the last training at its end."""
+    done, run, spent, sitting = 0, loop.start(w), reading.spent, sittings.current()
+
+    def watch(now: Run) -> None:
+        nonlocal run
+        reading.watch(now)
+        run = now
+        sitting.tick(spent)
+
+    def after(number: int, now: Run) -> None:
+        nonlocal done, run
+        done, run = number, now
+        sitting.tick(spent)
+
+    def state() -> dict[str, Any]:
+        return {"done": done, "run": saved_runs.state(run), "read": reading.values, "spent": spent.state()}
+
+    with sitting.part("training", state) as earlier:
+        if earlier is not None:
+            done, run = earlier["done"], saved_runs.restored(loop, run, earlier["run"])
+            reading.values = [(a.to(w.device), b.to(w.device)) for a, b in earlier["read"]]
+            spent.go_on(earlier["spent"])
+        elif c.trainings == 1:
+            reading.read(run)
+        with spent:
+            if c.trainings == 1:
+                return loop.advance(run, c.steps - run.t, watch, c.between)
+            values = loop.hypers.init(w)
+            return restarted(loop, w, *values, c.steps, c.trainings, reading.watch, (done, run), after)
 
 
 def _cost(c: Config) -> float:

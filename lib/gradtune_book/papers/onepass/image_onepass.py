@@ -23,6 +23,7 @@ from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.search import MULTIPLIER, Bayes, Training
 from gradtune.search.trainable import Members
+from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Run
 from gradtune_book.papers.onepass import image_horizon, uci_bayes
 from gradtune_book.papers.onepass.image_training import Config as OneTraining
@@ -30,6 +31,7 @@ from gradtune_book.papers.onepass.image_training import Reading, lowest, problem
 from gradtune_book.papers.onepass.uci_onepass import BAYES, ONE_PASS, THREE
 from gradtune_book.papers.onepass.uci_training import DECAY, LR, MOMENTUM, SETTINGS, Start, declared, draw
 from gradtune_book.papers.series import short
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Seconds, Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -146,12 +148,24 @@ def _recipes(start: Start, runs: int) -> list[dict[str, float]]:
 
 def _train(c: Config, seeds: Sequence[int], device: torch.device) -> tuple[Classification, Members, Start, Reading]:
     t = _Trainer(c, seeds, device)
-    reading = Reading(t.task, device)
-    reading.read(t.members.run)
-    while t.members.run.t < c.steps:
-        with reading.spent:
-            t.advance(min(c.between, c.steps - t.members.run.t))
-        reading.read(t.members.run)
+    reading, sitting = Reading(t.task, device), sittings.current()
+
+    def state() -> dict[str, Any]:
+        run = saved_runs.state(t.members.run)
+        return {"run": run, "read": reading.values, "spent": reading.spent.state()}
+
+    with sitting.part(f"training from seed {seeds[0]}", state) as earlier:
+        if earlier is None:
+            reading.read(t.members.run)
+        else:
+            t.members = t.members._replace(run=saved_runs.restored(t.loop, t.members.run, earlier["run"]))
+            reading.values = [(a.to(device), b.to(device)) for a, b in earlier["read"]]
+            reading.spent.go_on(earlier["spent"])
+        while t.members.run.t < c.steps:
+            with reading.spent:
+                t.advance(min(c.between, c.steps - t.members.run.t))
+            reading.read(t.members.run)
+            sitting.tick()
     return t.task, t.members, t.start, reading
 
 

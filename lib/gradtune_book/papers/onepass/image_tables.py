@@ -44,6 +44,12 @@ def recorded() -> pd.DataFrame:
     return joined(store.load(image_onepass.STUDY.name, "paper"), store.load(image_horizon.STUDY.name, "paper"))
 
 
+def one_pass(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return single trainings without batch norm: no searches, no times."""
+    own = plain(frame)
+    return own[~own["method"].isin((BAYES, TIMES))] if len(own) else own
+
+
 def plain(frame: pd.DataFrame, dataset: str = "fashion") -> pd.DataFrame:
     """Return the runs on a set without batch norm."""
     return frame[(frame["dataset"] == dataset) & ~frame["batch_norm"].astype(bool)] if len(frame) else frame

@@ -33,7 +33,7 @@ from gradtune_book.papers.fds import (
     tables,
 )
 from gradtune_book.papers.fds import schedules as fds_schedules
-from gradtune_book.records import store
+from gradtune_book.records import environment, store
 from gradtune_book.records.store import POINTS, Result
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_a_schedule_moves_by_the_clipped_mean_hypergradient(method: str) -> None
     hypers = Hypers([Hyper("lr", 0.0, windows=windows), trainer.momentum], task.layout.sizes, 6)
     loop = Loop(task, trainer.rule, hypers, methods.fds(6, Kept(SGD(0.0))))
     mean = loop.advance(loop.start(task.init()), 6).outer.hypergradient[0] * windows / 6
-    learned = trainer.learn()
+    learned = trainer.learn(environment.Stopwatch(trainer.device))
     assert mean.abs().min() > 1e-3 and learned.rates[0].tolist() == [0.0] * windows
     torch.testing.assert_close(learned.rates[1], -0.1 * mean.clamp(-3, 3), rtol=1e-4, atol=1e-6)
     assert len(learned.accuracies) == len(learned.rates) == 2
@@ -149,7 +149,9 @@ def test_a_schedule_moves_by_the_clipped_mean_hypergradient(method: str) -> None
 
 def test_schedules_and_their_tables() -> None:
     frame = papers.run_now(papers.get("fds_schedules"), [_little(m) for m in fds_schedules.METHODS])
-    assert frame["test_accuracy"].between(0, 1).all() and (frame["best_outer_step"] <= 1).all()
+    assert frame["test_accuracy"].between(0, 1).all()
+    tuned = frame["method"] == fds_schedules.TUNED
+    assert (frame.loc[~tuned, "best_outer_step"] <= 1).all()
     greedy = frame[frame["method"] == "greedy"]
     assert tables.whole(greedy, "last_schedule").shape == (1, 6)
     table = schedules_tables.table(frame)
@@ -160,10 +162,18 @@ def test_schedules_and_their_tables() -> None:
     assert last["FDS"].tolist() == pytest.approx(frame.loc[frame["method"] == "FDS", "last_schedule_0"].iloc[0])
 
 
+def test_a_tuned_cosine_starts_where_validation_was_best() -> None:
+    (row,) = papers.run_now(papers.get("fds_schedules"), [_little(fds_schedules.TUNED)]).to_dict("records")
+    rates, accuracies = fds_schedules.COSINE_RATES, row["val_curve"]
+    assert len(accuracies) == len(rates) and row["best_outer_step"] == int(np.argmax(accuracies))
+    kept = common.schedule("cosine", rates[row["best_outer_step"]], 6)
+    assert row["schedule_0"] == pytest.approx(kept.tolist(), rel=1e-5)
+
+
 def test_outer_steps_are_compared_side_by_side() -> None:
     sizes = replace(fds_schedules.SIZES["laptop"], sets=("mnist", "svhn_like"), seeds=1)
     found = [(c.data, c.outer_lr, c.method) for c in fds_schedules.configs(sizes)]
-    assert len(found) == len(set(found)) == 4 + 4 + 3  # of MNIST the further step is the first one
+    assert len(found) == len(set(found)) == 5 + 5 + 3  # of MNIST the further step is the first one
     frame = pd.DataFrame(found, columns=["data", "outer_lr", "method"])
     shown = schedules_tables.by_step(frame)
     assert list(shown["data"].unique()) == ["mnist", "svhn_like", "svhn_like, outer step 0.03"]

@@ -160,7 +160,7 @@ def test_the_schedule_rises_and_falls() -> None:
     for _ in range(60):
         rates.append(training.geometric_mean(optimizer))
         optimizer.step()
-        after()
+        after.step()
     assert rates[0] == pytest.approx(0.15) and max(rates) == pytest.approx(0.3)
     assert rates.index(max(rates)) == 1 and rates[-1] < 0.003 and sorted(rates[2:], reverse=True) == rates[2:]
 

@@ -15,7 +15,7 @@ import torch
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
 from gradtune_book.papers.onepass import energy_population as study
-from gradtune_book.papers.onepass import uci_tables
+from gradtune_book.papers.onepass import population_tables, uci_tables
 from gradtune_book.papers.onepass.energy_population import ASHA, INSIDE, PBT, Config, Halving, Trials
 from gradtune_book.papers.onepass.uci_training import ALL, LR
 
@@ -98,11 +98,21 @@ def test_the_studys_searches_and_their_table() -> None:
     assert [*zip(frame["method"], frame["inside"])] == [(m, i) for m in (ASHA, PBT) for i in INSIDE]
     pbt = frame[frame["method"] == PBT]
     assert (pbt["finished"] == 12).all() and (pbt["steps_taken"] == 12 * 64).all()
-    table = study.table(frame, uci_tables.published("onepass_table15.csv"))
+    table = population_tables.table(frame, uci_tables.published("onepass_table15.csv"))
     assert (
         table.loc["ASHA + WD+LR+M", "mean, paper"].split() == ["0.160", "±", "0.004"] and (table["searches"] == 1).all()
     )
-    assert study.table(frame.iloc[:0], uci_tables.published("onepass_table15.csv")).empty
+    assert population_tables.table(frame.iloc[:0], uci_tables.published("onepass_table15.csv")).empty
+
+
+def test_time_counts_until_the_lowest_loss_that_every_search_found() -> None:
+    rows = [(ASHA, [1.0, 2.0, 3.0], [9.0, 0.4, 0.1]), (PBT, [2.0, 5.0], [3.0, 0.5])]
+    frame = pd.DataFrame(
+        [{"method": m, "inside": "Random", "incumbent_s": s, "incumbent_mse": x, "cpu_s": 7.0} for m, s, x in rows]
+    )
+    assert population_tables.level(frame) == 0.5
+    assert population_tables.until(frame)[population_tables.UNTIL].tolist() == [2.0, 5.0]
+    assert population_tables.until(frame.iloc[:0]).empty and math.isnan(population_tables.level(frame.iloc[:0]))
 
 
 def test_unknown_names_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import killed
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
 from gradtune_book.papers.onepass import image_horizon, image_onepass, image_tables
@@ -42,7 +44,8 @@ def test_every_method_of_the_paper_trains_with_and_without_batch_norm() -> None:
     both = trained[trained["method"] != BAYES].groupby(["method", "seed"])
     assert (both["batch_norm"].nunique() == 2).all() and (both["test_ce"].nunique() == 2).all()
     table = image_tables.times(frame)
-    assert (table["ms"] > 0).all() and (table.loc[table["method"] == "Random", "ratio"] == 1).all()
+    assert (table[image_tables.MS] > 0).all()
+    assert (table.loc[table["method"] == "Random", image_tables.RATIO] == 1).all()
 
 
 def test_three_batched_keeps_the_training_of_lowest_validation_loss() -> None:
@@ -113,3 +116,16 @@ def test_runs_are_joined_with_those_of_the_same_length() -> None:
         ["Baydin", False],
         ["Random", True],
     ]
+
+
+@pytest.mark.parametrize("method", ["Random-xLR", "WD+LR+M", THREE])
+def test_a_killed_run_goes_on_to_the_same_record(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [replace(TINY, method=method, steps=60, seed=s, trials=3 if method == THREE else 1) for s in (0, 1)]
+    monkeypatch.setenv("GRADTUNE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path / "whole"))
+    whole = killed.plain(killed.once(STUDY, batch))
+    monkeypatch.setenv("GRADTUNE_RECORDS", str(tmp_path / "broken"))
+    for ticks in (2, 3):
+        with pytest.raises(killed.Killed), killed.after(ticks):
+            killed.once(STUDY, batch)
+    assert killed.plain(killed.once(STUDY, batch)) == whole
