@@ -117,3 +117,9 @@ def test_the_librarys_tests_need_no_book() -> None:
     for name in helpers:
         assert "gradtune_book import" not in (text := (ROOT / "tests" / f"{name}.py").read_text()), name
         assert "from gradtune_book" not in text, name
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports a test file by its name alone, and refuses the second of that name."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -106,6 +106,12 @@ def read(study: str, scale: str, method: str, root: Path | None = None) -> dict[
     return jsonl.by_key(line for file in files for line in jsonl.read(file))
 
 
+def among(study: str, scale: str, method: str, configs: Sequence[Any]) -> list[Any]:
+    """Return those of a method's configurations that are recorded, in any root."""
+    have = read(study, scale, method)
+    return [c for c in configs if config.key(study, c) in have]
+
+
 def all_files(root: Path | None = None) -> list[Path]:
     """Return every record file below `root`, by default below all of `paths.records_roots()`, sorted."""
     return [file for each in _roots(root) for file in sorted(each.glob("*/*/*.jsonl"))]

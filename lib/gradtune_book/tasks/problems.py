@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from gradtune.errors import GradtuneError, unknown
 from gradtune.nets import plain
 from gradtune_book.data import datasets, text
 from gradtune_book.tasks import images, small, uci
@@ -141,18 +140,7 @@ def resolve(name: str, data: str) -> str:
     Raises:
         GradtuneError: The problem or the choice is unknown.
     """
-    if name not in TITLES:
-        raise unknown("problem", name, TITLES)
-    if data not in ("auto", "embedded", "real"):
-        raise unknown("choice of data", data, ["auto", "embedded", "real"])
-    real, embedded = SETS[name]
-    if data != "auto":
-        return real if data == "real" else embedded
-    if name == "words":
-        return text.resolve("auto")
-    if name in ("energy", "kin8nm"):
-        return datasets.resolve("auto", real, embedded)
-    return images.resolve("auto", real, embedded)
+    return small.chosen(name, data, SETS)
 
 
 @lru_cache(maxsize=len(TITLES))
@@ -166,10 +154,7 @@ def load(name: str, dataset: str) -> Small:
     Raises:
         GradtuneError: The problem is unknown, the set is none of its own, or its files are absent or damaged.
     """
-    if name not in TITLES:
-        raise unknown("problem", name, TITLES)
-    if dataset not in SETS[name]:
-        raise GradtuneError(f"{name} trains on {' or '.join(dict.fromkeys(SETS[name]))}, not on {dataset!r}")
+    small.check(name, dataset, SETS)
     if name == "words":
         return _words(dataset)
     return (_regression if name in ("energy", "kin8nm") else _classes)(name, dataset)

@@ -7,7 +7,7 @@ module has no other preparation for hypergradients than any module of a user's o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from gradtune.errors import GradtuneError, unknown
-from gradtune_book.data import datasets, text
+from gradtune_book.data import datasets, image_sets, text
 from gradtune_book.tasks import images, uci
 
 Pair = tuple[Tensor, Tensor]
@@ -231,18 +231,43 @@ def resolve(name: str, data: str) -> str:
     Raises:
         GradtuneError: The problem or the choice is unknown.
     """
-    if name not in TITLES:
-        raise unknown("small problem", name, TITLES)
+    return chosen(name, data, _SETS)
+
+
+def chosen(name: str, data: str, sets: Mapping[str, tuple[str, str]]) -> str:
+    """Return the name of the data set that a problem uses, as `resolve`, of any table of problems.
+
+    Args:
+        name: Name of the problem, a key of `sets`.
+        data: As in `resolve`.
+        sets: The real set of each problem, and the one that needs no file.
+
+    Raises:
+        GradtuneError: The problem or the choice is unknown.
+    """
+    if name not in sets:
+        raise unknown("small problem", name, sets)
     if data not in ("auto", "embedded", "real"):
         raise unknown("choice of data", data, ["auto", "embedded", "real"])
-    real, embedded = _SETS[name]
+    real, embedded = sets[name]
     if data != "auto":
         return real if data == "real" else embedded
-    if name == "words":
+    if real == "ptb":
         return text.resolve("auto")
-    if name in ("tables", "norm"):
-        return datasets.resolve("auto", real, embedded)
-    return images.resolve("auto", real, embedded)
+    kind = images if real in image_sets.TITLES else datasets
+    return kind.resolve("auto", real, embedded)
+
+
+def check(name: str, dataset: str, sets: Mapping[str, tuple[str, str]]) -> None:
+    """Check that a problem can train on a data set.
+
+    Raises:
+        GradtuneError: The problem is unknown, or the set is none of its own.
+    """
+    if name not in sets:
+        raise unknown("small problem", name, sets)
+    if dataset not in sets[name]:
+        raise GradtuneError(f"{name} trains on {' or '.join(dict.fromkeys(sets[name]))}, not on {dataset!r}")
 
 
 @lru_cache(maxsize=len(TITLES))
@@ -256,8 +281,5 @@ def load(name: str, dataset: str) -> Small:
     Raises:
         GradtuneError: The problem is unknown, the set is none of its own, or its files are absent or damaged.
     """
-    if name not in TITLES:
-        raise unknown("small problem", name, TITLES)
-    if dataset not in _SETS[name]:
-        raise GradtuneError(f"{name} trains on {' or '.join(dict.fromkeys(_SETS[name]))}, not on {dataset!r}")
+    check(name, dataset, _SETS)
     return _MAKE[name](dataset)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
+import tiny_imagenet
 from gradtune.errors import GradtuneError
 from gradtune_book.tasks.imagenet import DEVIATION, MEAN, ImageNet
 
@@ -16,12 +16,7 @@ from gradtune_book.tasks.imagenet import DEVIATION, MEAN, ImageNet
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two classes of five images each, as large as they come and with a colour of their own."""
     monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path))
-    for part in ("train", "val"):
-        for k, name in enumerate(("n01440764", "n01443537")):
-            folder = tmp_path / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            for number in range(5):
-                Image.new("RGB", (40 + number, 30), (200 * k, 100, 50)).save(folder / f"{name}_{number}.JPEG")
+    tiny_imagenet.write(tmp_path)
     return tmp_path
 
 

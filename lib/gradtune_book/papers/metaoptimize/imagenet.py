@@ -16,13 +16,11 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import resnet18
 
 from gradtune.errors import unknown
-from gradtune_book import config
 from gradtune_book.papers.metaoptimize import cifar, others, training
 from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
-from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR
-from gradtune_book.papers.packages import installed, needed
+from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SCALAR, with_packages
+from gradtune_book.papers.packages import needed
 from gradtune_book.papers.series import short
-from gradtune_book.records import store
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -93,14 +91,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
 
 def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     """Return the runs of a scale: those chosen, then those of packages that are installed, or that are recorded."""
-    out = list(chosen)
-    for method in OF_PACKAGES:
-        every = [config.replace(c, method=method) for c in chosen if c.method == COSINE and c.lr == chosen[-1].lr]
-        if not installed(method):
-            have = store.read(STUDY.name, scale, method)  # from all roots
-            every = [c for c in every if config.key(STUDY.name, c) in have]
-        out += every
-    return out
+    return with_packages(STUDY.name, scale, chosen)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:

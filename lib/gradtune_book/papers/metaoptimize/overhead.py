@@ -118,8 +118,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     """
     every = [config.replace(c, method=OTHERS) for c in chosen]
     if not all(map(installed, OF_PACKAGES)):
-        have = store.read(STUDY.name, scale, OTHERS)  # from all roots
-        every = [c for c in every if config.key(STUDY.name, c) in have]
+        every = store.among(STUDY.name, scale, OTHERS, every)
     return [*chosen, *every]
 
 

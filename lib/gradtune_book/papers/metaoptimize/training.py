@@ -17,7 +17,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from gradtune import optim
 from gradtune.errors import unknown
 from gradtune.recursion.outer import SGD, Adam, Lion, Outer
-from gradtune_book.papers.metaoptimize.others import Steps
+from gradtune_book import config
+from gradtune_book.papers.metaoptimize.others import OF_PACKAGES, Steps
+from gradtune_book.papers.packages import installed
+from gradtune_book.records import store
 
 FIXED, COSINE, SCALAR, BLOCKS = "fixed", "warm-up and cosine", "MetaOptimize, scalar", "MetaOptimize, blocks"
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -118,3 +121,21 @@ def mean_loss(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tenso
         parts = [float(loss(net(a), b)) * len(b) for a, b in zip(x.split(rows), y.split(rows), strict=True)]
     net.train()
     return sum(parts) / len(y)
+
+
+def with_packages(study: str, scale: str, chosen: Sequence[Any]) -> list[Any]:
+    """Return runs, then those of the packages of others: of each that is installed, or those that are recorded.
+
+    They have the fields of the last run that was chosen, one with warm-up and cosine, for each of its seeds.
+
+    Args:
+        study: Name of the study.
+        scale: One of `config.SCALES`.
+        chosen: Runs of the methods that need no package.
+    """
+    out = list(chosen)
+    last = [c for c in chosen if c.method == COSINE and c.lr == chosen[-1].lr]
+    for method in OF_PACKAGES:
+        every = [config.replace(c, method=method) for c in last]
+        out += every if installed(method) else store.among(study, scale, method, every)
+    return out

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from gradtune_book import config
 from gradtune_book.papers.packages import PACKAGES, installed
 from gradtune_book.papers.together import ways
 from gradtune_book.papers.together.start_trainings import mean_loss
@@ -188,8 +187,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     for name in (n for n in sizes.ways if n in PACKAGES):
         every = _all(sizes, [name], 0, reference=False)
         if not installed(name):
-            have = store.read(STUDY.name, scale, name)  # from all roots
-            every = [c for c in every if config.key(STUDY.name, c) in have]
+            every = store.among(STUDY.name, scale, name, every)
         out += every
     return list(dict.fromkeys(out))
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-from gradtune_book import config
 from gradtune_book.papers.packages import installed, needed
 from gradtune_book.papers.together.start_trainings import OF_PACKAGES, STARTED, mean_loss, training
 from gradtune_book.records import store
@@ -117,8 +116,7 @@ def arranged(scale: str, chosen: list[Config]) -> list[Config]:
     for method in OF_PACKAGES:
         every = _of(method, SIZES[scale], 0)
         if not installed(method):
-            have = store.read(STUDY.name, scale, method)  # from all roots
-            every = [c for c in every if config.key(STUDY.name, c) in have]
+            every = store.among(STUDY.name, scale, method, every)
         out += every
     return out
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+import tiny_imagenet
 from gradtune.errors import GradtuneError
 from gradtune_book import config, papers
 from gradtune_book.papers.metaoptimize import imagenet
@@ -19,12 +19,7 @@ from gradtune_book.papers.metaoptimize.training import BLOCKS, COSINE, FIXED, SC
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two classes of five images each, one dark and one bright."""
     monkeypatch.setenv("GRADTUNE_DATA", str(tmp_path))
-    for part in ("train", "val"):
-        for k, name in enumerate(("n01440764", "n01443537")):
-            folder = tmp_path / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            for number in range(5):
-                Image.new("RGB", (40 + number, 30), (200 * k, 100, 50)).save(folder / f"{name}_{number}.JPEG")
+    tiny_imagenet.write(tmp_path)
     return tmp_path
 
 
