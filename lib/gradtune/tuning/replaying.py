@@ -21,7 +21,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -247,20 +246,14 @@ class Replay:
 def _unfit(loop: Loop, problem: Supervised) -> str:
     """Return why a method or a problem allows no replay; empty if it does."""
     m = loop.method
-    made: list[Any] = [m.estimator]
-    outer: Any = m.outer
-    while outer is not None:
-        made.append(outer)
-        outer = getattr(outer, "outer", None)
-    others = [type(x).__name__ for x in made if x is not None and not type(x).__module__.startswith("gradtune.")]
     if m.replayed:
         return "the method takes steps again from a tree of checkpoints"
     if loop.hypers.windowed:
         return "hyperparameters have time windows"
     if problem.scaling is not None:
         return "the scale of a loss in half precision is read at each step"
-    if others:
-        return f"{others[0]} is none of the library's, and may depend on the number of the step"
+    if m.foreign:
+        return f"{m.foreign} is none of the library's, and may depend on the number of the step"
     if min(m.keep, m.every) > _LONGEST:
         return f"the method looks back on {min(m.keep, m.every)} steps, and on up to {_LONGEST} steps are recorded"
     return ""
