@@ -26,6 +26,8 @@ from unittest import mock
 import torch
 from torch.utils import _pytree
 
+from gradtune.nets import watching
+from gradtune.tuning import recorded
 from pretended.calls import Functions, Generator, Host
 from pretended.graphs import graphs
 from pretended.log import Log, MixedDevices, State
@@ -55,6 +57,8 @@ def _patches(own: Log) -> Iterator[Any]:
     }
     yield from (mock.patch.object(torch.cuda, name, it) for name, it in names.items())
     yield mock.patch.object(torch, "Generator", Generator)
+    yield mock.patch.object(watching, "_TRUSTED", watching._TRUSTED | {"pretended"})  # as torch is
+    yield mock.patch.object(recorded, "PLAIN", (*recorded.PLAIN, Pretended))
     yield mock.patch.object(proxy_tensor, "HANDLED_TYPES", (*proxy_tensor.HANDLED_TYPES, Pretended))
 
 

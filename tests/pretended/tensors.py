@@ -42,6 +42,12 @@ class Pretended(torch.Tensor):
     is_meta = property(lambda self: False)
     is_cpu = property(lambda self: False)
 
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()
+
     def get_device(self) -> int:
         return 0
 
@@ -67,8 +73,6 @@ class Pretended(torch.Tensor):
             return args[0].detach().held.tolist()
         if func == torch.Tensor.numpy:
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
-        if func in (torch.Tensor.data_ptr, torch.Tensor.untyped_storage):  # memory is that of the inner tensor
-            return func(args[0].held)
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **(kwargs or {}))
         if func == _SET_DATA and isinstance(args[1], Pretended):

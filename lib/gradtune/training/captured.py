@@ -45,8 +45,11 @@ class Captured:
         inputs: the arguments, on one GPU.
         draws_of: number of random generators that it asks `nets.draws` for, in a fixed order.
         pool: memory that graphs share which never run at the same time (`torch.cuda.graph_pool_handle()`).
-        kept: results that stay where they are, by their places: another graph reads them there before the next call.
-        left: arguments that stay where they are, such as results of another graph, by their places.
+        left: number of arguments, the last ones, that are read where they lie, such as what another graph has kept.
+
+    Attributes:
+        results: what the capture gave: the memory that the results are copied from.
+        kept: number of results, the last ones, that are not copied: another graph reads them before the next call.
 
     Raises:
         Refused: the function cannot be captured.
@@ -58,11 +61,10 @@ class Captured:
         inputs: Sequence[Tensor],
         draws_of: int = 0,
         pool: Any = None,
-        kept: Sequence[int] = (),
-        left: Sequence[int] = (),
+        left: int = 0,
     ) -> None:
-        self._kept, self._left = set(kept), set(left)
-        self._inputs = [x if k in self._left else x.detach().clone() for k, x in enumerate(inputs)]
+        self.kept, self._copied = 0, len(inputs) - left
+        self._inputs = [x.detach().clone() if k < self._copied else x for k, x in enumerate(inputs)]
         device = inputs[0].device
         self._generators = [torch.Generator(device=device) for _ in range(draws_of)]
         self._graph = torch.cuda.CUDAGraph()
@@ -72,7 +74,7 @@ class Captured:
         try:
             capture = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
             with draws.handed(lambda device, key: next(own)), capture:
-                self._results = function(self._inputs)
+                self.results = function(self._inputs)
         except Exception as error:
             raise Refused(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}") from error
 
@@ -84,15 +86,16 @@ class Captured:
             keys: what the numbers of each generator follow from (`nets.draws.number`).
 
         Returns:
-            The results: tensors of the caller's own, but for those in `kept`.
+            The results: tensors of the caller's own, but for the last `kept`.
         """
-        _copy([(a, b) for k, (a, b) in enumerate(zip(self._inputs, inputs, strict=True)) if k not in self._left])
+        _copy(list(zip(self._inputs[: self._copied], inputs[: self._copied], strict=True)))
         for generator, key in zip(self._generators, keys, strict=True):
             generator.manual_seed(draws.number(*key))
         self._graph.replay()
-        found = [x if k in self._kept else torch.empty_like(x) for k, x in enumerate(self._results)]
-        _copy([(a, b) for k, (a, b) in enumerate(zip(found, self._results, strict=True)) if k not in self._kept])
-        return found
+        own = len(self.results) - self.kept
+        found = [torch.empty_like(x) for x in self.results[:own]]
+        _copy(list(zip(found, self.results[:own], strict=True)))
+        return [*found, *self.results[own:]]
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ OPTIMISERS = [(base, meta) for base in ("sgd", "sgdm", "rmsprop", "adamw", "lion
 def made(name: str, device: str, **more: Any) -> tuple[Tuner, Tensor, Tensor]:
     """A tuner of `TUNERS`, and three training batches and a validation batch of inputs and targets."""
     given = {"method": name.partition(",")[0], "hypers": _SGD, **TUNERS[name], **more}
+    given.setdefault("replay", device == "cuda")  # as soon as possible
     module, x, y = drawn(given.pop("net", "mlp"), device)
     return Tuner(module, cross_entropy, **given), x, y
 
