@@ -87,6 +87,9 @@ class Draws:
         Args:
             device: where the tensors are; on a GPU its generator is seeded as well as the CPU's.
         """
+        if _handed.get() is not None:  # a graph is made of the step, which no number of torch's own can be part of
+            yield
+            return
         seed = number(*self.seeds, self.t)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
@@ -101,8 +104,16 @@ def number(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor that was drawn on the CPU on a device, without waiting for the device."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def generator(device: torch.device, *key: int) -> torch.Generator:
     """Return the generator of a key such as (seed, t), at its beginning."""
+    hand = _handed.get()
+    if hand is not None:
+        return hand(device, key)
     made = torch.Generator(device=device)
     made.manual_seed(number(*key))
     tell = _told.get()
@@ -121,6 +132,20 @@ def told(tell: Callable[[torch.Generator, torch.device, tuple[int, ...]], None])
         _told.reset(token)
 
 
+Hand = Callable[[torch.device, tuple[int, ...]], torch.Generator]
+
+
+@contextmanager
+def handed(hand: Hand) -> Iterator[None]:
+    """Context: generators are those that `hand` returns for their device and key; torch's own is left as it is."""
+    token = _handed.set(hand)
+    try:
+        yield
+    finally:
+        _handed.reset(token)
+
+
+_handed: ContextVar[Hand | None] = ContextVar("handed", default=None)
 _told: ContextVar[Callable[[torch.Generator, torch.device, tuple[int, ...]], None] | None] = ContextVar(
     "told", default=None
 )

@@ -162,7 +162,7 @@ class Batched:
             GradtuneError: the loss of a run is not one number, or the module works for one run but not under `vmap`.
         """
         data = None if self.shared_batch else 0
-        mapped = (w, own, torch.arange(len(w), device=w.device), x, y, net_lam, loss_lam)
+        mapped = (w, own, torch.arange(len(w)), x, y, net_lam, loss_lam)
         dims = (0, 0, 0, data, None if y is None else data, 0, 0)
         single = partial(self._single, draws)
         alone = partial(single, *(a if d is None else _row(a, 0) for a, d in zip(mapped, dims, strict=True)))

@@ -116,10 +116,25 @@ class Base:
     counted: bool = False
 
 
+def _typed(rate: Rate, tensors: list[Tensor]) -> Rate:
+    """Return a rate in the tensors' type, where no digit that counts is lost.
+
+    With a scalar of another type than theirs, torch's operations on lists take a kernel a tensor on a GPU. Half
+    precision keeps the digits of the rate instead.
+    """
+    kind = tensors[0].dtype
+    return rate.to(kind) if isinstance(rate, Tensor) and kind in (torch.float32, torch.float64) else rate
+
+
+def _scaled(tensors: list[Tensor], factor: Rate) -> list[Tensor]:
+    """Return `factor tensors`."""
+    return list(torch._foreach_mul(tensors, _typed(factor, tensors)))
+
+
 def add_scaled(to: list[Tensor], what: list[Tensor], factor: Rate) -> None:
     """Set `to <- to + factor what`, in place."""
     if isinstance(factor, Tensor):
-        torch._foreach_add_(to, torch._foreach_mul(what, factor))
+        torch._foreach_add_(to, _scaled(what, factor))
     else:
         torch._foreach_add_(to, what, alpha=factor)
 
@@ -130,7 +145,7 @@ def scale_and_add(to: list[Tensor], factor: Rate, what: list[Tensor]) -> None:
     On the CPU it is one pass over the memory, as passes are what takes the time there.
     """
     if isinstance(factor, Tensor):
-        torch._foreach_mul_(to, factor)
+        torch._foreach_mul_(to, _typed(factor, to))
         torch._foreach_add_(to, what)
     else:
         for each, other in zip(to, what):
@@ -162,7 +177,7 @@ def _gradient(bucket: Bucket) -> list[Tensor]:
 
 
 def _sgd(bucket: Bucket, lr: Rate) -> list[Tensor]:
-    return _decayed(list(torch._foreach_mul(bucket.grads, -lr)), bucket, lr)
+    return _decayed(_scaled(bucket.grads, -lr), bucket, lr)
 
 
 def _sgdm(bucket: Bucket, lr: Rate) -> list[Tensor]:
@@ -170,7 +185,7 @@ def _sgdm(bucket: Bucket, lr: Rate) -> list[Tensor]:
     scale_and_add(v, bucket.group["momentum"], bucket.grads)
     if bucket.group["weight_decay"]:
         add_scaled(v, bucket.params, bucket.group["weight_decay"])
-    return list(torch._foreach_mul(v, -lr))
+    return _scaled(v, -lr)
 
 
 def _over_root(grads: list[Tensor], root: list[Tensor], eps: float) -> list[Tensor]:
@@ -187,7 +202,7 @@ def _rmsprop(bucket: Bucket, lr: Rate) -> list[Tensor]:
     torch._foreach_mul_(v, decay)
     torch._foreach_addcmul_(v, bucket.grads, bucket.grads, value=1 - decay)
     change = _rmsprop_plain(bucket)
-    torch._foreach_mul_(change, -lr)
+    torch._foreach_mul_(change, _typed(-lr, change))
     return _decayed(change, bucket, lr)
 
 
@@ -196,7 +211,7 @@ def _adamw(bucket: Bucket, lr: Rate) -> list[Tensor]:
     group = bucket.group
     decay = group["weight_decay"]
     v = bucket.states["exp_avg_sq"]
-    change = list(torch._foreach_mul(bucket.params, -lr * decay)) if decay else [torch.zeros_like(x) for x in v]
+    change = _scaled(bucket.params, -lr * decay) if decay else [torch.zeros_like(x) for x in v]
     torch._fused_adamw_(
         change,
         bucket.grads,
@@ -227,7 +242,7 @@ def _lion(bucket: Bucket, lr: Rate) -> list[Tensor]:
     m, (b1, b2) = bucket.states["exp_avg"], bucket.group["betas"]
     change = list(torch._foreach_lerp(bucket.grads, m, b1))
     torch._foreach_sign_(change)
-    torch._foreach_mul_(change, -lr)
+    torch._foreach_mul_(change, _typed(-lr, change))
     torch._foreach_lerp_(m, bucket.grads, 1 - b2)
     return _decayed(change, bucket, lr)
 
@@ -278,7 +293,7 @@ def _move(piece: Bucket, lr: Rate, keep: Rate, base: Base, package: bool) -> Rat
     product = inner(trace, piece.grads)
     change = base.step(piece, lr)
     if package:
-        torch._foreach_mul_(trace, keep)
+        torch._foreach_mul_(trace, _typed(keep, trace))
         add_scaled(trace, base.plain(piece), -lr)
     else:
         scale_and_add(trace, keep, change)

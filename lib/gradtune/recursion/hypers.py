@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradtune.errors import GradtuneError, unknown
 from gradtune.recursion import groups
+from gradtune.recursion.constants import Constants
 from gradtune.recursion.groups import Granularity, Groups, Tensors, Value
 from gradtune.recursion.groups import neighbours as neighbours
 from gradtune.recursion.transforms import TRANSFORMS, Transform
@@ -145,6 +146,7 @@ class Hypers:
         tuned: names of the hyperparameters that are tuned, in whole or in part, in the order of their coordinates.
         smooth: names of the tuned hyperparameters that are declared without a `difference`.
         windowed: whether a hyperparameter has several windows.
+        constants: constant tensors that its steps use, kept on each device.
 
     Raises:
         GradtuneError: a name is given twice, windows have no horizon, a transform or granularity is unknown, groups do
@@ -179,10 +181,7 @@ class Hypers:
         self.tuned = tuple(n for n, b in self.blocks.items() if b.hyper.tuned)
         self.smooth = tuple(n for n in self.tuned if not self.blocks[n].hyper.difference)
         self.windowed = any(b.hyper.windows > 1 for b in self.blocks.values())
-        self._kept: dict[tuple[Any, ...], Any] = {}  # constant tensors by what they are, with type and device
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}
+        self.constants = Constants(self.blocks, self.tuned)
 
     def init(self, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the raw coordinates and the fixed values at the start, after a check of every value.
@@ -210,34 +209,14 @@ class Hypers:
                 fixed[name] = value.clone()
         return raw, fixed
 
-    def _ends(self, raw: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Lowest and highest raw coordinates `[P]`, None where no coordinate has bounds."""
-        key = ("ends", raw.dtype, raw.device)
-        if key not in self._kept:
-            blocks = [self.blocks[n] for n in self.tuned]
-            each = [(groups.raw_bounds(b.hyper.bounds, b.transform), b.columns) for b in blocks]
-            bounded = any(ends != (-math.inf, math.inf) for ends, _ in each)
-            low, high = ([x for ends, n in each for x in n * [ends[k]]] for k in (0, 1))
-            self._kept[key] = (raw.new_tensor(low), raw.new_tensor(high)) if bounded else None
-        return self._kept[key]
-
     def clamp(self, raw: Tensor) -> Tensor:
         """Raw coordinates moved into their bounds; NaN stays NaN."""
-        ends = self._ends(raw)
+        ends = self.constants.ends(raw)
         return raw if ends is None else torch.minimum(torch.maximum(raw, ends[0]), ends[1])
 
     def at(self, raw: Tensor, fixed: Mapping[str, Tensor], t: int = 0) -> Values:
         """Natural values in force at step `t`, with what is needed to differentiate them."""
         return Values(self, raw.detach(), fixed, t)
-
-    def chosen(self, name: str, window: int, like: Tensor) -> Tensor:
-        """Matrix `[P, tuned groups]`: 1 where a column is the coordinate of a group in this window of `name`."""
-        key = (name, window, like.dtype, like.device)
-        if key not in self._kept:
-            b = self.blocks[name]
-            here = torch.arange(b.offset + window, b.offset + b.columns, b.hyper.windows)
-            self._kept[key] = (torch.arange(self.columns)[:, None] == here[None, :]).to(like)
-        return self._kept[key]
 
     def window(self, name: str, t: int) -> int:
         """Number of the window of `name` that holds step `t`: `floor(windows t / T)`, at most `windows - 1`."""
@@ -288,9 +267,10 @@ class Values:
             else:
                 value = self.fixed[name][:, :, self.hypers.window(name, self.t)]
             if b.place is not None:
-                value = torch.cat((value, self.fixed[name][:, :, self.hypers.window(name, self.t)]), 1)[:, b.place]
+                value = torch.cat((value, self.fixed[name][:, :, self.hypers.window(name, self.t)]), 1)
+                value = value[:, self.hypers.constants.placed(name, "place", value.device)]
             elif b.index is not None:
-                value = value[:, b.index]
+                value = value[:, self.hypers.constants.placed(name, "index", value.device)]
             out[name] = value
         return out
 
@@ -298,13 +278,8 @@ class Values:
         """Columns whose window has begun (the others have zero sensitivity); None when all have."""
         if not self.hypers.windowed:
             return None
-        columns = torch.arange(self.hypers.columns)
-        begun = torch.ones(len(columns), dtype=torch.bool)
-        for name in self.hypers.tuned:
-            b = self.hypers.blocks[name]
-            mine = slice(b.offset, b.offset + b.columns)
-            begun[mine] = (columns[mine] - b.offset) % b.hyper.windows <= self.hypers.window(name, self.t)
-        return None if begun.all() else columns[begun].to(self.raw.device)
+        windows = tuple(self.hypers.window(name, self.t) for name in self.hypers.tuned)
+        return self.hypers.constants.begun(windows, self.raw.device)
 
     def tangents(self, active: Tensor | None = None) -> dict[str, Tensor]:
         """Chain factors `d lam / d raw` for the given columns.
@@ -323,8 +298,8 @@ class Values:
 
     def _tangent(self, name: str) -> Tensor:
         b = self.hypers.blocks[name]
-        chosen = self.hypers.chosen(name, self.hypers.window(name, self.t), self.raw)
-        return _over_weights(b, b.transform.slope(self._coordinates(name))[:, None, :] * chosen)
+        chosen = self.hypers.constants.chosen(name, self.hypers.window(name, self.t), self.raw)
+        return self._over_weights(name, b.transform.slope(self._coordinates(name))[:, None, :] * chosen)
 
     def pull(self, cot: Mapping[str, Tensor]) -> Tensor:
         """Pull cotangents of `lam` back to the raw coordinates.
@@ -346,7 +321,15 @@ class Values:
     def slope(self, name: str) -> Tensor:
         """Slope `d lam / d raw`, shaped as `lam`, of one hyperparameter in the window in force; 0 where it is fixed."""
         b = self.hypers.blocks[name]
-        return _over_weights(b, b.transform.slope(self._coordinates(name)))
+        return self._over_weights(name, b.transform.slope(self._coordinates(name)))
+
+    def _over_weights(self, name: str, x: Tensor) -> Tensor:
+        """Values `[..., tuned groups]` as those of the weights, `[..., 1, D or entries]`; 0 where fixed."""
+        b = self.hypers.blocks[name]
+        if b.place is not None:
+            wide = torch.cat((x, x.new_zeros(*x.shape[:-1], b.groups)), -1)
+            return wide[..., self.hypers.constants.placed(name, "place", x.device)]
+        return x if b.index is None else x[..., self.hypers.constants.placed(name, "index", x.device)]
 
     def grouped(self, name: str, c: Tensor) -> Tensor:
         """Shares `c [R, D]` of the weights, summed over each tuned group of a hyperparameter: `[R, tuned groups]`.
@@ -363,8 +346,8 @@ class Values:
         if b.index is None and not b.hyper.shape:
             return c.sum(1, keepdim=True) if c.shape[1] > 1 else c
         if b.index is not None and b.groups < c.shape[1]:
-            c = c.new_zeros(len(c), b.groups).index_add(1, b.index.to(c.device), c)
-        return c if b.free is None else c[:, b.free]
+            c = c.new_zeros(len(c), b.groups).index_add(1, self.hypers.constants.placed(name, "index", c.device), c)
+        return c if b.free is None else c[:, self.hypers.constants.placed(name, "free", c.device)]
 
     def _pulled(self, name: str, c: Tensor) -> Tensor:
         """The columns of one hyperparameter `[R, tuned groups x windows]`: zero but for the window in force."""
@@ -387,10 +370,3 @@ class Values:
                 low, high = b.transform.low, b.transform.high
                 out[name] = ((self.lam[name] - d).clamp(min=low), (self.lam[name] + d).clamp(max=high))
         return out
-
-
-def _over_weights(b: Block, x: Tensor) -> Tensor:
-    """Values `[..., tuned groups]` of the groups as those of the weights, `[..., 1, D or entries]`; 0 where fixed."""
-    if b.place is not None:
-        return torch.cat((x, x.new_zeros(*x.shape[:-1], b.groups)), -1)[..., b.place]
-    return x if b.index is None else x[..., b.index]

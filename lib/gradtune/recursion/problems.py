@@ -48,6 +48,22 @@ class WithBatches(Protocol):
 
 
 @runtime_checkable
+class HandingOn(WithBatches, Protocol):
+    """A problem with batches whose step leaves something for the next one, such as the state of a recurrent net.
+
+    What a step leaves is part of the next step's `batch`, so that one step at a time can be recorded.
+    """
+
+    def handed_on(self, step: Problem) -> tuple[Tensor, ...]:
+        """What a step has left on `step`, a problem that `on` gave, after its training loss was asked for."""
+        ...
+
+    def take_over(self, t: int, left: tuple[Tensor, ...]) -> None:
+        """Go on at step `t` from what the step before has left."""
+        ...
+
+
+@runtime_checkable
 class Replayable(Protocol):
     """A problem whose steps see more than weights, hyperparameters and `t`: what earlier steps have left in a module.
 

@@ -3,11 +3,13 @@
 The hyperparameters move after every `every` training steps. `Loop` runs the same few lines in two ways: eagerly or,
 with `trace=True`, as a straight list of tensor operations recorded once and replayed (`tracing`), without the autograd
 engine's overhead. For the second way the losses must not depend on the step number, or only through tensors that the
-problem hands over (`step.WithBatches`).
+problem hands over (`step.WithBatches`). On a GPU, blocks of steps of such problems are CUDA graphs (`captured`), with
+`trace` or without.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,78 +17,20 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gradtune.errors import GradtuneError, at_least, unknown
-from gradtune.estimators import Estimator
+from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hypers, Values
-from gradtune.recursion.outer import Outer
+from gradtune.recursion.problems import HandingOn
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import Problem, State, Step, WithBatches, initial_state, validation_gradient
+from gradtune.training.captured import Blocks, Refused
+from gradtune.training.method import Method
 from gradtune.training.replayed import Anchor, Replays, Trail
 from gradtune.training.tracing import record
 
 # A recorded block holds few steps, so that it is recorded fast, and enough of them to make a call's overhead small;
 # an update interval of up to `_WHOLE` steps is recorded whole.
 _TRACED_STEPS, _WHOLE = 4, 20
-
-
-@dataclass(frozen=True)
-class Method:
-    """A hypergradient method: an estimator, an outer rule and a cadence.
-
-    Attributes:
-        estimator: computes the hypergradient. None keeps the hyperparameters as they are.
-        outer: moves the hyperparameters; None exactly where `estimator` is None.
-        every: training steps between two outer updates.
-        warm_up: training steps before outer updates begin; the estimator observes them already.
-        outer_loss: "validation", the validation loss at the weights after a step; or "training", the loss of a step's
-            own batch at the weights before it, for methods without a validation set (HD, MetaOptimize). The gradient of
-            the latter is there already and costs nothing.
-        immediate: with the training loss, update the hyperparameters before the step whose gradient was used is taken
-            (HD, IDBD) instead of after it (MetaOptimize, Algorithm 1).
-
-    Raises:
-        GradtuneError: `outer_loss` is unknown; it is "training" and the estimator looks back on stored steps;
-            `immediate` is set with the validation loss; `every` or `warm_up` is out of range; or one of `estimator` and
-            `outer` is given without the other.
-    """
-
-    estimator: Estimator | None = None
-    outer: Outer | None = None
-    every: int = 1
-    warm_up: int = 0
-    outer_loss: str = "validation"
-    immediate: bool = False
-
-    def __post_init__(self) -> None:
-        if self.outer_loss not in ("validation", "training"):
-            raise unknown("outer loss", self.outer_loss, ["validation", "training"])
-        if self.outer_loss == "training" and self.keep:
-            raise GradtuneError(
-                f"{type(self.estimator).__name__} differentiates through stored steps and needs "
-                "outer_loss='validation'; for the training loss use an estimator that carries its sensitivity along"
-            )
-        if self.immediate and self.outer_loss != "training":
-            raise GradtuneError("immediate=True needs outer_loss='training': validation follows the step")
-        at_least(1, every=self.every)
-        at_least(0, warm_up=self.warm_up)
-        if (self.estimator is None) != (self.outer is None):
-            raise GradtuneError("a method needs an estimator and an outer rule, or neither (fixed hyperparameters)")
-
-    @property
-    def second_order(self) -> bool:
-        """Whether gradients are differentiated, at a step or when it is computed again."""
-        return self.estimator is not None and getattr(self.estimator, "second_order", True)
-
-    @property
-    def keep(self) -> int:
-        """Number of steps since the last outer update that the estimator wants to see."""
-        return self.estimator.keep if self.estimator else 0
-
-    @property
-    def replayed(self) -> bool:
-        """Whether the estimator takes the steps that it looks back on again, from a tree of checkpoints."""
-        return isinstance(self.estimator, Reverse) and self.estimator.replayed
 
 
 class Run(NamedTuple):
@@ -113,7 +57,7 @@ class Run(NamedTuple):
 
 
 Watch = Callable[[Run], None]
-Batches = Mapping[int, tuple[Tensor, ...]]
+Problems = Mapping[int, Problem]
 
 
 @dataclass
@@ -141,6 +85,7 @@ class Loop:
     hypers: Hypers
     method: Method
     trace: bool = False
+    _graphs: Blocks = field(init=False, default_factory=Blocks, repr=False)
     _traced: dict[tuple[Any, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
     _values: tuple[Tensor, dict[str, Tensor], Values] | None = field(init=False, default=None)
     replays: Replays | None = field(init=False, default=None, repr=False)
@@ -198,7 +143,7 @@ class Loop:
         while run.t < end:
             goal = min(end, run.t + stride)
             while run.t < goal:
-                run = self._block(run, self._block_length(run.t, goal - run.t))
+                run = self._block(run, self._block_length(run, goal - run.t))
             if watch is not None:
                 watch(run)
         return run
@@ -239,55 +184,91 @@ class Loop:
         m = self.method
         return m.estimator is not None and (t + 1) % m.every == 0 and t + 1 > m.warm_up
 
-    def _block_length(self, t: int, left: int) -> int:
-        """Return how many of the `left` steps to take at once from step `t`.
+    def _captures(self, run: Run) -> bool:
+        """Return whether blocks of steps are captured as CUDA graphs."""
+        steady = (self.problem.stationary or self._handed_over) and self.replays is None and not self.method.foreign
+        return steady and run.state.w.device.type == "cuda" and not self._graphs.refused
 
-        Eagerly, these are all, or all to the end of the warm-up. Traced, they are few, cut so that few different blocks
-        occur.
+    def _block_length(self, run: Run, left: int) -> int:
+        """Return how many of the `left` steps to take at once.
+
+        Eagerly, these are all, or all to the end of the warm-up. In recorded blocks they are few, cut so that few
+        different blocks occur.
         """
-        every = self.method.every
-        to_update = every - t % every
+        every, t = self.method.every, run.t
+        to_update, captures = every - t % every, self._captures(run)
         left = min(left, self.method.warm_up - t) if t < self.method.warm_up else left
-        if not self.trace or left < to_update:
-            return left
+        if captures and isinstance(self.problem, HandingOn):
+            return 1
+        if not (self.trace or captures) or left < to_update:
+            return min(left, _TRACED_STEPS) if captures and not self.trace else left
         if every <= _WHOLE:
             unit = every * max(1, _TRACED_STEPS // every)
             return unit if left >= unit and to_update == every else to_update
         return _TRACED_STEPS if to_update - _TRACED_STEPS > max(self.method.keep, 1) else to_update
 
     def _block(self, run: Run, n: int) -> Run:
-        if not self.trace or n > _WHOLE:
+        """Take `n` steps: eagerly, as recorded, or by a CUDA graph."""
+        captures = self._captures(run)
+        if n > _WHOLE or not (self.trace or captures):
             return self._steps(run, n)
-        reset = getattr(self.method.estimator, "reset_every", None) or 1
-        updates = (run.t + n) % self.method.every == 0
-        batches: Batches = {}
+        batches: dict[int, tuple[Tensor, ...]] = {}
         if isinstance(self.problem, WithBatches) and self._handed_over:
             batches = {t: self.problem.batch(t) for t in range(run.t - len(run.past), run.t + n)}
+        kind, given = self._kind(run, n, batches), tuple(batches.values())
+        function = self._block_of(run.t, n, tuple(batches))
+        if self.trace:
+            if kind not in self._traced:
+                self._traced[kind] = record(function, (given, *run[1:]))
+            function = self._traced[kind]
+        if captures and self._graphs.wants(kind):
+            try:
+                parts, left = self._graphs.take(kind, function, (given, *run[1:]), run.t)
+            except Refused as refused:
+                warnings.warn(
+                    f"training steps are not captured as CUDA graphs ({refused}); each operation is launched alone",
+                    GradtuneWarning,
+                    stacklevel=3,
+                )
+            else:
+                if isinstance(self.problem, HandingOn):
+                    self.problem.take_over(run.t + n, left)
+                return Run(run.t + n, *parts)
+        return Run(run.t + n, *function(given, *run[1:])[0]) if self.trace else self._steps(run, n)
+
+    def _kind(self, run: Run, n: int, batches: Mapping[int, tuple[Tensor, ...]]) -> tuple[Any, ...]:
+        """Return what decides which operations the next `n` steps make."""
+        m, steps = self.method, range(run.t, run.t + n)
+        reset = getattr(m.estimator, "reset_every", None) or 1
+        curved = m.estimator is not None and tuple(m.estimator.curvature(-(t + 1) % m.every) for t in steps)
+        windows = tuple(self.hypers.window(name, t) for t in steps for name in self.hypers.blocks)
         shapes = tuple(x.shape for batch in batches.values() for x in batch)
-        key = (n, updates, run.t % reset, run.t >= self.method.warm_up, len(run.past), shapes)
-        if key not in self._traced:
-            steps = tuple(batches)
+        updates = (run.t + n) % m.every == 0
+        return n, updates, curved, run.t % reset, run.t >= m.warm_up, len(run.past), windows, shapes
 
-            def block(given: Sequence[tuple[Tensor, ...]], *parts: Any) -> tuple[Any, ...]:
-                return tuple(self._steps(Run(run.t, *parts), n, dict(zip(steps, given, strict=True)))[1:])
+    def _block_of(self, t: int, n: int, steps: tuple[int, ...]) -> Callable[..., Any]:
+        """Return `n` steps from step `t` on, as a function of the batches of `steps` and of what continues."""
 
-            self._traced[key] = record(block, (tuple(batches.values()), *run[1:]))
-        return Run(run.t + n, *self._traced[key](tuple(batches.values()), *run[1:]))
+        def block(given: Sequence[tuple[Tensor, ...]], *parts: Any) -> tuple[Any, ...]:
+            own = self.problem
+            handed = zip(steps, given, strict=True)
+            problems = {k: own.on(batch) for k, batch in handed} if isinstance(own, WithBatches) else {}
+            after = self._steps(Run(t, *parts), n, problems)[1:]
+            return tuple(after), own.handed_on(problems[t]) if isinstance(own, HandingOn) else ()
 
-    def _problem(self, t: int, batches: Batches) -> Problem:
-        return self.problem.on(batches[t]) if t in batches and isinstance(self.problem, WithBatches) else self.problem
+        return block
 
     def _steps(
         self,
         run: Run,
         n: int,
-        batches: Batches | None = None,
+        problems: Problems | None = None,
         recent: deque[Step] | None = None,
         values: Values | None = None,
     ) -> Run:
-        """Take `n` steps: the loop itself. A traced block gives its batches by step number."""
+        """Take `n` steps: the loop itself. A recorded block gives the problems of its steps."""
         m, end = self.method, run.t + n
-        batches = batches or {}
+        problems = problems or {}
         values = values or self.hypers.at(run.raw, run.fixed, run.t)
         recent = deque[Step](maxlen=m.keep) if recent is None else recent
         past = run.past[: len(run.past) - len(recent)]
@@ -297,7 +278,7 @@ class Loop:
             if self.hypers.windowed:
                 values = self.hypers.at(run.raw, run.fixed, run.t)
             curvature = m.estimator is not None and m.estimator.curvature(ahead)
-            problem = self._problem(run.t, batches)
+            problem = problems.get(run.t, self.problem)
             if self.replays is not None and self.due(run.t + ahead):
                 past = self.replays.before(run.t, run.state, run.raw, past)
             step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature)
@@ -313,7 +294,7 @@ class Loop:
             if due and m.outer_loss == "training" and not m.immediate:
                 run = self._update(run, problem, values, seen, (), step.g.detach())
             elif due and m.outer_loss == "validation":
-                kept = self._kept(run, past, recent, batches) if self.replays is None else self._trail(run, past)
+                kept = self._kept(run, past, recent, problems) if self.replays is None else self._trail(run, past)
                 run = self._update(run, problem, values, memory, kept)
             if ahead == 0:
                 past = ()
@@ -325,7 +306,7 @@ class Loop:
         states = (*past, *(s.state for s in recent))
         return run._replace(past=states[-m.keep :] if m.keep else ())
 
-    def _kept(self, run: Run, past: Sequence[State], recent: Sequence[Step], batches: Batches) -> list[Step]:
+    def _kept(self, run: Run, past: Sequence[State], recent: Sequence[Step], problems: Problems) -> list[Step]:
         """Return the steps that the estimator looks back on.
 
         Those of an earlier call are taken again from their stored states.
@@ -335,7 +316,7 @@ class Loop:
         before = []
         for t, state in enumerate(past[len(past) - missing :], start=first):
             values = self.hypers.at(run.raw, run.fixed, t)
-            before.append(Step(self._problem(t, batches), self.rule, values, state, t, curvature=True))
+            before.append(Step(problems.get(t, self.problem), self.rule, values, state, t, curvature=True))
         return [*before, *recent]
 
     def _trail(self, run: Run, past: Sequence[Anchor], keep: bool = False) -> Trail:

@@ -22,13 +22,16 @@ from gradtune.nets.buffers import copied
 from gradtune.nets.watching import Code, Watched, following
 from gradtune.recursion.hypers import Values
 from gradtune.recursion.step import State, Step
+from gradtune.training.graphs import Graphs
 from gradtune.training.loop import Loop, Run
-from gradtune.training.programs import Carried, Program, same_bits, signature
+from gradtune.training.programs import Carried, Program, alike, signature
 from gradtune.training.recording import Recorder
 from gradtune.tuning.streams import Batch
 from gradtune.tuning.supervised import Supervised
 
 _ATTEMPTS = 3
+PLAIN: tuple[type, ...] = (Tensor,)
+"""Types of tensors that a record can be told."""
 
 
 class Given(NamedTuple):
@@ -88,6 +91,7 @@ class Recorded:
         self._last: tuple[Hashable, list[Tensor]] | None = None
         self._attempts = 0
         self._program: Program | None = None
+        self._graphs: Graphs | None = None
         self._left: list[_Left] = []
         self._carried: Carried = []
         self._of_val: Hashable = None
@@ -170,6 +174,8 @@ class Recorded:
         self._last, self._attempts = (record, [recorder.values[n] for n in recorder.outside]), self._attempts + 1
         if before is not None and before[0] == record:
             self._program, self._last = Program(recorder), None
+            if single.own[0].device.type == "cuda":
+                self._graphs = Graphs(self._program)
         elif self._attempts == _ATTEMPTS:
             raise Refusal("a step makes other operations each time")
 
@@ -234,8 +240,15 @@ class Recorded:
         """Take step `k` on the tensors of `_flat`; the module is left alone, but for buffers among these."""
         assert self._program is not None
         program = self._program
-        made = [draws.generator(device, seed, run.t * n + j) for device, seed, j, n in program.sources[k]]
-        found, self._carried = program.step(k, [flat[n] for n in program.inputs[k]], made, self._carried)
+        inputs = [flat[n] for n in program.inputs[k]]
+        keys = [(seed, run.t * n + j) for _, seed, j, n in program.sources[k]]
+        if self._graphs is not None and self.uses:
+            found = self._graphs.step(k, inputs, keys)
+            if found is not None:
+                return found
+        made = [draws.generator(source[0], *key) for source, key in zip(program.sources[k], keys, strict=True)]
+        carried = self._carried if self._graphs is None or not k else self._graphs.carried or self._carried
+        found, self._carried = program.step(k, inputs, made, carried)
         return found
 
     # -- taking the steps again ----------------------------------------------------------------------------------------
@@ -252,7 +265,7 @@ class Recorded:
         found = self._taken(k, run, self._flat(run, given, self._factor(run, given), None, buffers))
         run = self._loop.step(run, recent)
         wanted = self._outcome(run, given)
-        return run, all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))
+        return run, all(alike(a, b) for a, b in zip(found, wanted, strict=True))
 
     def replay(self, k: int, run: Run, given: Given) -> Run:
         """Take step `k` as it was recorded.
@@ -322,7 +335,7 @@ def shape_of(x: Any) -> Hashable:
     Raises:
         Refusal: there is something in it that cannot be compared.
     """
-    if type(x) is Tensor and not x.requires_grad and x.layout == torch.strided:
+    if type(x) in PLAIN and not x.requires_grad and x.layout == torch.strided:
         return x.shape, x.stride(), x.dtype, x.device
     if type(x) in (tuple, list):
         return type(x), *map(shape_of, x)

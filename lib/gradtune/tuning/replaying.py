@@ -2,10 +2,11 @@
 
 A replayed step gives the same bits as an eager one, in less time. Steps are eager until it pays to record some. Steps
 of each kind (`recorded`) are then recorded twice and, where the records agree, replayed; at the first, second, fourth,
-eighth, ... replay the eager step is taken too, and all that the two leave has to have the same bits. What the model's
-and the loss's Python code reads is compared before each replayed step. Where it has changed the step is eager, and
-recording begins anew after twice the time in eager steps. What cannot be replayed is noticed by one of these checks;
-then all steps are eager, and `Replay.status` says why.
+eighth, ... replay the eager step is taken too, and all that the two leave has to have the same bits. On a GPU, where
+the order of a sum may differ from call to call, the two have to be close, and a replayed step is a CUDA graph
+(`training.graphs`). What the model's and the loss's Python code reads is compared before each replayed step. Where it
+has changed the step is eager, and recording begins anew after twice the time in eager steps. What cannot be replayed is
+noticed by one of these checks; then all steps are eager, and `Replay.status` says why.
 
 When it pays: recording costs as much as some 10 to 200 eager steps, below half a second for small models. It begins
 after `_PATIENCE` seconds of eager steps, or after `_EARLY` steps where the rest of the training is known to take four
@@ -21,7 +22,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Replay:
         loop: the loop that takes the steps.
         problem: the losses.
         wanted: True to record as soon as possible, and to raise an error where a step cannot be replayed; False never
-            to; None to record on a CPU when it pays.
+            to; None to record on a CPU or a GPU when it pays.
         horizon: steps of the training, where they are known.
 
     Raises:
@@ -63,7 +63,8 @@ class Replay:
         self._changed = ""
         self._off = "replay=False was given" if wanted is False else ""
         kind = problem.single.own[0].device.type
-        if wanted is None and kind != "cpu":
+        self._gpu = kind == "cuda"
+        if wanted is None and kind not in ("cpu", "cuda"):
             self._give_up(f"the model is on {kind}, where steps are replayed only with replay=True")
         elif wanted is not False and (why := _unfit(loop, problem)):
             if wanted:
@@ -131,7 +132,7 @@ class Replay:
         mean = self._spent / max(1, self._counted - 1)
         left = None if self._horizon is None else mean * (self._horizon - run.t)
         self._why = self._changed or "too few steps were taken to know that recording pays"
-        if self._counted > 2 and mean > _LONG:
+        if self._counted > 2 and mean > _LONG and not self._gpu:  # there, launches take the time
             self._why = f"a step takes {mean:.2g} s, nearly all of it in torch's kernels"
         elif left is not None and left < self._patience:
             self._why = f"the {self._horizon} steps of the training are too few for recording to pay"
@@ -247,20 +248,14 @@ class Replay:
 def _unfit(loop: Loop, problem: Supervised) -> str:
     """Return why a method or a problem allows no replay; empty if it does."""
     m = loop.method
-    made: list[Any] = [m.estimator]
-    outer: Any = m.outer
-    while outer is not None:
-        made.append(outer)
-        outer = getattr(outer, "outer", None)
-    others = [type(x).__name__ for x in made if x is not None and not type(x).__module__.startswith("gradtune.")]
     if m.replayed:
         return "the method takes steps again from a tree of checkpoints"
     if loop.hypers.windowed:
         return "hyperparameters have time windows"
     if problem.scaling is not None:
         return "the scale of a loss in half precision is read at each step"
-    if others:
-        return f"{others[0]} is none of the library's, and may depend on the number of the step"
+    if m.foreign:
+        return f"{m.foreign} is none of the library's, and may depend on the number of the step"
     if min(m.keep, m.every) > _LONGEST:
         return f"the method looks back on {min(m.keep, m.every)} steps, and on up to {_LONGEST} steps are recorded"
     return ""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from gradtune.errors import GradtuneError, at_least
-from gradtune.nets.draws import number
+from gradtune.nets.draws import number, sent
 from gradtune.tuning.batches import Batch, common_rows, fits, mapped, moved, named, part_of
 
 __all__ = ["Batch", "Loaded", "Resident", "fits", "steps_of", "stream"]
@@ -108,7 +108,7 @@ class Resident:
             return self.data
         epoch, place = divmod(k, self._rows // self.size)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.order(epoch).to(self._device)
+            self._order = epoch, sent(self.order(epoch), self._device)
         return self._picked(self._order[1][place * self.size : (place + 1) * self.size])
 
     def _picked(self, rows: Tensor | slice) -> Batch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from gradtune.nets.draws import number
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
 from gradtune.nets.stacked import StackedMLP
+from gradtune.recursion.problems import Problem
 from gradtune.tuning.streams import Batch, Resident
 from gradtune_book.tasks.images import Images
 
@@ -113,6 +115,14 @@ class Classification:
                 rows.append(self.layout.flatten(dict(self.nets.fresh().named_parameters())))
         return torch.stack(rows).to(self.images.x_train)
 
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        """Images and classes that the losses of step t read: of the training batch and, if it changes, of the other."""
+        return (*self.train.at(t), *self.val.at(t))
+
+    def on(self, batch: tuple[Tensor, ...]) -> Problem:
+        """The losses on the tensors of `batch`, whatever t."""
+        return OnBatch(self, batch)
+
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
         return self.nets(w, *self.train.at(t))
 
@@ -129,6 +139,27 @@ class Classification:
             share = len(classes) / len(y)
             loss, error = loss + share * here[0], error + share * here[1]
         return loss, error
+
+
+@dataclass(frozen=True)
+class OnBatch:
+    """The losses of a `Classification` on one batch.
+
+    Attributes:
+        task: Whose losses they are.
+        batch: As `task.batch` gives it; where it holds the training batch alone, the validation loss is that of `task`.
+        stationary: True, as the losses do not depend on t.
+    """
+
+    task: Classification
+    batch: tuple[Tensor, ...]
+    stationary: ClassVar[bool] = True
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        return self.task.nets(w, *self.batch[:2])
+
+    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        return self.task.nets(w, *self.batch[2:]) if self.batch[2:] else self.task.val_loss(w, lam, t)
 
 
 def fully_connected(

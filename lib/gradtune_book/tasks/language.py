@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from gradtune.errors import GradtuneError
 from gradtune.nets.draws import Draws
 from gradtune.nets.plain import KEEP, LanguageModel
 from gradtune.nets.stacked_lstm import StackedLanguageModel, State
+from gradtune.recursion.problems import Problem
 from gradtune_book.data.text import Text, streams
 
 _STREAMS = 20  # that a text is read as when it is evaluated
@@ -95,12 +97,45 @@ class LanguageModelling:
                 probability lies outside (0, 1], which is looked at on a CPU only.
         """
         tokens, targets = self._train[t % len(self._train)]
-        masks = self._masks(tokens, lam["keep"], t, w) if "keep" in lam else None
-        losses, after = self.net(w, tokens, targets, self._state(w, tokens, t), masks)
+        uniforms = self._uniforms(tokens, t) if "keep" in lam else []
+        losses, after = self._trained(w, lam, tokens, targets, self._state(w, tokens, t), uniforms)
         if t + 1 not in self._states:
-            kept = {k: s for k, s in self._states.items() if k >= t - 1}
-            self._states = kept | {t + 1: (after[0].detach(), after[1].detach())}
-        return losses * len(tokens)
+            self.take_over(t + 1, after)
+        return losses
+
+    def _trained(
+        self,
+        w: Tensor,
+        lam: Mapping[str, Tensor],
+        tokens: Tensor,
+        targets: Tensor,
+        state: State,
+        uniforms: list[Tensor],
+    ) -> tuple[Tensor, State]:
+        masks = self._masks(uniforms, lam["keep"]) if "keep" in lam else None
+        losses, after = self.net(w, tokens, targets, state, masks)
+        return losses * len(tokens), (after[0].detach(), after[1].detach())
+
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        """Words and the words after them in training and validation, the state before, and the numbers of dropout."""
+        tokens, targets = self._train[t % len(self._train)]
+        like = tokens.new_empty(len(self.seeds), 0, dtype=self.dtype)
+        state, uniforms = self._state(like, tokens, t), self._uniforms(tokens, t)
+        return (tokens, targets, *self._val[t % len(self._val)], *state, *uniforms)
+
+    def on(self, batch: tuple[Tensor, ...]) -> Problem:
+        """The losses on the tensors of `batch`, whatever t."""
+        return OnPiece(self, batch)
+
+    def handed_on(self, step: Problem) -> tuple[Tensor, ...]:
+        """The state after a step's piece."""
+        assert isinstance(step, OnPiece) and step.after is not None
+        return step.after
+
+    def take_over(self, t: int, left: tuple[Tensor, ...]) -> None:
+        """Go on at step t from the state after the step before."""
+        kept = {k: s for k, s in self._states.items() if k >= t - 2}
+        self._states = kept | {t: (left[0], left[1])}
 
     def _state(self, w: Tensor, tokens: Tensor, t: int) -> State:
         if t == 0 and max(self._states, default=0) > 2:  # further back than steps are taken again: another training
@@ -114,18 +149,19 @@ class LanguageModelling:
             )
         return self._states[t]
 
-    def _masks(self, tokens: Tensor, keep: Tensor, t: int, w: Tensor) -> list[Tensor]:
+    def _masks(self, uniforms: list[Tensor], keep: Tensor) -> list[Tensor]:
         KEEP.check(keep)
         keep = keep.detach().reshape(-1, 1, 1, 1)
-        return [(u < keep).to(w.dtype) / keep for u in self._uniforms(tokens, t, w)]
+        return [(u < keep).to(u.dtype) / keep for u in uniforms]
 
-    def _uniforms(self, tokens: Tensor, t: int, w: Tensor) -> list[Tensor]:
+    def _uniforms(self, tokens: Tensor, t: int) -> list[Tensor]:
         """Numbers from `U[0, 1)` for each place of dropout `[R, T, B, hidden]`: those of the module under `batched`."""
         if self._drawn is None or self._drawn[0] != t:
-            generators = Draws(self.seeds, t).generators(w.device)
+            device = tokens.device
+            generators = Draws(self.seeds, t).generators(device)
             shape = (*tokens.shape, self.net.hidden)
             draws = [
-                torch.stack([torch.rand(shape, generator=g, dtype=w.dtype, device=w.device) for g in generators])
+                torch.stack([torch.rand(shape, generator=g, dtype=self.dtype, device=device) for g in generators])
                 for _ in range(self.net.layers + 1)
             ]
             self._drawn = t, draws
@@ -166,6 +202,35 @@ class LanguageModelling:
             losses, state = self.net(w, piece[:-1], piece[1:], state)
             total += losses * (len(piece) - 1)
         return total / length
+
+
+class OnPiece:
+    """The losses of a `LanguageModelling` on one piece of the text.
+
+    Args:
+        task: Whose losses they are.
+        batch: As `task.batch` gives it.
+
+    Attributes:
+        stationary: True, as the losses do not depend on t.
+        after: The state after the piece, at the weights at which the training loss was first asked for.
+    """
+
+    stationary = True
+
+    def __init__(self, task: LanguageModelling, batch: tuple[Tensor, ...]) -> None:
+        self.task, self.after = task, cast(State | None, None)
+        self._tokens, self._targets, self._val_tokens, self._val_targets = batch[:4]
+        self._state, self._uniforms = (batch[4], batch[5]), list(batch[6:])
+
+    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        losses, after = self.task._trained(w, lam, self._tokens, self._targets, self._state, self._uniforms)
+        self.after = after if self.after is None else self.after
+        return losses
+
+    def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
+        zero = self.task.net.zero_state(w, self._val_tokens.shape[1])
+        return self.task.net(w, self._val_tokens, self._val_targets, zero)[0]
 
 
 def paper_size(vocabulary: int = 10_000) -> int:

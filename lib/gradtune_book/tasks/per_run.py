@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gradtune.errors import GradtuneError, at_least
-from gradtune.nets.draws import number
+from gradtune.nets.draws import number, sent
 from gradtune.nets.losses import accuracy
 from gradtune.nets.modules import batch_statistics, batched
 from gradtune.tuning.streams import Batch
@@ -86,6 +86,9 @@ class PerRun(Classification):
         """
         return super().init([number(seed, _WEIGHTS) for seed in seeds or self.seeds])
 
+    def batch(self, t: int) -> tuple[Tensor, ...]:
+        return super().batch(t) if self.one_batch else self._own.at(t)
+
     def val_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
         """The validation loss `[R]`."""
         if self.one_batch:
@@ -156,7 +159,8 @@ class Shuffled:
         epoch, place = divmod(t, self.per_epoch)
         if self._orders.get(run, (-1,))[0] != epoch:
             rng = torch.Generator().manual_seed(number(self.seeds[run], _ORDER, epoch))
-            order = torch.randperm(len(self.train_rows[run]), generator=rng).to(self.train_rows[run].device)
+            order = torch.randperm(len(self.train_rows[run]), generator=rng)
+            order = sent(order, self.train_rows[run].device)
             self._orders[run] = epoch, self.train_rows[run][order]
         return self._orders[run][1][place * self.size : (place + 1) * self.size]
 
@@ -217,7 +221,7 @@ def moved(x: Tensor, seed: int, reach: int = 4) -> Tensor:
     flip = torch.rand(n, 1, generator=rng) < 0.5
     places = torch.arange(size)[None]
     columns = torch.where(flip, size - 1 - places, places) + shift[1]
-    rows, columns = (places + shift[0]).to(x.device), columns.to(x.device)
+    rows, columns = sent(torch.stack((places + shift[0], columns)), x.device)
     large = pad(x, (reach,) * 4)
     return large[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(
         0, 3, 1, 2

@@ -65,7 +65,9 @@ class LinearModels:
         return self.a[:, t] ** 2
 
 
-def draw(name: str, seeds: Sequence[int], steps: int, dim: int = 10) -> tuple[Quadratics | LinearModels, Tensor]:
+def draw(
+    name: str, seeds: Sequence[int], steps: int, dim: int = 10, device: torch.device | None = None
+) -> tuple[Quadratics | LinearModels, Tensor]:
     """Return a stream of R runs and their initial weights `[R, D]`; a run depends on its own seed alone.
 
     The quadratic has a curvature between 0.1 and 1 in each direction, minima with a deviation of 0.5 around one point,
@@ -77,6 +79,7 @@ def draw(name: str, seeds: Sequence[int], steps: int, dim: int = 10) -> tuple[Qu
         seeds: Seed of each run.
         steps: Length T of the stream.
         dim: Number D of weights, at least 2.
+        device: Where the tensors are; None for the CPU.
 
     Raises:
         GradtuneError: The name is unknown.
@@ -84,7 +87,7 @@ def draw(name: str, seeds: Sequence[int], steps: int, dim: int = 10) -> tuple[Qu
     if name not in NAMES:
         raise unknown("stream of losses", name, NAMES)
     drawn = [(_quadratic if name == "quadratic" else _linear)(np.random.default_rng(s), steps, dim) for s in seeds]
-    first, second, w = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
+    first, second, w = (torch.from_numpy(np.stack(each)).to(device) for each in zip(*drawn, strict=True))
     return (Quadratics if name == "quadratic" else LinearModels)(first, second), w
 
 

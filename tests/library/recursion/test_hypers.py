@@ -137,7 +137,7 @@ def test_constants_are_kept_for_each_type() -> None:
     hypers = Hypers([Hyper("lr", 0.1, "log10", bounds=(1e-3, 1.0)), Hyper("momentum", 0.5)], [6])
     for dtype in (torch.float32, torch.float64, torch.float32):
         raw, fixed = hypers.init(W.to(dtype))
-        assert hypers.chosen("lr", 0, raw).dtype == hypers.clamp(raw).dtype == dtype
+        assert hypers.constants.chosen("lr", 0, raw).dtype == hypers.clamp(raw).dtype == dtype
         assert hypers.at(raw, fixed).tangents()["momentum"].dtype == dtype
 
 

@@ -112,7 +112,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 
     Args:
         batch: configurations that differ in `seed` only.
-        device: where to compute.
+        device: where to compute; "views", a few numbers in float64, are computed on the CPU.
 
     Returns:
         A result per configuration, in order.
@@ -125,7 +125,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         raise unknown("method", c.method, METHODS)
     if c.method == VIEWS:
         return [_views(each) for each in batch]
-    problem, w = streams.draw(c.problem, [b.seed for b in batch], c.steps, c.dim)
+    problem, w = streams.draw(c.problem, [b.seed for b in batch], c.steps, c.dim, device)
     watch, spent = _Watch(problem), Stopwatch(device)
     with spent:
         _train(c, problem, w, watch)
