@@ -64,7 +64,7 @@ class Pretended(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         log().sync("pickle")
-        return unpickled, (self.detach().held.detach(), self.requires_grad)  # type: ignore[attr-defined]
+        return _again, (self.detach().held.detach(), self.requires_grad)  # type: ignore[attr-defined]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -86,7 +86,7 @@ class Pretended(torch.Tensor):
         return _run(func, args, kwargs or {})
 
 
-def unpickled(inner: Tensor, requires_grad: bool) -> Tensor:
+def _again(inner: Tensor, requires_grad: bool) -> Tensor:
     return Pretended(inner, requires_grad)
 
 
