@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,6 +18,10 @@ from gradtune_book.tasks.resnet18 import resnet18
 
 CPU = torch.device("cpu")
 WEIGHTS = 11_173_962
+
+
+def finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def pictures(*_: Any) -> Images:
@@ -40,7 +44,7 @@ def test_oho(sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [c.sets for c in paper] == [1, 1, 1, 2, 2, 2, 6, 6, 6, 62, 62, 62] and {c.net for c in paper} == {"resnet18"}
     c = next(c for c in paper if c.sets == sets)
     (found,) = study.run([replace(c, batch=10, outer_batch=5, epochs=1, readings=1)], CPU)
-    assert np.isfinite(found.series["test_curve"]).all() and len(found.series[f"lr_{sets - 1}"]) == 2
+    assert all(map(finite, found.series["test_curve"])) and len(found.series[f"lr_{sets - 1}"]) == 2
     assert found.series["lr_0"][0] == pytest.approx(0.1) != found.series["lr_0"][1]
 
 
@@ -52,8 +56,9 @@ def test_onepass(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(paper) == 50 * 7 and {(c.net, c.steps, c.batch) for c in paper} == {("resnet18", 32_400, 100)}
     c = next(c for c in paper if c.method == method)
     (found,) = study.run([replace(c, validation=5, batch=5, steps=4, every=2, look_back=1)], CPU)
-    assert len(found.series["ce_curve"]) == 3 and np.isfinite(found.metrics["test_ce"])
-    assert 0 <= found.metrics["best_error"] <= found.metrics["test_error"] <= 1
+    assert len(found.series["ce_curve"]) == 3 and finite(found.metrics["test_ce"])
+    best, last = float(found.metrics["best_error"] or 0), float(found.metrics["test_error"] or 0)
+    assert 0 <= best <= last <= 1
 
 
 def test_metaoptimize(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,4 +66,4 @@ def test_metaoptimize(monkeypatch: pytest.MonkeyPatch) -> None:
     study = papers.get("metaoptimize_cifar")
     c = next(c for c in study.runs("paper") if c.method == cifar.BLOCKS)
     (found,) = study.run([replace(c, batch=4, steps=3)], CPU)
-    assert len(found.series["loss_curve"]) == 3 and np.isfinite(found.metrics["late_loss"])
+    assert len(found.series["loss_curve"]) == 3 and finite(found.metrics["late_loss"])
