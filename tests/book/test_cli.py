@@ -318,8 +318,8 @@ def test_book_passes_its_options_and_a_failure_on(run: Run, monkeypatch: pytest.
     got: list[Any] = []
     stand_in(monkeypatch, "gradtune_book.pages.build", build=lambda *arguments: got.append(arguments))
     assert run("book")[0] == 0
-    assert run("book", "--scale", "laptop", "--data", "embedded", "--force")[0] == 0
-    assert got == [("smoke", "auto", False), ("laptop", "embedded", True)]
+    assert run("book", "--scale", "laptop", "--data", "embedded", "--force", "--device", "cuda")[0] == 0
+    assert got == [("smoke", "auto", False, "cpu"), ("laptop", "embedded", True, "cuda")]
 
     class NotebookFailed(GradtuneError):
         exit_status = 1

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bs4 import BeautifulSoup
 
+from gradtune_book.notebooks import runner
 from tools import ROOT
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -94,3 +95,15 @@ def test_what_a_chapter_takes_from_a_module_is_there(path: Any, monkeypatch: pyt
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             of = known.get(node.value.id)
             assert not isinstance(of, ModuleType) or hasattr(of, node.attr), f"{of.__name__}.{node.attr}"
+
+
+@chapters
+def test_live_runs_are_computed_on_the_device_that_is_asked_for(path: Any) -> None:
+    sources = [cell["source"] for cell in code(path)]
+    calls = [source for source in sources if "papers.run_now(" in source or "step_cost.measure(" in source]
+    declared = runner.declared(path)
+    assert ("device" in declared) == bool(calls)
+    for source in calls:
+        assert re.search(r"(run_now|measure)\(.*\bdevice\b.*\)", source), source
+    if calls:
+        assert declared["device"].default == "cpu" and declared["device"].type == "str"

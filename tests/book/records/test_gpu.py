@@ -119,3 +119,10 @@ def test_what_is_no_commit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("GRADTUNE_COMMIT", "main")
     with pytest.raises(GradtuneError, match="GRADTUNE_COMMIT is 'main'; expected the 40 digits"):
         environment.commit.__wrapped__()
+
+
+def test_some_methods_alone_are_recorded(records: Path) -> None:
+    assert recorder.record(fake_study.STUDY, "smoke", methods=["fast"]).total == fake_study.SEEDS["smoke"]
+    assert {file.stem for file in store.all_files()} == {"fast"}
+    with pytest.raises(GradtuneError, match=r"unknown method of fake at scale smoke.*fast"):
+        recorder.record(fake_study.STUDY, "smoke", methods=["fsat"])

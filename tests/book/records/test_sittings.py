@@ -57,6 +57,7 @@ LOOPS = {
     "images": Loop("image_horizon", {"method": "WD+LR+M"}, {"steps": 80}, (2, 4, 2)),
     "images, again": Loop("image_horizon", {"trainings": 3}, {}, (2, 2)),
     "images, medium": Loop("image_horizon", {"method": "Medium-Diff-through-Opt"}, {}, (2, 2)),
+    "images, one pass": Loop("onepass_resnet", {"method": "WD+LR+M"}, {"steps": 60}, (2, 3)),
     "restarts": Loop(_FDS, {"method": "FDS"}, {"steps": 60}, (2, 4, 3)),
     "restarts, online": Loop(_FDS, {"method": "HD"}, {"batch": 16}, (2, 3, 2)),
     "a search": Loop(_FDS, {"method": "Random"}, {"steps": 60, "budget_steps": 200}, (2, 4, 3)),

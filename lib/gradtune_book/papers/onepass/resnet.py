@@ -173,8 +173,8 @@ def tested(task: PerRun, w: Tensor, chunk: int = 1000) -> tuple[float, float]:
     """
     x, y = task.images.test
     rows = task.train_rows[0]
-    parts = rows.split(max(1, min(500, len(rows) // _STATISTICS)))[:_STATISTICS]
-    buffers = batch_statistics(task.module, w, [task.images.x_train[part] for part in parts])
+    parts = rows.split(max(50, min(500, len(rows) // _STATISTICS)))[:_STATISTICS]
+    buffers = batch_statistics(task.module, w, [task.images.x_train[part] for part in parts if len(part) > 1])
     losses = [batched(task.module, f) for f in (cross_entropy, _error)]
     found = [0.0, 0.0]
     for a, b in zip(x.split(chunk), y.split(chunk), strict=True):
