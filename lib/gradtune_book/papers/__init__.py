@@ -106,6 +106,10 @@ STUDIES = {
         "together.long_horizons",
         "The bias of truncation: shortcuts against the exact hypergradient of a long training, on three small nets",
     ),
+    "long_schedules": Entry(
+        "together.long_schedules",
+        "Figure 3 of the FDS paper over 5,000 steps: a learning rate a step, exact, in memory that stays small",
+    ),
 }
 """Every study by the name that its records have, in the order of the lists."""
 

@@ -20,7 +20,7 @@ from gradtune_book.papers.fds import (
     sharing_tables,
 )
 from gradtune_book.papers.fds.schedules import COSINE, GREEDY, NON_GREEDY
-from gradtune_book.papers.fds.tables import whole
+from gradtune_book.papers.series import whole
 from gradtune_book.records import store
 
 # --- Figures 2 and 6 --------------------------------------------------------------------------------------------------

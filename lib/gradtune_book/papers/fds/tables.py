@@ -11,21 +11,6 @@ from matplotlib.figure import Figure
 from gradtune_book.notebooks import plots
 
 
-def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """Join the series that `common.pieces` cut.
-
-    Args:
-        frame: runs.
-        name: name of the series.
-
-    Returns:
-        The series `[runs, T]`, a row per run of the frame.
-    """
-    columns = sorted((c for c in frame if c.startswith(f"{name}_")), key=lambda c: int(c.rpartition("_")[2]))
-    used = [c for c in columns if frame[c].map(np.ndim).eq(1).all()]
-    return np.array([np.concatenate([row[c] for c in used]) for _, row in frame.iterrows()], dtype=float)
-
-
 def line(method: str) -> dict[str, Any]:
     """Return the method's colour and dash, without the marker: these figures draw curves over many steps."""
     return {k: v for k, v in plots.method_style(method).items() if k != "marker"}
