@@ -31,7 +31,6 @@ from gradtune_book.papers.fds import (
     schedules_tables,
     sharing_mse,
     sharing_tables,
-    tables,
 )
 from gradtune_book.papers.fds import schedules as fds_schedules
 from gradtune_book.records import store
