@@ -110,6 +110,10 @@ STUDIES = {
         "together.long_schedules",
         "Figure 3 of the FDS paper over 5,000 steps: a learning rate a step, exact, in memory that stays small",
     ),
+    "long_sharing": Entry(
+        "together.long_sharing",
+        "Theorem 4.1 of the FDS paper over ten epochs: what sharing loses or saves when noise is measured",
+    ),
 }
 """Every study by the name that its records have, in the order of the lists."""
 
