@@ -114,6 +114,10 @@ STUDIES = {
         "together.long_sharing",
         "Theorem 4.1 of the FDS paper over ten epochs: what sharing loses or saves when noise is measured",
     ),
+    "hyper_cleaning": Entry(
+        "together.cleaning",
+        "A weight for each of 5,000 training rows, 30 % of them with wrong labels, by whole-training hypergradients",
+    ),
 }
 """Every study by the name that its records have, in the order of the lists."""
 
