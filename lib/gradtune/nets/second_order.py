@@ -24,20 +24,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.nn.functional import batch_norm, relu
+from torch.nn.functional import batch_norm, huber_loss, mse_loss, relu, silu
 from torch.overrides import TorchFunctionMode
 
 from gradtune.errors import GradtuneError
 
 _aten = torch.ops.aten
-_wanted: ContextVar[bool] = ContextVar("wanted", default=False)
+_wanted: ContextVar[str] = ContextVar("wanted", default="")  # or "reverse" or "forward"
 _counter: ContextVar[Count | None] = ContextVar("counter", default=None)
 
 
 @contextmanager
-def wanted() -> Iterator[None]:
-    """Context: a graph over the gradient of the losses computed inside is going to be differentiated."""
-    token = _wanted.set(True)
+def wanted(forward: bool = False) -> Iterator[None]:
+    """Context: the gradient of the losses computed inside is going to be differentiated.
+
+    Args:
+        forward: whether by tangents, for which torch's own formulas stay in charge, and not by a graph over it.
+    """
+    token = _wanted.set("forward" if forward else "reverse")
     try:
         yield
     finally:
@@ -79,7 +83,7 @@ def is_counting() -> bool:
 
 def is_wanted() -> bool:
     """Return whether the context `wanted` is in force."""
-    return _wanted.get()
+    return bool(_wanted.get())
 
 
 def layers_in(module: nn.Module) -> bool:
@@ -98,7 +102,7 @@ def granted(has_layers: bool) -> AbstractContextManager[object]:
     Args:
         has_layers: what `layers_in` says of the module.
     """
-    return lean() if has_layers and _wanted.get() else nullcontext()
+    return lean() if has_layers and _wanted.get() == "reverse" else nullcontext()
 
 
 class lean(TorchFunctionMode):
@@ -359,3 +363,44 @@ _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.relu: _relu,
     Tensor.relu: _relu,
 }
+
+
+# --- forward mode -----------------------------------------------------------------------------------------------------
+
+
+class tangible(TorchFunctionMode):
+    """Context in which losses and activations whose gradient torch cannot take over dual numbers are written out.
+
+    These are mean squared errors, Huber's loss and SiLU. Values and derivatives are the same but for rounding.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
+
+
+def _mse(input: Tensor, target: Tensor, *rest: Any, **more: Any) -> Tensor:
+    if (
+        rest
+        or more.get("reduction", "mean") != "mean"
+        or any(more.get(n) is not None for n in more if n != "reduction")
+    ):
+        return mse_loss(input, target, *rest, **more)
+    return mse_loss(input, target, reduction="none").mean()
+
+
+def _huber(
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
+) -> Tensor:
+    away = (input - target).abs()
+    each = torch.where(away <= delta, 0.5 * away * away, delta * (away - 0.5 * delta))
+    each = each if weight is None else each * weight
+    return each if reduction == "none" else each.sum() if reduction == "sum" else each.mean()
+
+
+def _silu(input: Tensor, inplace: bool = False) -> Tensor:
+    return input * input.sigmoid()
+
+
+_WRITTEN_OUT: dict[Any, Callable[..., Tensor]] = {mse_loss: _mse, huber_loss: _huber, silu: _silu}

@@ -20,6 +20,7 @@ from gradtune.estimators import Estimator
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hypers, Values
 from gradtune.recursion.outer import Outer
+from gradtune.recursion.products import Mode, Products
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import Problem, State, Step, WithBatches, initial_state, validation_gradient
 from gradtune.training.replayed import Anchor, Replays, Trail
@@ -84,6 +85,17 @@ class Method:
         return self.estimator.keep if self.estimator else 0
 
     @property
+    def mode(self) -> Mode:
+        """In which mode the estimator wants Hessian products; see `recursion.products`."""
+        mode: Mode = getattr(self.estimator, "mode", "reverse")
+        return mode
+
+    def products(self) -> Products:
+        """Return the mode of a training's Hessian products."""
+        kept = isinstance(self.estimator, Reverse) and self.estimator.store == "graph"
+        return Products(self.mode, min(self.keep, self.every) if kept else 1)
+
+    @property
     def replayed(self) -> bool:
         """Whether the estimator takes the steps that it looks back on again, from a tree of checkpoints."""
         return isinstance(self.estimator, Reverse) and self.estimator.replayed
@@ -129,6 +141,7 @@ class Loop:
         method: how the tuned hyperparameters move.
         trace: record blocks of steps once and replay them (`tracing.record`), instead of running them eagerly.
         replays: the checkpoints of a method that takes steps again from a tree of them; None for other methods.
+        products: in which mode Hessian products are taken.
 
     Raises:
         GradtuneError: the rule reads a hyperparameter that is not given; `trace` is set and hyperparameters have time
@@ -144,6 +157,7 @@ class Loop:
     _traced: dict[tuple[Any, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
     _values: tuple[Tensor, dict[str, Tensor], Values] | None = field(init=False, default=None)
     replays: Replays | None = field(init=False, default=None, repr=False)
+    products: Products = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
@@ -157,6 +171,9 @@ class Loop:
                 "trace=True needs losses and hyperparameters that do not depend on the step number, or a problem with "
                 "batch(t) and on(batch); use trace=False for this problem"
             )
+        self.products = self.method.products()
+        if self.trace and self.method.mode != "reverse":
+            raise GradtuneError("trace=True records graphs over gradients; use it with mode='reverse'")
         if isinstance(self.method.estimator, Reverse) and self.method.replayed:
             if self.trace:
                 raise GradtuneError(
@@ -300,7 +317,7 @@ class Loop:
             problem = self._problem(run.t, batches)
             if self.replays is not None and self.due(run.t + ahead):
                 past = self.replays.before(run.t, run.state, run.raw, past)
-            step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature)
+            step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature, products=self.products)
             seen = run.memory
             if due and m.immediate:
                 run = self._update(run, problem, values, seen, (), step.g.detach())
@@ -335,7 +352,8 @@ class Loop:
         before = []
         for t, state in enumerate(past[len(past) - missing :], start=first):
             values = self.hypers.at(run.raw, run.fixed, t)
-            before.append(Step(self._problem(t, batches), self.rule, values, state, t, curvature=True))
+            problem = self._problem(t, batches)
+            before.append(Step(problem, self.rule, values, state, t, curvature=True, products=self.products))
         return [*before, *recent]
 
     def _trail(self, run: Run, past: Sequence[Anchor], keep: bool = False) -> Trail:
@@ -345,7 +363,7 @@ class Loop:
 
         def make(t: int, state: State, curvature: bool) -> Step:
             now = self.hypers.at(run.raw, run.fixed, t) if values is None else values
-            return Step(self.problem, self.rule, now, state, t, curvature=curvature)
+            return Step(self.problem, self.rule, now, state, t, curvature=curvature, products=self.products)
 
         of_loss = any(n not in self.rule.hypers for n in self.hypers.smooth)
         return self.replays.trail(past, run.t, run.state, make, of_loss, keep)
