@@ -162,7 +162,7 @@ def measured(row: StepMemory) -> dict[str, float]:
         begun = time.process_time()
         steps()
         spent = time.process_time() - begun
-    return {"peak_mb": most / 2**20, "held_mb": held / 2**20, "step_ms": spent / STEPS * 1e3, "parameters": count}
+    return {"step_mb": most / 2**20, "held_mb": held / 2**20, "step_ms": spent / STEPS * 1e3, "parameters": count}
 
 
 def apart(row: StepMemory) -> dict[str, float]:
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.record:
                 keep(row, metrics)
             lines.append({"net": row.net, "method": row.method, "mode": row.mode, **metrics})
-            print(f"{row.net}, {row.method} {row.mode}: {metrics['peak_mb']:.1f} MB", file=sys.stderr)
+            print(f"{row.net}, {row.method} {row.mode}: {metrics['step_mb']:.1f} MB", file=sys.stderr)
     except GradtuneError as error:
         print(error, file=sys.stderr)
         return error.exit_status
