@@ -123,7 +123,8 @@ def draw_bias(runs: pd.DataFrame) -> Figure:
                 curve = here[here["method"] == method].groupby("amount")["error"].median().clip(1e-3, 1e2)
                 ax.plot(curve.index, curve, label=method, **plots.method_style(method))
             ax.axhline(1, color="grey", linewidth=1)
-            ax.set(xscale="log", yscale="log", title=f"{small.TITLES[task]}, {units}")
+            ax.set(xscale="log", yscale="log")
+            ax.set_title(f"{small.TITLES[task]}, {units}", fontsize="small")
     for ax in axes[-1]:
         ax.set_xlabel("steps looked back")
     for ax in axes[:, 0]:
@@ -142,7 +143,10 @@ def draw_smoothness(frame: pd.DataFrame) -> Figure:
             ax.plot(row.index, row, marker=_MARKS[k % 5], label=label)
         ax.axhline(1, color="grey", linewidth=1)
         ax.set(xscale="log", title=units, xlabel="step length", ylabel="finite step / derivative")
-        ax.set_yscale("symlog", linthresh=2)
+        if units == "relu":
+            ax.set_yscale("symlog", linthresh=2)
+        else:
+            ax.set_ylim(0, 2)
     axes[0].legend(fontsize="small")
     return fig
 
@@ -191,6 +195,7 @@ def draw_schedules(frame: pd.DataFrame) -> Figure:
                 )
     axes[0].set(xlabel="step", ylabel="learning rate")
     axes[1].set(xlabel="outer step", ylabel="validation accuracy, %")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(fontsize="small")
     return fig
 
