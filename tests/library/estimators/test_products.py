@@ -212,6 +212,20 @@ def test_a_loss_hyperparameter_of_a_user() -> None:
     assert other == pytest.approx(one, rel=1e-8) and one["label_smoothing"]
 
 
+def test_the_derivative_by_the_initial_weights() -> None:
+    net, loss, batch = model("lenet")
+    batches, val = [batch(k) for k in range(3)], batch(9)
+    one, other = (
+        gradtune.hypergradient(
+            net, loss, batches, val, hypers={"lr": 0.1}, options={"mode": mode}, initial_weights=True
+        ).weights
+        for mode in ("reverse", "forward")
+    )
+    assert one is not None and other is not None
+    for name, g in one.items():
+        torch.testing.assert_close(other[name], g, rtol=1e-8, atol=1e-14)
+
+
 # -- the choice --------------------------------------------------------------------------------------------------------
 
 
