@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gradtune.estimators.tree import revolve_cost, tree_cost
 from gradtune_book.notebooks import plots
@@ -195,7 +196,7 @@ def draw_schedules(frame: pd.DataFrame) -> Figure:
                 )
     axes[0].set(xlabel="step", ylabel="learning rate")
     axes[1].set(xlabel="outer step", ylabel="validation accuracy, %")
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(fontsize="small")
     return fig
 
