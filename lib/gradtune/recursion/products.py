@@ -17,7 +17,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from gradtune.errors import GradtuneError, unknown
-from gradtune.nets.second_order import tangible, wanted
+from gradtune.nets.second_order import wanted
+from gradtune.nets.tangible import tangible
 
 if TYPE_CHECKING:
     from gradtune.recursion.problems import Problem
