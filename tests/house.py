@@ -26,9 +26,9 @@ LIBRARY = (
     ("tuning",),
 )
 BOOK = (
-    ("config", "paths", "worker", "papers.series", "papers.packages", "papers.restarts", "papers.published"),
+    ("config", "paths", "worker", "papers.packages", "papers.restarts", "papers.published", "papers.sharing"),
     ("data", "records"),
-    ("notebooks", "tasks", "checks"),
+    ("notebooks", "tasks", "checks", "papers.series"),
     ("claims",),
     ("papers.clip", "papers.fds", "papers.metaoptimize", "papers.oho", "papers.onepass", "papers.together"),
     ("papers",),

@@ -24,7 +24,8 @@ from gradtune.recursion.step import State, Step, Values
 class Estimator(Protocol):
     """What a training loop asks of an estimator.
 
-    One that never differentiates a gradient may say so by `second_order = False`; models are then checked less.
+    One that never differentiates a gradient may say so by `second_order = False`; models are then checked less. One
+    whose Hessian products may be taken in either mode says by `mode` in which (`recursion.products`).
     The memory is all that an estimator keeps between steps: a tensor, or tensors nested in tuples and dictionaries.
     """
 

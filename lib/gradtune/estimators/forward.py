@@ -16,12 +16,13 @@ Cost a step: one gradient with its graph and one Hessian product for each column
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gradtune.errors import GradtuneError, unknown
+from gradtune.recursion.products import Mode, check_mode
 from gradtune.recursion.step import State, Step, Tangent, Values
 
 
@@ -46,10 +47,11 @@ class Forward:
             without any graph (see `difference_product`); they are wrong by more than 100 % where the net has ReLU kinks
             between the two points. "joint": see `joint_product`.
         keep: 0, as it looks back on no step.
+        mode: in which mode exact Hessian products are taken, as in `reverse.Reverse`.
 
     Raises:
-        GradtuneError: `reset_every` is below 1, `radius`, `product_limit` or a number `product` is not > 0, or the name
-            given as `product` is unknown.
+        GradtuneError: `mode` is unknown, or goes with a `product`; `reset_every` is below 1; `radius`, `product_limit`
+            or a number `product` is not > 0; or the name given as `product` is unknown.
     """
 
     reset_every: int | None = None
@@ -57,8 +59,14 @@ class Forward:
     product_limit: float | None = None
     product: float | str | None = None
     keep: int = 0
+    mode: Mode = field(default="reverse", repr=False)
 
     def __post_init__(self) -> None:
+        check_mode(self.mode)
+        if self.mode != "reverse" and self.product is not None:
+            raise GradtuneError(
+                f"mode is {self.mode!r}, and products are differences of gradients ({self.product!r}); choose one"
+            )
         if self.reset_every is not None and self.reset_every < 1:
             raise GradtuneError(
                 f"reset_every is {self.reset_every}; expected a number of steps >= 1, or None for no reset"
@@ -245,12 +253,17 @@ class FirstOrder:
 
     Attributes:
         keep: 0, as it looks back on no step.
+        mode: in which mode the mixed derivative is taken, as in `reverse.Reverse`.
 
     Raises:
-        GradtuneError: `observe` finds a tuned hyperparameter of the update rule.
+        GradtuneError: `mode` is unknown; `observe` finds a tuned hyperparameter of the update rule.
     """
 
     keep: int = 0
+    mode: Mode = field(default="reverse", repr=False)
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode)
 
     def init(self, state: State, values: Values) -> Tensor:
         return state.w.new_zeros(len(state.w), values.hypers.columns, state.w.shape[1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gradtune.errors import GradtuneError
+from gradtune.recursion.products import Mode, check_mode
 from gradtune.recursion.step import State, Step, Values, cotangent
 
 
@@ -32,16 +33,19 @@ class Neumann:
         fresh: take the derivatives at the weights just reached, with the last step's batch, as the text's single `w_i`
             reads; the series is then exact at a fixed point alone.
         keep: 1, as it looks back on the last step.
+        mode: in which mode Hessian products are taken, as in `reverse.Reverse`.
 
     Raises:
-        GradtuneError: `look_back` is negative.
+        GradtuneError: `look_back` is negative, or `mode` is unknown.
     """
 
     look_back: int = 5
     fresh: bool = False
     keep: int = 1
+    mode: Mode = field(default="reverse", repr=False)
 
     def __post_init__(self) -> None:
+        check_mode(self.mode)
         if type(self.look_back) is not int or self.look_back < 0:
             raise GradtuneError(f"look_back is {self.look_back}; expected a number of terms >= 0")
 
@@ -59,7 +63,9 @@ class Neumann:
             return torch.zeros_like(values.raw)
         step = recent[-1]
         if self.fresh:
-            step = Step(step.problem, step.base_rule, step.values, step.next, step.t, curvature=True)
+            step = Step(
+                step.problem, step.base_rule, step.values, step.next, step.t, curvature=True, products=step.products
+            )
         step = step.with_curvature()
         constant = cotangent(gv, step.next).buf
         v, total = gv, torch.zeros_like(values.raw)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradtune.errors import GradtuneError, at_least, unknown
+from gradtune.recursion.products import Mode, check_mode
 from gradtune.recursion.step import State, Step, Values, cotangent
 
 STORES = ("state", "graph", "tree")
@@ -56,10 +57,15 @@ class Reverse:
         on: where the tree's states lie, "memory" or "disk".
         folder: folder on disk; None for a temporary one. From a folder of one's own, `gradtune.hypergradient` goes on
             after an interruption.
+        mode: in which mode Hessian products are taken (`recursion.products`). "reverse" differentiates a graph over a
+            gradient: fast on a CPU. "forward" takes tangents of gradients and keeps no such graph: less memory, and a
+            step's graph is not kept with "graph" either. A number is a limit in MB of 2^20 bytes: "reverse" where the
+            graphs that are kept at once fit in, else "forward"; the first step finds that out, at the cost of a
+            gradient. The two differ by rounding.
 
     Raises:
-        GradtuneError: `horizon` is below 1, `store` or `on` is unknown, `branching` is below 2, or a folder is given
-            and nothing lies on disk.
+        GradtuneError: `horizon` is below 1, `store`, `mode` or `on` is unknown, `branching` is below 2, or a folder is
+            given and nothing lies on disk.
     """
 
     horizon: int
@@ -67,6 +73,7 @@ class Reverse:
     branching: int = 8
     on: str = "memory"
     folder: str | Path | None = None
+    mode: Mode = "reverse"
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -76,6 +83,7 @@ class Reverse:
         if self.on not in ("memory", "disk"):
             raise unknown("place of a tree's states", self.on, ["memory", "disk"])
         at_least(2, branching=self.branching)
+        check_mode(self.mode)
         if self.on == "disk" and not self.replayed:
             raise GradtuneError(f"on='disk' goes with store='tree', and store is {self.store!r}; give store='tree'")
         if self.folder is not None and self.on != "disk":

@@ -8,6 +8,7 @@ from gradtune.estimators.neumann import Neumann
 from gradtune.estimators.reverse import Reverse
 from gradtune.estimators.trace import IDBD, Trace
 from gradtune.recursion.outer import SGD, Adam, Lion, Multiplicative, Outer
+from gradtune.recursion.products import Mode
 from gradtune.training.loop import Method
 
 
@@ -20,7 +21,11 @@ def fixed() -> Method:
 
 
 def oho(
-    lr: float = 5e-6, reset_every: int | None = None, layerwise: str = "exact", product: float | None = None
+    lr: float = 5e-6,
+    reset_every: int | None = None,
+    layerwise: str = "exact",
+    product: float | None = None,
+    mode: Mode = "reverse",
 ) -> Method:
     """Exact forward mode, an SGD step on the hyperparameters after every training step (OHO, Section 4, eq. 6 and 9).
 
@@ -40,14 +45,15 @@ def oho(
             gradient is shared out by group, as the published program does.
         product: the relative width of differences of gradients in place of exact Hessian products (the program: 0.01);
             None for exact products.
+        mode: in which mode Hessian products are taken, see `estimators.reverse.Reverse`.
 
     Raises:
-        GradtuneError: `layerwise` is unknown.
+        GradtuneError: `layerwise` or `mode` is unknown.
     """
     if layerwise not in ("exact", "split"):
         raise unknown("layerwise form", layerwise, ["exact", "split"])
     estimator = Forward if layerwise == "exact" else Split
-    return Method(estimator(reset_every=reset_every, product=product), SGD(lr))
+    return Method(estimator(reset_every=reset_every, product=product, mode=mode), SGD(lr))
 
 
 def unroll_k(k: int = 5, scale: float = 0.1) -> Method:
@@ -87,7 +93,7 @@ def clip_r(radius: float = 5.0, scale: float = 0.1, warm_up: int = 0) -> Method:
     return Method(Forward(radius=radius), SGD(scale, "lr"), warm_up=warm_up)
 
 
-def fds(horizon: int, outer: Outer | None = None, product_limit: float | None = None) -> Method:
+def fds(horizon: int, outer: Outer | None = None, product_limit: float | None = None, mode: Mode = "reverse") -> Method:
     """FDS (Algorithm 1): exact forward mode over the whole training, one outer step at its end.
 
     A hyperparameter has one column per time window, declared by `Hyper(windows=...)`. `restarts.Restarts` trains again
@@ -101,8 +107,9 @@ def fds(horizon: int, outer: Outer | None = None, product_limit: float | None = 
             steps by SGD, which is `SGD(rate / W)`. Algorithm 2 is `outer.SignHalving`.
         product_limit: limit to which the entries of `H Z + dg/draw` are clamped before they enter the sensitivity Z
             (paper: 10); None for no limit.
+        mode: in which mode Hessian products are taken, see `estimators.reverse.Reverse`.
     """
-    return Method(Forward(product_limit=product_limit), outer or SGD(0.1), every=horizon)
+    return Method(Forward(product_limit=product_limit, mode=mode), outer or SGD(0.1), every=horizon)
 
 
 def greedy(lr: float) -> Method:
@@ -119,7 +126,9 @@ def greedy(lr: float) -> Method:
     return Method(Forward(reset_every=1), SGD(lr))
 
 
-def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool = False) -> Method:
+def onepass(
+    look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool = False, mode: Mode = "reverse"
+) -> Method:
     """OnePass (Algorithm 1): Neumann series of the last update, Adam on the raw coordinates.
 
     What is tuned (WD+LR, WD+LR+M) is declared by `Hyper(tuned=...)`.
@@ -135,8 +144,9 @@ def onepass(look_back: int = 5, every: int = 10, lr: float = 0.05, fresh: bool =
         lr: the rate of the outer Adam.
         fresh: take the derivatives at the weights after the update's last step, as the text reads, in place of those
             before it, as the published program does.
+        mode: in which mode Hessian products are taken, see `estimators.reverse.Reverse`.
     """
-    return Method(Neumann(look_back, fresh), Adam(lr), every=every)
+    return Method(Neumann(look_back, fresh, mode=mode), Adam(lr), every=every)
 
 
 def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
@@ -153,7 +163,14 @@ def lorraine(look_back: int = 5, every: int = 10, lr: float = 0.05) -> Method:
     return onepass(look_back, every, lr)
 
 
-def per_step(horizon: int, lr: float, store: str = "state", branching: int = 8, on: str = "memory") -> Method:
+def per_step(
+    horizon: int,
+    lr: float,
+    store: str = "state",
+    branching: int = 8,
+    on: str = "memory",
+    mode: Mode = "reverse",
+) -> Method:
     """Non-greedy and unshared (FDS, Figures 2 and 3): a value of each hyperparameter for every step.
 
     The values are declared by `Hyper(windows=horizon)`. The hypergradient is exact, by reverse mode over stored states,
@@ -170,8 +187,9 @@ def per_step(horizon: int, lr: float, store: str = "state", branching: int = 8, 
         store: "state", or "tree" for trainings whose states do not fit into memory, see `estimators.reverse.Reverse`.
         branching: k of the tree.
         on: where the tree's states lie, "memory" or "disk".
+        mode: in which mode Hessian products are taken, see `estimators.reverse.Reverse`.
     """
-    return Method(Reverse(horizon, store, branching, on), SGD(lr), every=horizon)
+    return Method(Reverse(horizon, store, branching, on, mode=mode), SGD(lr), every=horizon)
 
 
 def diff_through_opt(
@@ -181,6 +199,7 @@ def diff_through_opt(
     store: str | None = None,
     branching: int = 8,
     on: str = "memory",
+    mode: Mode = "reverse",
 ) -> Method:
     """Diff-through-Opt (Domke 2012; OnePass, Section 4): `onepass` with the exact derivative through the last steps.
 
@@ -192,9 +211,10 @@ def diff_through_opt(
             states from 21 on.
         branching: k of the tree.
         on: where the tree's states lie, "memory" or "disk".
+        mode: in which mode Hessian products are taken, see `estimators.reverse.Reverse`.
     """
     chosen = store or ("graph" if horizon <= 20 else "state")
-    return Method(Reverse(horizon, chosen, branching, on), Adam(lr), every=every)
+    return Method(Reverse(horizon, chosen, branching, on, mode=mode), Adam(lr), every=every)
 
 
 def hd(lr: float, multiplicative: bool = False) -> Method:

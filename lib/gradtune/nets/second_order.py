@@ -30,14 +30,18 @@ from torch.overrides import TorchFunctionMode
 from gradtune.errors import GradtuneError
 
 _aten = torch.ops.aten
-_wanted: ContextVar[bool] = ContextVar("wanted", default=False)
+_wanted: ContextVar[str] = ContextVar("wanted", default="")  # or "reverse" or "forward"
 _counter: ContextVar[Count | None] = ContextVar("counter", default=None)
 
 
 @contextmanager
-def wanted() -> Iterator[None]:
-    """Context: a graph over the gradient of the losses computed inside is going to be differentiated."""
-    token = _wanted.set(True)
+def wanted(forward: bool = False) -> Iterator[None]:
+    """Context: the gradient of the losses computed inside is going to be differentiated.
+
+    Args:
+        forward: whether by tangents, for which torch's own formulas stay in charge, and not by a graph over it.
+    """
+    token = _wanted.set("forward" if forward else "reverse")
     try:
         yield
     finally:
@@ -79,7 +83,7 @@ def is_counting() -> bool:
 
 def is_wanted() -> bool:
     """Return whether the context `wanted` is in force."""
-    return _wanted.get()
+    return bool(_wanted.get())
 
 
 def layers_in(module: nn.Module) -> bool:
@@ -98,7 +102,7 @@ def granted(has_layers: bool) -> AbstractContextManager[object]:
     Args:
         has_layers: what `layers_in` says of the module.
     """
-    return lean() if has_layers and _wanted.get() else nullcontext()
+    return lean() if has_layers and _wanted.get() == "reverse" else nullcontext()
 
 
 class lean(TorchFunctionMode):

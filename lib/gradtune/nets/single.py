@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from gradtune.errors import GradtuneError
@@ -193,6 +194,28 @@ class Single:
             self._shown = shown
             for p, data in zip(self.own, before, strict=True):
                 p.data = data
+
+    @contextmanager
+    def moved(self, w_dot: Tensor) -> Iterator[list[Tensor]]:
+        """Context: the module's parameters are dual numbers with the tangent `w_dot [1, D]`.
+
+        It is for the inside of a level of forward-mode differentiation. What reaches a parameter past the module does
+        not see its tangent.
+        """
+        parts = self.layout.split(w_dot.detach().squeeze(0)).values()
+        duals = [forward_ad.make_dual(p, part.contiguous()) for p, part in zip(self.own, parts, strict=True)]
+        recurrent = [(m, m._flat_weights) for m in self.parts if isinstance(m, nn.RNNBase)]
+        try:
+            for table, key, k in self._slots:
+                table[key] = duals[k]
+            for m, _ in recurrent:
+                m._flat_weights = [getattr(m, n) for n in m._flat_weights_names]
+            yield duals
+        finally:
+            for table, key, k in self._slots:
+                table[key] = self.own[k]
+            for m, weights in recurrent:
+                m._flat_weights = weights
 
     def join(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Return gradients by the parameters as one row `[1, D]`; None counts as zero."""

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from gradtune.recursion.hypers import Values
 from gradtune.recursion.rules import Rule
+from gradtune.recursion.states import State, wide
 
 
 class Problem(Protocol):
@@ -152,3 +155,31 @@ class WithGradient(Protocol):
     def val_gradient(self, w: Tensor, lam: Mapping[str, Tensor], t: int, by: Sequence[Tensor]) -> Sequence[Tensor]:
         """Differentiate the validation loss by the weights and by those of `lam` in `by`; zero where it does not."""
         ...
+
+
+def validation_gradient(problem: Problem, rule: Rule, values: Values, state: State, t: int) -> tuple[Tensor, Tensor]:
+    """Gradient of the validation loss L_V with respect to the weights, and its direct term.
+
+    Cost: one gradient.
+
+    Args:
+        problem: the task with its losses.
+        rule: the update rule; the validation loss gets the hyperparameters that it does not read.
+        values: the hyperparameters in force.
+        state: the state at whose weights the loss is taken.
+        t: number of the step whose validation batch is taken.
+
+    Returns:
+        The gradient `dL_V/dw [R, D]`, and the direct term `[R, P]`, the part of `dL_V/draw` at fixed weights.
+    """
+    w = state.w.detach().requires_grad_()
+    lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
+    tuned = [n for n in lam if n in values.hypers.tuned]
+    by = tuple(lam[n] for n in tuned)
+    own: WithGradient | None = getattr(problem, "val_gradient", None) and problem  # type: ignore[assignment]
+    if own is not None:
+        grads = own.val_gradient(w, lam, t, by)
+    else:
+        loss = problem.val_loss(w, lam, t)
+        grads = torch.autograd.grad(loss, (w, *by), torch.ones_like(loss), materialize_grads=True)
+    return wide(grads[0]), values.pull(dict(zip(tuned, grads[1:], strict=True)))

@@ -29,7 +29,8 @@ from gradtune.errors import GradtuneError
 from gradtune.nets.second_order import counted, wanted
 from gradtune.recursion.adjoints import Pulled, Taken
 from gradtune.recursion.hypers import Hypers, Values
-from gradtune.recursion.problems import Gradient, Problem, WithBatches, WithGradient
+from gradtune.recursion.problems import Gradient, Problem, WithBatches, WithGradient, validation_gradient
+from gradtune.recursion.products import REVERSE, Products, along
 from gradtune.recursion.rules import Descent, Rule
 from gradtune.recursion.rules import Tangent as RuleTangent
 from gradtune.recursion.states import State, Tangent, cotangent, initial_state, wide
@@ -54,7 +55,8 @@ class Step:
         values: the hyperparameters in force.
         state: the state before the step.
         t: number of the step.
-        curvature: whether to build a graph over the gradient, for Hessian products.
+        curvature: whether Hessian products are to follow, for which a graph is built over the gradient.
+        products: in which mode they are taken; forward over reverse needs no graph.
 
     Attributes:
         base_rule: the update rule as given.
@@ -71,13 +73,24 @@ class Step:
             with `curvature`).
     """
 
-    def __init__(self, problem: Problem, rule: Rule, values: Values, state: State, t: int, *, curvature: bool) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        rule: Rule,
+        values: Values,
+        state: State,
+        t: int,
+        *,
+        curvature: bool,
+        products: Products = REVERSE,
+    ) -> None:
         self.problem, self.base_rule, self.values, self.state, self.t = problem, rule, values, state, t
-        self.curvature = curvature
+        self.curvature, self.products = curvature, products
         self.w = state.w.detach().requires_grad_()
         self.loss_lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
-        with wanted() if curvature else nullcontext():
-            found = self._differentiated(self.w, self.loss_lam, self._smooth if curvature else {}, curvature)
+        graph = curvature and not self._forward
+        with wanted() if graph else nullcontext():
+            found = self._differentiated(self.w, self.loss_lam, self._smooth if curvature else {}, graph)
         self.g, self.rule, self.lr_factor = found.w, found.rule, found.lr_factor
         self._leaves, self._place = found.leaves or (self.w,), found.place
         self.g_lam = {n: g for n, g in zip(self._smooth, found.lam, strict=False) if g is not None}
@@ -87,6 +100,15 @@ class Step:
                 f"(the rule {rule.name} reads only {list(rule.hypers)}); "
                 "use them there, or remove them from the tuned ones"
             )
+
+    @property
+    def _forward(self) -> bool:
+        """Whether Hessian products are taken forward over reverse."""
+        if self.products.forward is None:
+            with wanted():
+                here = self.w, self.loss_lam, self._smooth
+                self.products.decide(lambda: self._differentiated(*here, True), (self.w, *self.loss_lam.values()))
+        return bool(self.products.forward)
 
     @cached_property
     def _smooth(self) -> dict[str, Tensor]:
@@ -173,10 +195,14 @@ class Step:
         Args:
             to_state: whether a `pull` to the state before the step is to follow.
         """
+        if self._forward and (self.curvature or not self._smooth):
+            return self
         stays = self._place is None or self._place.valid()
         if (self.curvature and stays) or not (to_state or self._smooth):
             return self
-        return Step(self.problem, self.base_rule, self.values, self.state, self.t, curvature=True)
+        return Step(
+            self.problem, self.base_rule, self.values, self.state, self.t, curvature=True, products=self.products
+        )
 
     def with_values(self, values: Values) -> Step:
         """This step with other hyperparameters of the rule, sharing its gradient."""
@@ -205,6 +231,10 @@ class Step:
         outputs = of_w + tuple(self.g_lam.values())
         rows = []
         for p in range(columns):
+            if self._forward:
+                row_dot = {n: d[:, p].expand_as(self.loss_lam[n]).to(self.loss_lam[n]) for n, d in loss_dot.items()}
+                rows.append(wide(self._along(None if z is None else z[:, p], row_dot)[0]))
+                continue
             seeds = [z[:, p].to(self.g.dtype)] if z is not None else []
             seeds += [d[:, p].expand_as(self.g_lam[n]).to(self.g_lam[n].dtype) for n, d in loss_dot.items()]
             rows.append(wide(self._by(outputs, seeds)[0] if outputs else torch.zeros_like(self.w)))
@@ -266,7 +296,11 @@ class Step:
         """
         c_w, c_buf, c_g, c_lam = self._pulled(cot)
         c_lam |= {n: (c_g * slope).sum(-1, keepdim=True) for n, slope in self.coupled.items()}
-        if to_state or self._smooth:
+        if self._forward and (to_state or self._smooth):
+            of_w, of_loss = self._along(c_g, {})
+            c_w = c_w + wide(of_w) if to_state else c_w
+            c_lam.update(zip(self._smooth, of_loss, strict=True))
+        elif to_state or self._smooth:
             back, of_lam = self._by((self.g,), (c_g.to(self.g.dtype),), tuple(self._smooth.values()), to_state)
             c_w = c_w + wide(back) if to_state else c_w
             c_lam.update(zip(self._smooth, of_lam, strict=True))
@@ -293,6 +327,12 @@ class Step:
         w = wide(x.w)
         d, new = self._direction if w is x.w else self.rule.update.direction(w, x.buf, wide(g), lam)
         return Taken(w, x.buf, wide(g), lam, d, new)
+
+    def _along(self, w_dot: Tensor | None, lam_dot: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Tangents of the gradients by weights and loss hyperparameters along a direction of both."""
+        counted()
+        names, w_dot = tuple(self._smooth), None if w_dot is None else w_dot.to(self.w.dtype)
+        return along(self.problem, self.w, self.loss_lam, self.t, names, w_dot, lam_dot)
 
     def _by(
         self, outputs: Sequence[Tensor], seeds: Sequence[Tensor], lam: tuple[Tensor, ...] = (), w: bool = True
@@ -333,34 +373,6 @@ def _row(parts: Sequence[Tensor]) -> Tensor:
 def _tangent(x: Tensor) -> Tensor:
     primal, tangent = forward_ad.unpack_dual(x)
     return torch.zeros_like(primal) if tangent is None else tangent
-
-
-def validation_gradient(problem: Problem, rule: Rule, values: Values, state: State, t: int) -> tuple[Tensor, Tensor]:
-    """Gradient of the validation loss L_V with respect to the weights, and its direct term.
-
-    Cost: one gradient.
-
-    Args:
-        problem: the task with its losses.
-        rule: the update rule; the validation loss gets the hyperparameters that it does not read.
-        values: the hyperparameters in force.
-        state: the state at whose weights the loss is taken.
-        t: number of the step whose validation batch is taken.
-
-    Returns:
-        The gradient `dL_V/dw [R, D]`, and the direct term `[R, P]`, the part of `dL_V/draw` at fixed weights.
-    """
-    w = state.w.detach().requires_grad_()
-    lam = {n: v.detach().requires_grad_() for n, v in values.lam.items() if n not in rule.hypers}
-    tuned = [n for n in lam if n in values.hypers.tuned]
-    by = tuple(lam[n] for n in tuned)
-    own: WithGradient | None = getattr(problem, "val_gradient", None) and problem  # type: ignore[assignment]
-    if own is not None:
-        grads = own.val_gradient(w, lam, t, by)
-    else:
-        loss = problem.val_loss(w, lam, t)
-        grads = torch.autograd.grad(loss, (w, *by), torch.ones_like(loss), materialize_grads=True)
-    return wide(grads[0]), values.pull(dict(zip(tuned, grads[1:], strict=True)))
 
 
 __all__: Sequence[str] = [

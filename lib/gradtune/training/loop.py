@@ -21,6 +21,7 @@ from gradtune.errors import GradtuneError, GradtuneWarning
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hypers, Values
 from gradtune.recursion.problems import HandingOn
+from gradtune.recursion.products import Products
 from gradtune.recursion.rules import Rule
 from gradtune.recursion.step import Problem, State, Step, WithBatches, initial_state, validation_gradient
 from gradtune.training.captured import Blocks, Refused
@@ -73,6 +74,7 @@ class Loop:
         method: how the tuned hyperparameters move.
         trace: record blocks of steps once and replay them (`tracing.record`), instead of running them eagerly.
         replays: the checkpoints of a method that takes steps again from a tree of them; None for other methods.
+        products: in which mode Hessian products are taken.
 
     Raises:
         GradtuneError: the rule reads a hyperparameter that is not given; `trace` is set and hyperparameters have time
@@ -89,6 +91,7 @@ class Loop:
     _traced: dict[tuple[Any, ...], Callable[..., Any]] = field(init=False, default_factory=dict)
     _values: tuple[Tensor, dict[str, Tensor], Values] | None = field(init=False, default=None)
     replays: Replays | None = field(init=False, default=None, repr=False)
+    products: Products = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         missing = [n for n in self.rule.hypers if n not in self.hypers.blocks]
@@ -102,6 +105,9 @@ class Loop:
                 "trace=True needs losses and hyperparameters that do not depend on the step number, or a problem with "
                 "batch(t) and on(batch); use trace=False for this problem"
             )
+        self.products = self.method.products()
+        if self.trace and self.method.mode != "reverse":
+            raise GradtuneError("trace=True records graphs over gradients; use it with mode='reverse'")
         if isinstance(self.method.estimator, Reverse) and self.method.replayed:
             if self.trace:
                 raise GradtuneError(
@@ -281,7 +287,7 @@ class Loop:
             problem = problems.get(run.t, self.problem)
             if self.replays is not None and self.due(run.t + ahead):
                 past = self.replays.before(run.t, run.state, run.raw, past)
-            step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature)
+            step = Step(problem, self.rule, values, run.state, run.t, curvature=curvature, products=self.products)
             seen = run.memory
             if due and m.immediate:
                 run = self._update(run, problem, values, seen, (), step.g.detach())
@@ -316,7 +322,8 @@ class Loop:
         before = []
         for t, state in enumerate(past[len(past) - missing :], start=first):
             values = self.hypers.at(run.raw, run.fixed, t)
-            before.append(Step(problems.get(t, self.problem), self.rule, values, state, t, curvature=True))
+            problem = problems.get(t, self.problem)
+            before.append(Step(problem, self.rule, values, state, t, curvature=True, products=self.products))
         return [*before, *recent]
 
     def _trail(self, run: Run, past: Sequence[Anchor], keep: bool = False) -> Trail:
@@ -326,7 +333,7 @@ class Loop:
 
         def make(t: int, state: State, curvature: bool) -> Step:
             now = self.hypers.at(run.raw, run.fixed, t) if values is None else values
-            return Step(self.problem, self.rule, now, state, t, curvature=curvature)
+            return Step(self.problem, self.rule, now, state, t, curvature=curvature, products=self.products)
 
         of_loss = any(n not in self.rule.hypers for n in self.hypers.smooth)
         return self.replays.trail(past, run.t, run.state, make, of_loss, keep)

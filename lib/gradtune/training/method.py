@@ -9,6 +9,7 @@ from gradtune.errors import GradtuneError, at_least, unknown
 from gradtune.estimators import Estimator
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.outer import Outer
+from gradtune.recursion.products import Mode, Products
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ class Method:
             outer = getattr(outer, "outer", None)
         names = (type(x).__name__ for x in parts if x is not None and not type(x).__module__.startswith("gradtune."))
         return next(names, "")
+
+    @property
+    def mode(self) -> Mode:
+        """In which mode the estimator wants Hessian products; see `recursion.products`."""
+        mode: Mode = getattr(self.estimator, "mode", "reverse")
+        return mode
+
+    def products(self) -> Products:
+        """Return the mode of a training's Hessian products."""
+        kept = isinstance(self.estimator, Reverse) and self.estimator.store == "graph"
+        return Products(self.mode, min(self.keep, self.every) if kept else 1)
 
     @property
     def replayed(self) -> bool:

@@ -75,6 +75,8 @@ def assembled(
             "a scaler leaves out steps by its own state, and store='tree' takes steps again; use store='state', or "
             "bfloat16 without a scaler"
         )
+    if scaler is not None and method.mode != "reverse":
+        raise GradtuneError("a scaler was given, and tangents of gradients are not scaled; use mode='reverse'")
     made = made if clip_norm is None else norm_clipped(made, clip_norm)
     made = made if clip_value is None else clipped(made, clip_value)
     shapes = {h.name: h.shape for h in given}
@@ -85,7 +87,7 @@ def assembled(
         val_loss or loss,
         {n: shapes[n] for n in of_model if n in names},
         {n: shapes[n] for n in of_loss if n in names},
-        method.keep,
+        method.keep if method.mode == "reverse" else max(1, method.keep),
         seed,
         None if scaler is None else Scaling(scaler, layout.flatten(parameters)[None]),
         statistics,

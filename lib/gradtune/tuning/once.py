@@ -127,9 +127,10 @@ def hypergradient(
         method: "exact" for reverse mode through all the steps, or a method on the validation loss, whose estimator is
             used with an update after the last step.
         options: arguments of the function that makes the method of that name; for "exact" those of
-            `estimators.reverse.Reverse` but for `horizon`, such as `{"store": "tree", "branching": 8}`. With a `folder`
-            as well (`{"store": "tree", "on": "disk", "folder": path}`), a call that was interrupted goes on with what
-            lies there when it is made again with the same arguments.
+            `estimators.reverse.Reverse` but for `horizon`, such as `{"store": "tree", "branching": 8}`, or `{"mode":
+            200.0}` for the mode that keeps less where the graphs exceed 200 MB. With a `folder` as well (`{"store":
+            "tree", "on": "disk", "folder": path}`), a call that was interrupted goes on with what lies there when it is
+            made again with the same arguments.
         val_loss: validation loss, as in `Tuner`.
         statistics: batch norm's statistics in validation, as in `Tuner`.
         initial_weights: whether to differentiate by the initial weights too (MAML); for "exact".

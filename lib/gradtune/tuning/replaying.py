@@ -120,7 +120,8 @@ class Replay:
         count = min(len(run.past), len(raws), self._loop.method.keep - 1)  # the step itself is the last
         for t in range(run.t - count, run.t):
             values = self._loop.hypers.at(raws[t - run.t], run.fixed, t)
-            recent.append(Step(self._problem, self._loop.rule, values, run.past[t - run.t], t, curvature=True))
+            state, products = run.past[t - run.t], self._loop.products
+            recent.append(Step(self._problem, self._loop.rule, values, state, t, curvature=True, products=products))
 
     def _timed(self, run: Run, recent: deque[Step], given: Given) -> Run:
         """Take an eager step, and decide whether to record the next ones."""
@@ -250,6 +251,8 @@ def _unfit(loop: Loop, problem: Supervised) -> str:
     m = loop.method
     if m.replayed:
         return "the method takes steps again from a tree of checkpoints"
+    if m.mode != "reverse":
+        return "Hessian products may be taken in forward mode, over dual numbers"
     if loop.hypers.windowed:
         return "hyperparameters have time windows"
     if problem.scaling is not None:

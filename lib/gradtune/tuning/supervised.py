@@ -13,13 +13,16 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from gradtune.errors import GradtuneError
 from gradtune.nets import curvature_check
+from gradtune.nets.second_order import wanted
 from gradtune.nets.single import Single
 from gradtune.recursion.adapted import hooked, only, scaled
 from gradtune.recursion.problems import Gradient
+from gradtune.recursion.products import Products
 from gradtune.recursion.rules import Rule
 from gradtune.tuning.evaluating import Evaluating, random_state, same_state
 
@@ -138,10 +141,46 @@ class Supervised(Evaluating):
         flat = torch.cat([p.reshape(-1) for p in parts if p is not None])
         return flat / scale if self.scaling else flat
 
-    def check_curvature(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> None:
+    def train_tangent(
+        self, w: Tensor, lam: Mapping[str, Tensor], t: int, by: Sequence[Tensor], w_dot: Tensor | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Differentiate the training loss of a step that was taken over dual numbers; see `products.WithTangent`.
+
+        Raises:
+            GradtuneError: weights reach the loss past the module.
+        """
+        own, count, total = self.single.own, len(self.held[t].batches), list[Tensor | None]()
+        self.calls += 1
+        moved = nullcontext(list(own)) if w_dot is None else self.single.moved(w_dot)
+        with self.single.at(w), self.single.unhooked(), moved as duals:
+            for loss in self._train(lam, t):
+                share = _with_gradient(loss if count == 1 else loss / count)
+                found = _differentiated(share, (*duals, *own, *by), None, False)
+                total = [_sum(a, b) for a, b in zip(total, found, strict=True)] if total else list(found)
+        parts, whole, of_lam = total[: len(own)], total[len(own) : 2 * len(own)], total[2 * len(own) :]
+        if w_dot is not None and not all(_same(a, b) for a, b in zip(parts, whole, strict=True)):
+            raise GradtuneError(
+                "weights reach the loss past the model's modules, where forward mode does not follow them; "
+                "use mode='reverse'"
+            )
+        return self.single.join(parts), of_lam
+
+    def check_curvature(
+        self, w: Tensor, lam: Mapping[str, Tensor], t: int, products: Products, tried: bool = False
+    ) -> None:
         """Check that the training loss of step `t` has a second derivative; nothing is left behind.
 
-        Cost: a gradient with its graph and a Hessian product, and a forward pass.
+        Where it is not known in which mode Hessian products are taken, this is found out.
+
+        Cost: a gradient with its graph and a Hessian product, and a forward pass. In forward mode the forward pass
+        alone: what has no derivative there says so at the first product.
+
+        Args:
+            w: weights `[1, D]`.
+            lam: hyperparameters of the loss.
+            t: number of the step.
+            products: the mode.
+            tried: whether it is known that there is a second derivative.
 
         Raises:
             GradtuneError: it has none, or one that is silently zero; or the loss is another when it is computed again.
@@ -152,7 +191,9 @@ class Supervised(Evaluating):
         self.held[t] = held._replace(noted=around.note())
         try:
             with self.single.at(w, apart=True), self.single.unhooked():
-                curvature_check.check(lambda: _with_gradient(next(self._train(lam, t))), self.single.own)
+                products.decide(lambda: self._graph(lam, t), self.single.own)
+                if not (products.forward or tried):
+                    curvature_check.check(lambda: _with_gradient(next(self._train(lam, t))), self.single.own)
                 values = [self._again(lam, t) for _ in range(2)]
                 if not _close(*values):  # another thread may have drawn random numbers
                     values = [values[1], self._again(lam, t)]
@@ -164,6 +205,10 @@ class Supervised(Evaluating):
                 "keeps a state that cannot be followed, and the method computes losses more than once; keep it in "
                 'buffers or attributes of the model, or choose a method that does not, such as "fixed" or "hd"'
             )
+
+    def _graph(self, lam: Mapping[str, Tensor], t: int) -> Any:
+        with torch.enable_grad(), wanted():
+            return [_differentiated(loss, self.single.own, None, True) for loss in self._train(lam, t)]
 
     def _again(self, lam: Mapping[str, Tensor], t: int) -> float:
         device = self.single.own[0].device
@@ -226,6 +271,12 @@ def _differentiated(
     asked = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(loss, asked, scale, create_graph=graph, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in inputs]
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(*(forward_ad.unpack_dual(x).primal for x in (a, b)))
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

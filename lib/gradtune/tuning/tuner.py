@@ -204,10 +204,10 @@ class Tuner(reading.Readable, LookingBack):
         given = Given(self._batches(batch, w), val, self.factor.value)
         updated = self._loop.due(t)
         with in_words(), self._problem.outside_autocast(w.device.type), torch.enable_grad():
-            if not self._checked:
+            if not self._checked or (self.method.second_order and self._loop.products.forward is None):
                 self._problem.give(t, *given)
                 of_loss = {n: v for n, v in self._lam().items() if n not in self._loop.rule.hypers}
-                self._problem.check_curvature(w, of_loss, t)
+                self._problem.check_curvature(w, of_loss, t, self._loop.products, self._checked)
                 self._checked = True
             self._run = self._replay.step(self._run, self._recent, given)
         if "step" in vars(self.factor):  # a scheduler counts the steps

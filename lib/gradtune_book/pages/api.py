@@ -107,7 +107,10 @@ PAGES = (
         "What is run for each figure and table of OHO, Clip and FDS, and how it is summed up, drawn and judged.",
         (
             "gradtune_book.papers",
-            *(f"gradtune_book.papers.{name}" for name in ("registry", "published", "restarts", "series", "packages")),
+            *(
+                f"gradtune_book.papers.{name}"
+                for name in ("registry", "published", "restarts", "series", "sharing", "packages")
+            ),
             *(f"gradtune_book.papers.{paper}{rest}" for paper in ("oho", "clip", "fds") for rest in ("", ".*")),
         ),
     ),

@@ -120,6 +120,18 @@ STUDIES = {
         "together.long_horizons",
         "The bias of truncation: shortcuts against the exact hypergradient of a long training, on three small nets",
     ),
+    "long_schedules": Entry(
+        "together.long_schedules",
+        "Figure 3 of the FDS paper over 5,000 steps: a learning rate a step, exact, in memory that stays small",
+    ),
+    "long_sharing": Entry(
+        "together.long_sharing",
+        "Theorem 4.1 of the FDS paper over ten epochs: what sharing loses or saves when noise is measured",
+    ),
+    "hyper_cleaning": Entry(
+        "together.cleaning",
+        "A weight for each of 5,000 training rows, 30 % of them with wrong labels, by whole-training hypergradients",
+    ),
 }
 """Every study by the name that its records have, in the order of the lists."""
 

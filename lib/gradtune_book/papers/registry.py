@@ -16,10 +16,12 @@ from gradtune_book.papers.metaoptimize import claims as metaoptimize
 from gradtune_book.papers.oho import claims as oho
 from gradtune_book.papers.onepass import claims as onepass
 from gradtune_book.papers.together import claims as together
+from gradtune_book.papers.together import horizon_claims
 
 CLAIMS: tuple[Claim, ...] = (
     *(*oho.CLAIMS, *clip.CLAIMS, *fds.CLAIMS, *metaoptimize.CLAIMS, *onepass.CLAIMS),
     *together.CLAIMS,
+    *horizon_claims.CLAIMS,
 )
 """The claims of all papers, in the order of the chapters, and the book's own."""
 

@@ -11,16 +11,16 @@ from gradtune_book.claims import judging
 from gradtune_book.claims.claim import Check, Claim, Kind, Setting
 from gradtune_book.claims.estimates import Estimate, Estimates, Missing, mean_of, measured, remembered
 from gradtune_book.claims.judging import Finding
+from gradtune_book.papers import sharing
 from gradtune_book.papers.fds import (
     cifar_claims,
     schedules,
     schedules_tables,
-    sharing,
     sharing_mse,
     sharing_tables,
 )
 from gradtune_book.papers.fds.schedules import COSINE, GREEDY, NON_GREEDY, TUNED
-from gradtune_book.papers.fds.tables import whole
+from gradtune_book.papers.series import whole
 from gradtune_book.records import store
 
 # --- Figures 2 and 6 --------------------------------------------------------------------------------------------------

@@ -1,11 +1,7 @@
-"""What the studies of the FDS paper share: images on the device, schedules, and long series cut into pieces.
-
-A record keeps the pieces whole, and `tables.whole` joins them.
-"""
+"""What the studies of the FDS paper share: images on the device, and schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -13,7 +9,6 @@ from torch import Tensor, nn
 
 from gradtune.errors import unknown
 from gradtune.nets.plain import lenet, xavier
-from gradtune_book.records import store
 from gradtune_book.tasks import images
 
 PAPER = "svhn"
@@ -65,18 +60,3 @@ def schedule(kind: str, lr: float, steps: int) -> Tensor:
     if kind != "cosine":
         raise unknown("schedule", kind, ["cosine", "constant"])
     return lr * (1 + torch.cos(torch.pi * torch.arange(steps, dtype=torch.float64) / steps)) / 2
-
-
-def pieces(name: str, values: Sequence[float], digits: int = 5) -> dict[str, list[float | None]]:
-    """Cut a long series into several that a record does not thin.
-
-    Args:
-        name: name of the series.
-        values: its values.
-        digits: number of significant digits to keep.
-
-    Returns:
-        Series of at most 50 values with the names `<name>_0`, `<name>_1` and so on.
-    """
-    short = [float(f"{v:.{digits}g}") for v in values]
-    return {f"{name}_{k}": list(short[i : i + store.POINTS]) for k, i in enumerate(range(0, len(short), store.POINTS))}

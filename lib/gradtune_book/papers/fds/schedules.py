@@ -30,7 +30,8 @@ from gradtune.recursion.rules import sgd
 from gradtune.recursion.wrapped import Clipped, Masked
 from gradtune.training.loop import Loop, Method
 from gradtune.training.restarts import Progress, Restarts, Task
-from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
+from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, schedule
+from gradtune_book.papers.series import pieces
 from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result

@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from gradtune_book.notebooks import plots
 from gradtune_book.notebooks.stats import mean_plus_minus
 from gradtune_book.papers.fds.schedules import COSINE, FDS, GREEDY, METHODS, NON_GREEDY, TUNED, UNLEARNED, outer_lr_of
-from gradtune_book.papers.fds.tables import legend, line, whole
+from gradtune_book.papers.fds.tables import legend, line
+from gradtune_book.papers.series import whole
 
 
 def by_step(frame: pd.DataFrame) -> pd.DataFrame:

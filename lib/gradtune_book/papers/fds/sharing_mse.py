@@ -24,7 +24,8 @@ from gradtune.recursion.outer import SGD
 from gradtune.recursion.rules import sgd
 from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop, Method, Run
-from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, pieces, schedule
+from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, schedule
+from gradtune_book.papers.series import pieces
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradtune_book.notebooks import plots
-from gradtune_book.papers.fds import sharing, tables
+from gradtune_book.papers import sharing
+from gradtune_book.papers.fds import tables
 from gradtune_book.papers.fds.sharing_mse import FIGURE_2_LR, GREEDY, NON_GREEDY
-from gradtune_book.papers.fds.tables import whole
+from gradtune_book.papers.series import whole
 from gradtune_book.paths import published_root
 
 Array = NDArray[np.float64]

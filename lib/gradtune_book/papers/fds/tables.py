@@ -4,26 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from gradtune_book.notebooks import plots
-
-
-def whole(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """Join the series that `common.pieces` cut.
-
-    Args:
-        frame: runs.
-        name: name of the series.
-
-    Returns:
-        The series `[runs, T]`, a row per run of the frame.
-    """
-    columns = sorted((c for c in frame if c.startswith(f"{name}_")), key=lambda c: int(c.rpartition("_")[2]))
-    used = [c for c in columns if frame[c].map(np.ndim).eq(1).all()]
-    return np.array([np.concatenate([row[c] for c in used]) for _, row in frame.iterrows()], dtype=float)
 
 
 def line(method: str) -> dict[str, Any]:

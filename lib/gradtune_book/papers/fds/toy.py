@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradtune_book.notebooks import plots
-from gradtune_book.papers.fds import sharing
+from gradtune_book.papers import sharing
 from gradtune_book.papers.fds.sharing_mse import NON_GREEDY
 from gradtune_book.papers.fds.tables import legend, line
 

@@ -38,6 +38,7 @@ class Case:
 
 
 _COLUMNS = ("oho", "unroll_k", "clip_r", "greedy", "fds", "per_step")  # a column or a state for each value or step
+_WHOLE = ("fds", "per_step")  # a training, then an update by its exact hypergradient
 
 CASES = (
     Case("a usual rate may be good enough", lambda name, way: way.kind == "optimiser" and not way.starts),
@@ -45,6 +46,7 @@ CASES = (
     Case("the same, without validation data", lambda name, way: not way.validates),
     Case("a rate is given, and may be far off", lambda name, way: way.kind == "gradients" and way.starts),
     Case("the same, in little memory", lambda name, way: way.kind == "gradients" and name not in _COLUMNS),
+    Case("the whole training counts, exact to its end", lambda name, way: name in _WHOLE),
     Case("one number to search for, many trainings", lambda name, way: way.kind == "search"),
     Case("momentum is tuned too", lambda name, way: True, "rate, decay and momentum"),
     Case("a rate for each tensor", lambda name, way: True, "rates by tensor"),

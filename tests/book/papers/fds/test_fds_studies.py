@@ -21,6 +21,7 @@ from gradtune.training.loop import Loop
 from gradtune_book import config, papers
 from gradtune_book.config import check
 from gradtune_book.notebooks.stats import PLUS_MINUS
+from gradtune_book.papers import series
 from gradtune_book.papers.fds import (
     cifar_regret,
     cifar_searches,
@@ -30,7 +31,6 @@ from gradtune_book.papers.fds import (
     schedules_tables,
     sharing_mse,
     sharing_tables,
-    tables,
 )
 from gradtune_book.papers.fds import schedules as fds_schedules
 from gradtune_book.records import environment, store
@@ -76,10 +76,10 @@ def test_the_schedule_is_a_cosine_over_all_steps() -> None:
 
 def test_pieces_survive_a_record() -> None:
     values = np.linspace(-1, 1, 123)
-    parts = common.pieces("g", list(values), digits=7)
+    parts = series.pieces("g", list(values), digits=7)
     assert list(parts) == ["g_0", "g_1", "g_2"] and max(map(len, parts.values())) <= POINTS
     frame = pd.DataFrame([parts, parts])
-    assert tables.whole(frame, "g") == pytest.approx(np.stack([values, values]), abs=1e-6)
+    assert series.whole(frame, "g") == pytest.approx(np.stack([values, values]), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_schedules_and_their_tables() -> None:
     tuned = frame["method"] == fds_schedules.TUNED
     assert (frame.loc[~tuned, "best_outer_step"] <= 1).all()
     greedy = frame[frame["method"] == "greedy"]
-    assert tables.whole(greedy, "last_schedule").shape == (1, 6)
+    assert series.whole(greedy, "last_schedule").shape == (1, 6)
     table = schedules_tables.table(frame)
     assert list(table.index) == [("svhn_like", m) for m in fds_schedules.METHODS] and (table["n"] == 1).all()
     shown = schedules_tables.rates_at(frame, "svhn_like", points=3)

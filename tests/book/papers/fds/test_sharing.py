@@ -7,7 +7,7 @@ import pytest
 
 from gradtune.errors import GradtuneError
 from gradtune.recursion.hypers import Hyper, Hypers
-from gradtune_book.papers.fds import sharing
+from gradtune_book.papers import sharing
 
 T, EPSILON, C = 60, 0.05, 0.1
 
