@@ -119,7 +119,7 @@ def test_provenance_page_lists_executions_and_records(monkeypatch: pytest.Monkey
     monkeypatch.setattr(store, "provenance", lambda: pd.DataFrame([row]))
     done = runner.Execution("toy", "0" * 64, {"scale": "smoke"}, 1.5, "2026-01-02T03:04:05+00:00")
     page = builder.provenance_page([done])
-    assert "| [toy](toy.ipynb) | smoke | - | 1.5 | 2026-01-02T03:04:05+00:00 |" in page
+    assert "| [toy](toy.ipynb) | smoke | - | - | 1.5 | 2026-01-02T03:04:05+00:00 |" in page
     assert "### `clip_quadratic`, paper scale" in page
     assert "| clip2 | 50 | a \\| b |" in page
 
