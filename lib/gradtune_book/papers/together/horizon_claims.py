@@ -153,7 +153,7 @@ def _claims() -> Iterator[Claim]:
     yield claim(
         "counts",
         OWN,
-        "Goal of this book",
+        "Finding of this book",
         "counts are those of the formulas",
         _counted(_COUNTS, 1),
         stores_estimates,
@@ -178,7 +178,7 @@ def _claims() -> Iterator[Claim]:
     yield claim(
         "sharing",
         OWN,
-        "Goal of this book",
+        "Finding of this book",
         "seven windows have a smaller squared error than a value a step",
         _shared_is_better,
         sharing_estimates,
@@ -189,26 +189,26 @@ def _claims() -> Iterator[Claim]:
     yield claim(
         "smooth",
         OWN,
-        "Goal of this book",
+        "Finding of this book",
         "with smooth units a finite step agrees with the hypergradient",
         _counted(_SMOOTH, 1),
         smoothness_estimates,
         nets,
     )
     yield claim(
-        "rough", OWN, "Goal of this book", "with ReLUs one does too", _counted(_ROUGH, 1), smoothness_estimates, nets
+        "rough", OWN, "Finding of this book", "with ReLUs one does too", _counted(_ROUGH, 1), smoothness_estimates, nets
     )
     yield claim(
         "little",
         OWN,
-        "Goal of this book",
+        "Finding of this book",
         "a rate for each of 5,000 steps of a LeNet is learned in less than 200 MB",
         _counted(_LITTLE, 1),
         schedule_estimates,
         "MNIST",
     )
     yield claim(
-        "cleaning", OWN, "Goal of this book", "weights by whole trainings give fewer test errors than those of OnePass",
+        "cleaning", OWN, "Finding of this book", "weights by whole trainings give fewer test errors than by OnePass",
         lambda t: judging.all_below(t, [cleaning.WHOLE], [cleaning.ONEPASS], _ERROR), cleaning_estimates,
         "MNIST, 5,000 rows, 30 % of the labels wrong", "order",
     )  # fmt: skip
