@@ -104,25 +104,27 @@ PAGES = (
     Page(
         "studies",
         "The book: studies",
-        "What is run for each figure and table of OHO, Clip and FDS, and how it is summed up, drawn and judged.",
+        "What is run for each figure and table of OHO and Clip, and how it is summed up, drawn and judged.",
         (
             "gradtune_book.papers",
             *(
                 f"gradtune_book.papers.{name}"
                 for name in ("registry", "published", "restarts", "series", "sharing", "packages")
             ),
-            *(f"gradtune_book.papers.{paper}{rest}" for paper in ("oho", "clip", "fds") for rest in ("", ".*")),
+            *(f"gradtune_book.papers.{paper}{rest}" for paper in ("oho", "clip") for rest in ("", ".*")),
         ),
     ),
     Page(
         "more_studies",
         "The book: more studies",
-        "What is run for each figure and table of MetaOptimize and OnePass, and for all papers together.",
-        tuple(
-            f"gradtune_book.papers.{paper}{rest}"
-            for paper in ("metaoptimize", "onepass", "together")
-            for rest in ("", ".*")
-        ),
+        "What is run for each figure and table of FDS and MetaOptimize.",
+        tuple(f"gradtune_book.papers.{paper}{rest}" for paper in ("fds", "metaoptimize") for rest in ("", ".*")),
+    ),
+    Page(
+        "onepass_studies",
+        "The book: studies of OnePass and of all papers",
+        "What is run for each figure and table of OnePass, and for all papers together.",
+        tuple(f"gradtune_book.papers.{paper}{rest}" for paper in ("onepass", "together") for rest in ("", ".*")),
     ),
     Page(
         "evidence",

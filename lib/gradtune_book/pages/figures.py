@@ -15,13 +15,13 @@ from myst_nb.core.render import MimeData, NbElementRenderer, create_figure_conte
 from gradtune_book.notebooks.figures import METADATA_KEY
 
 _CELL = re.compile(r"(?<=<t[dh]>)[^<]+")
-_EXPONENT = re.compile(r"[\d.]+e[-+]\d+")
+_EXPONENT = re.compile(r"[\d.]+e[-+]\d+|\d{4}-\d\d-\d\d")
 
 
 class FigureRenderer:
     """Render the outputs of `show`: picture, caption and label as one figure, the caption's own output as nothing.
 
-    In the tables of pandas numbers with an exponent stay in one piece.
+    In the tables of pandas dates and numbers with an exponent stay in one piece.
     """
 
     mime_priority_overrides: ClassVar[Sequence[tuple[str, str, int | None]]] = ()
@@ -46,7 +46,7 @@ class FigureRenderer:
 
 
 def in_one_piece(table: str) -> str:
-    """Mark the numbers with an exponent in an HTML table: a browser would break `1e-06` at its hyphen."""
+    """Mark numbers with an exponent, and dates, in an HTML table: a browser would break `1e-06` at its hyphen."""
     return _CELL.sub(lambda cell: _EXPONENT.sub(r'<span class="number">\g<0></span>', cell[0]), table)
 
 

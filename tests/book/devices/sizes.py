@@ -39,6 +39,15 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "metaoptimize_overhead": ("in turns", {"rounds": 1, "each": 1}),
     "together": ("onepass", {"steps": 12}),
     "starts": ("onepass", {"steps": 12}),
+    "energy_population": ("PBT", {"steps": 40, "members": 4}),
+    "oho_resnet": ("OHO", {"epochs": 1, "batch": 560, "outer_batch": 20}),
+    "onepass_resnet": ("WD+LR+M", {"steps": 3, "every": 2, "look_back": 1, "batch": 8}),
+    "long_schedules": ("FDS", {"steps": 6, "batch": 4, "windows": 2, "outer_steps": 1, "validation": 20}),
+    "long_sharing": (
+        "FDS",
+        {"images": 200, "steps": 4, "batch": 4, "windows": 2, "outer_steps": 1, "validation": 20, "tests": 1},
+    ),
+    "hyper_cleaning": ("whole training", {"rows": 100, "validation": 50, "steps": 6, "batch": 10, "outer_steps": 1}),
     "long_horizons": ("exact", {"steps": 4, "amount": 4.0}),
 }
 

@@ -15,8 +15,9 @@ from gradtune.nets import compiled
 from gradtune_book import papers
 from pretended import pretended
 
-_TIMES = ("seconds", "evaluation_seconds", "at_seconds", "wall_s", "cpu_s")
-# The CPU's optimiser has learning rates that are numbers, a device's tensors: equal up to rounding
+_TIMES = ("seconds", "incumbent_s", "evaluation_seconds", "at_seconds", "wall_s", "cpu_s")
+# The CPU's optimiser has learning rates that are numbers, a device's tensors: equal up to rounding, and
+# to a unit of the four digits that a series keeps
 _ROUNDED = {
     *("metaoptimize_continual", "metaoptimize_imagenet", "metaoptimize_language", "metaoptimize_sensitivity"),
     *("metaoptimize_cifar", "metaoptimize_overhead"),
@@ -43,7 +44,7 @@ def test_the_smallest_run_of_a_study_has_the_cpus_numbers(
     numbers = _numbers(wanted)
     assert numbers
     for name, value in numbers.items():
-        rtol = 1e-4 if study in _ROUNDED else 0.0
+        rtol = 1e-3 if study in _ROUNDED else 0.0
         np.testing.assert_allclose(_numbers(found)[name], value, rtol=rtol, err_msg=name)
 
 

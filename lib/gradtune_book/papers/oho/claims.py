@@ -374,7 +374,7 @@ DYNAMICS_CLAIMS = (
     _five("batch", 7, "the larger the outer batch, the lower the test loss", "order", _larger_is_better, _SMALL),
     _five("step", 7, "an outer batch of 100 is on par with the step schedule", "equality", _on_par_with_step, _SMALL,
           "on par: within 10 per cent; our schedule falls after each third of the training and is not tuned"),
-    _five("large", 9, "the norm of the influence explodes at meta rates above 1e-4, and not below", "count",
+    _five("large", 9, "the norm of the influence explodes at meta rates above 0.0001, and not below", "count",
           _counts(0.5, ("large exploded", "runs at large meta rates whose norm explodes"),
                   ("small calm", "runs at small meta rates whose norm does not")), _SMALL),
     _five("starts", 9, "initial learning rates of 0.001 and 0.01 are unstable at large meta rates", "count",

@@ -337,4 +337,8 @@ def _population(c: Config, trials: Trials) -> tuple[list[float], int]:
     return kept.finals.tolist(), found.spent_steps
 
 
-STUDY = Study("energy_population", Config, SIZES, configs, run, chunk=1, cost=lambda c: c.steps * c.members * 1e-4)
+def _cost(c: Config) -> float:
+    return c.steps * c.members * 1e-4
+
+
+STUDY = Study("energy_population", Config, SIZES, configs, run, chunk=1, cost=_cost)

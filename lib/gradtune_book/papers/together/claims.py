@@ -238,7 +238,7 @@ _DEFAULT = (
     ),
     _of_default(
         "others",
-        f"from starts between 1e-6 and 10, no other method of one training ends within {NEAR:g} times as often",
+        f"from starts between a millionth and 10, no other method of one training ends within {NEAR:g} times as often",
         lambda t: judging.all_below(t, _rivals(t), [DEFAULT], SHARE),
         note="compared by problem and seed",
     ),

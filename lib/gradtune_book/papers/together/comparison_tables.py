@@ -72,8 +72,10 @@ def seen(runs: pd.DataFrame, view: View) -> pd.DataFrame:
 
     Args:
         runs: What `scored` gave.
-        view: "equal time" or "equal steps"; a search shares out the steps of its budget in both.
+        view: "equal time" or "equal steps", which has no searches: they share out the budget in any case.
     """
+    if view == "equal steps":
+        runs = runs[np.array([ways.get(m).kind != "search" for m in runs["method"]], dtype=bool)]
     fits = [
         c.steps == (comparison.steps_for(c.method, c.problem, c.tunes, c.budget) if view == "equal time" else c.budget)
         for c in runs.itertuples()
@@ -212,7 +214,7 @@ def draw_matrix(runs: pd.DataFrame) -> Figure:
     image = ax.imshow(values, norm=LogNorm(1 / _DRAWN, _DRAWN), cmap="RdBu_r", aspect="auto")
     for (i, j), value in np.ndenumerate(table.to_numpy(dtype=float)):
         text = "" if np.isnan(value) else "×" if np.isinf(value) else f"{value:.2g}" if value < 100 else ">99"
-        strong = np.isfinite(value) and abs(np.log10(max(value, 1e-9))) > 0.6
+        strong = np.isinf(value) or abs(np.log10(max(value, 1e-9))) > 0.6
         ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if strong else "0.15")
     ax.set_xticks(range(table.shape[1]), list(table.columns), rotation=30, ha="right")
     ax.set_yticks(range(len(table)), list(table.index), fontsize=9)

@@ -201,9 +201,8 @@ def test_the_study_runs_at_smoke_and_its_tables_read_it() -> None:
     chosen = [c for c in study.runs("smoke") if c.problem == "energy" and c.seed == 0]
     frame = papers.run_now(study, chosen).assign(cpu_s=1.0)
     runs = comparison_tables.scored(frame)
-    assert {"Default", "OnePass", "AdamW"} <= set(
-        comparison_tables.matrix(comparison_tables.seen(runs, "equal steps")).index
-    )
+    titles = set(comparison_tables.matrix(comparison_tables.seen(runs, "equal steps")).index)
+    assert {"Default", "OnePass", "AdamW"} <= titles and "Random" not in titles  # searches share out a budget
 
 
 def test_the_decision_table_takes_what_the_records_say(equal_costs: None) -> None:
