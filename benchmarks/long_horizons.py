@@ -19,11 +19,10 @@ import gc
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks import alone
 from benchmarks.timing import one_thread
 from gradtune.errors import GradtuneError, at_least, unknown
 from gradtune.estimators.tree import revolve_cost, tree_cost
 from gradtune.tuning.once import hypergradient
-from gradtune_book.records import environment, jsonl, store
+from gradtune_book.records import jsonl, store
 
 STUDY, SCALE = "horizon_cost", "paper"
 SIZES, BATCH, START = (64, 32, 10), 32, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -202,29 +202,13 @@ def _resident_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def apart(row: LongHorizon) -> dict[str, float]:
-    """Measure a row in a process of its own.
-
-    Raises:
-        GradtuneError: The process has failed.
-    """
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(asdict(row))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise GradtuneError(f"{row.method} at {row.steps} steps has failed: {done.stderr.strip()[-400:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def keep(row: LongHorizon, metrics: dict[str, float], root: Path | None = None) -> Path:
     """Append a measurement to the records and return their file."""
     file = store.path(STUDY, SCALE, row.method, root)
     number = sum(line["config"]["steps"] == row.steps for line in jsonl.read(file))
     seconds = row.repeats * (metrics["base_s"] + metrics["method_s"])
     result = store.Result({**metrics}, {}, wall_s=seconds, dataset="digits")
-    device = environment.describe(torch.device("cpu"))
-    jsonl.append(file, [store.line(STUDY, SCALE, replace(row, seed=number), result, device, 1, None)])
-    return file
+    return alone.append(file, STUDY, SCALE, row, number, result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -255,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for steps in [20] if given.quick else given.steps:
             for row in (r for r in ROWS if r.method in given.rows):
                 row = replace(row, steps=steps, repeats=1 if given.quick or steps >= 10000 else given.repeats)
-                metrics = apart(row)
+                metrics = alone.measured(__file__, row, f"{row.method} at {row.steps} steps")
                 if given.record:
                     keep(row, metrics)
                 lines.append({"row": row.method, "T": steps, **metrics})

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gradtune
+from benchmarks import alone
 from benchmarks.timing import one_thread
 from gradtune.errors import GradtuneError, unknown
 from gradtune.nets.plain import LanguageModel, lenet, mlp
 from gradtune.nets.wide_resnet import wrn
-from gradtune_book.records import environment, jsonl, store
+from gradtune_book.records import jsonl, store
 from gradtune_book.tasks.decoder import Decoder, Shape
 
 STUDY, SCALE, STEPS = "step_memory", "paper", 5
@@ -165,28 +165,12 @@ def measured(row: StepMemory) -> dict[str, float]:
     return {"step_mb": most / 2**20, "held_mb": held / 2**20, "step_ms": spent / STEPS * 1e3, "parameters": count}
 
 
-def apart(row: StepMemory) -> dict[str, float]:
-    """Measure a row in a process of its own.
-
-    Raises:
-        GradtuneError: The process has failed.
-    """
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(asdict(row))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise GradtuneError(f"{row.method} on {row.net} has failed: {done.stderr.strip()[-400:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def keep(row: StepMemory, metrics: dict[str, float], root: Path | None = None) -> Path:
     """Append a measurement to the records and return their file."""
     file = store.path(STUDY, SCALE, row.method, root)
     number = sum((line["config"]["net"], line["config"]["mode"]) == (row.net, row.mode) for line in jsonl.read(file))
     result = store.Result({**metrics}, {}, wall_s=STEPS * metrics["step_ms"] / 1e3, dataset="generated")
-    device = environment.describe(torch.device("cpu"))
-    jsonl.append(file, [store.line(STUDY, SCALE, replace(row, seed=number), result, device, 1, None)])
-    return file
+    return alone.append(file, STUDY, SCALE, row, number, result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise unknown(kind, wrong[0], list(known))
         nets = ["MLP"] if given.quick else given.nets
         for row in (r for r in ROWS if r.net in nets and r.method in given.rows):
-            metrics = apart(row)
+            metrics = alone.measured(__file__, row, f"{row.method} on {row.net}")
             if given.record:
                 keep(row, metrics)
             lines.append({"net": row.net, "method": row.method, "mode": row.mode, **metrics})

@@ -10,6 +10,22 @@ from torch.nn.functional import mse_loss
 
 from gradtune.nets.layout import Layout
 from gradtune.nets.modules import batched
+from gradtune.recursion.rules import adam, adamw, clipped, lion, norm_clipped, rmsprop, sgd
+
+START = {"lr": 0.05, "momentum": 0.8, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1, "l2": 0.05}
+RULES = {
+    "sgd": sgd(momentum=False),
+    "momentum": sgd(),
+    "nesterov": sgd(nesterov=True),
+    "adam": adam(),
+    "adamw": adamw(),
+    "rmsprop": rmsprop(),
+    "decoupled rmsprop": rmsprop(decoupled=True),
+    "lion": lion(),
+    "clipped adamw": clipped(adamw(), 0.3),
+    "norm-clipped momentum": norm_clipped(sgd(), 0.5),
+}
+"""Where hyperparameters start, and rules that read them, each with a form of its own."""
 
 
 class Net:

@@ -89,9 +89,8 @@ def _build(wanted: Mapping[str, str], force: bool) -> Path:
     _write_if_changed(executed() / "provenance.md", provenance_page(executions))
     if "executed/verdicts" in _entries():
         _write_verdicts()
-    for name, text in api.pages().items():
-        _write_if_changed(executed() / "api" / f"{name}.md", text)
-    _jupyter_book(force)
+    written = [_write_if_changed(executed() / "api" / f"{name}.md", text) for name, text in api.pages().items()]
+    _jupyter_book(force or any(written))  # Sphinx takes a module that has moved for one that is described twice
     index = html() / "index.html"
     print(f"The book is at {index}")
     return index
@@ -194,17 +193,27 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("$", "\\$")
 
 
-def _write_if_changed(path: Path, text: str) -> None:
-    """Write a page, but keep the file's time when the text is the same, so that Sphinx does not read it again."""
+def _write_if_changed(path: Path, text: str) -> bool:
+    """Write a page, but keep the file's time when the text is the same, so that Sphinx does not read it again.
+
+    Returns:
+        Whether it was written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    other = not path.is_file() or path.read_text(encoding="utf-8") != text
+    if other:
         path.write_text(text, encoding="utf-8")
+    return other
 
 
-def _jupyter_book(force: bool) -> None:
-    """Run Jupyter Book with warnings as errors; print its warnings when there are any."""
+def _jupyter_book(anew: bool) -> None:
+    """Run Jupyter Book with warnings as errors; print its warnings when there are any.
+
+    Args:
+        anew: Read every page anew, changed or not.
+    """
     out = paths.ROOT / "_build"
-    if force:
+    if anew:
         shutil.rmtree(out / ".doctrees", ignore_errors=True)
     options = [
         "--path-output",

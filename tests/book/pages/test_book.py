@@ -52,6 +52,18 @@ def test_a_warning_fails_the_build_each_time(root: Path, capsys: pytest.CaptureF
         assert "missing" in capsys.readouterr().err
 
 
+def test_pages_are_read_anew_when_a_module_moves_between_pages_of_the_reference(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.repository(root, {}, {})
+    asked: list[bool] = []
+    monkeypatch.setattr(builder, "_jupyter_book", asked.append)
+    for texts in ({"one": "a b", "two": "c"}, {"one": "a b", "two": "c"}, {"one": "a", "two": "b c"}):
+        monkeypatch.setattr(builder.api, "pages", lambda texts=texts: texts)
+        builder.build(data="embedded")
+    assert asked == [True, False, True]
+
+
 def test_after_a_failure_the_old_pages_say_that_they_are_old(root: Path) -> None:
     standin.repository(root, {"toy": "1 / 0"}, {})
     page = builder.html() / "executed" / "toy.html"

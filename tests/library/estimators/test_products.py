@@ -22,24 +22,11 @@ from gradtune.recursion import oracle
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
 from gradtune.recursion.products import Products, kept_bytes
-from gradtune.recursion.rules import Rule, adam, adamw, clipped, lion, norm_clipped, rmsprop, sgd
+from gradtune.recursion.rules import Rule, adamw, sgd
 from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop, Method
-from problems import Net
+from problems import RULES, START, Net
 
-START = {"lr": 0.05, "momentum": 0.8, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1, "l2": 0.05}
-RULES = {
-    "sgd": sgd(momentum=False),
-    "momentum": sgd(),
-    "nesterov": sgd(nesterov=True),
-    "adam": adam(),
-    "adamw": adamw(),
-    "rmsprop": rmsprop(),
-    "decoupled rmsprop": rmsprop(decoupled=True),
-    "lion": lion(),
-    "clipped adamw": clipped(adamw(), 0.3),
-    "norm-clipped momentum": norm_clipped(sgd(), 0.5),
-}
 ESTIMATORS: dict[str, Callable[[Any], Any]] = {
     "forward": lambda mode: Forward(mode=mode),
     "clipped": lambda mode: Forward(radius=0.5, product_limit=0.2, mode=mode),

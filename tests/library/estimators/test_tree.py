@@ -19,24 +19,10 @@ from gradtune.estimators.tree import TreeCost, edge, parts, revolve_cost, tree_c
 from gradtune.recursion import oracle
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD, Adam
-from gradtune.recursion.rules import Rule, adam, adamw, clipped, lion, norm_clipped, rmsprop, sgd
+from gradtune.recursion.rules import Rule, adamw, sgd
 from gradtune.training.loop import Loop, Method
-from problems import Net
+from problems import RULES, START, Net
 from tools import hypergradient, relative
-
-START = {"lr": 0.05, "momentum": 0.8, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1, "l2": 0.05}
-RULES = {
-    "sgd": sgd(momentum=False),
-    "momentum": sgd(),
-    "nesterov": sgd(nesterov=True),
-    "adam": adam(),
-    "adamw": adamw(),
-    "rmsprop": rmsprop(),
-    "decoupled rmsprop": rmsprop(decoupled=True),
-    "lion": lion(),
-    "clipped adamw": clipped(adamw(), 0.3),
-    "norm-clipped momentum": norm_clipped(sgd(), 0.5),
-}
 
 
 def declared(rule: Rule, problem: Net, steps: int, l2: bool = False, windows: int = 1) -> Hypers:

@@ -16,6 +16,7 @@ of new to old value multiplies the value that OnePass has reached.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -258,11 +259,16 @@ class Halving:
 
     @staticmethod
     def _goes_on(before: list[float], loss: float) -> bool:
-        """Tell whether a trial goes on, and remember its loss; the first goes on, a diverged one does not."""
-        loss = loss if math.isfinite(loss) else math.inf
-        good = math.isfinite(loss) and (not before or loss <= np.quantile(before, 1 / REDUCTION, method="lower"))
-        before.append(loss)
-        return bool(good)
+        """Tell whether a trial goes on, and put its loss among those before it, which stay sorted.
+
+        The first goes on, a diverged one does not.
+        """
+        if not math.isfinite(loss):
+            before.append(math.inf)
+            return False
+        good = not before or loss <= before[(len(before) - 1) // REDUCTION]
+        insort(before, loss)
+        return good
 
 
 def trials_of(c: Config) -> int:

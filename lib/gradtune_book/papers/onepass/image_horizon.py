@@ -114,13 +114,12 @@ def _trained(c: Config, loop: Loop, w: Tensor, reading: Reading) -> Run:
         sitting.tick(spent)
 
     def state() -> dict[str, Any]:
-        return {"done": done, "run": saved_runs.state(run), "read": reading.values, "spent": spent.state()}
+        return {"done": done, "run": saved_runs.state(run), "reading": reading.state()}
 
     with sitting.part("training", state) as earlier:
         if earlier is not None:
             done, run = earlier["done"], saved_runs.restored(loop, run, earlier["run"])
-            reading.values = [(a.to(w.device), b.to(w.device)) for a, b in earlier["read"]]
-            spent.go_on(earlier["spent"])
+            reading.go_on(earlier["reading"])
         elif c.trainings == 1:
             reading.read(run)
         with spent:

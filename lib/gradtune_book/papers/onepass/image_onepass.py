@@ -151,16 +151,14 @@ def _train(c: Config, seeds: Sequence[int], device: torch.device) -> tuple[Class
     reading, sitting = Reading(t.task, device), sittings.current()
 
     def state() -> dict[str, Any]:
-        run = saved_runs.state(t.members.run)
-        return {"run": run, "read": reading.values, "spent": reading.spent.state()}
+        return {"run": saved_runs.state(t.members.run), "reading": reading.state()}
 
     with sitting.part(f"training from seed {seeds[0]}", state) as earlier:
         if earlier is None:
             reading.read(t.members.run)
         else:
             t.members = t.members._replace(run=saved_runs.restored(t.loop, t.members.run, earlier["run"]))
-            reading.values = [(a.to(device), b.to(device)) for a, b in earlier["read"]]
-            reading.spent.go_on(earlier["spent"])
+            reading.go_on(earlier["reading"])
         while t.members.run.t < c.steps:
             with reading.spent:
                 t.advance(min(c.between, c.steps - t.members.run.t))

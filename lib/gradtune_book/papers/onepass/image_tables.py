@@ -76,11 +76,6 @@ def times_table(frame: pd.DataFrame) -> pd.DataFrame:
     return out.assign(repetitions=groups.size()).rename(index=TITLES).rename_axis("method")
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return averages of cross-entropies and of errors, the measure in place of the data set in the index."""
-    return image_horizon.summary(frame)
-
-
 def beside(frame: pd.DataFrame, measure: str, *files: str) -> pd.DataFrame:
     """Return one measure's table as text, ours beside the paper's.
 
@@ -89,9 +84,9 @@ def beside(frame: pd.DataFrame, measure: str, *files: str) -> pd.DataFrame:
         measure: `CE` or `ERROR`.
         *files: The paper's tables; none leaves ours alone.
     """
-    theirs = pd.concat([uci_tables.published(f) for f in files]) if files else summary(frame).iloc[:0]
+    theirs = pd.concat([uci_tables.published(f) for f in files]) if files else image_horizon.summary(frame).iloc[:0]
     theirs = theirs.rename(index={"Fashion-MNIST": measure}, level="dataset")
-    return uci_tables.beside(summary(frame), theirs[~theirs.index.duplicated()], measure)
+    return uci_tables.beside(image_horizon.summary(frame), theirs[~theirs.index.duplicated()], measure)
 
 
 def normalised(frame: pd.DataFrame) -> pd.DataFrame:

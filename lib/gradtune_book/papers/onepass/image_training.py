@@ -84,7 +84,7 @@ class Reading:
     """
 
     def __init__(self, task: Classification, device: torch.device) -> None:
-        self.task, self.spent = task, Stopwatch(device)
+        self.task, self.device, self.spent = task, device, Stopwatch(device)
         self.values: list[tuple[Tensor, Tensor]] = []
 
     def read(self, run: Run) -> None:
@@ -95,6 +95,15 @@ class Reading:
         """Read runs while `spent` counts."""
         with self.spent.paused():
             self.read(run)
+
+    def state(self) -> dict[str, Any]:
+        """Return what was read and spent, for a run that goes on later."""
+        return {"values": self.values, "spent": self.spent.state()}
+
+    def go_on(self, earlier: dict[str, Any]) -> None:
+        """Go on from what `state` gave in an earlier sitting."""
+        self.values = [(ce.to(self.device), error.to(self.device)) for ce, error in earlier["values"]]
+        self.spent.go_on(earlier["spent"])
 
     def curves(self) -> tuple[np.ndarray, np.ndarray]:
         """Return cross-entropies and errors `[R, K]`, NaN where the cross-entropy is not finite or outlying."""
@@ -130,12 +139,23 @@ def results(
     ce, error = curves
     val, out = finite(task.evaluate(w, "val")[0]), []
     for k in range(len(w)):
-        metrics: dict[str, Any] = start.metrics(k) | {"val_ce": val[k], "diverged": int(np.isnan(ce[k, -1]))}
-        for n, values in (("ce", ce[k]), ("error", error[k])):
-            metrics |= {f"test_{n}": values[-1], f"best_{n}": lowest(values)}
-        series = {"ce_curve": short(ce[k]), "error_curve": short(error[k])}
+        metrics, series = summed_up(ce[k], error[k])
+        metrics |= start.metrics(k) | {"val_ce": val[k]}
         out.append(Result(metrics, series, dataset=task.images.name, dataset_sha256=task.images.sha256, **seconds))
     return out
+
+
+def summed_up(ce: np.ndarray, error: np.ndarray) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
+    """Return metrics and series of one run from its test losses.
+
+    Args:
+        ce: Cross-entropies at its readings, NaN where they count as diverged.
+        error: Shares of errors there.
+    """
+    metrics: dict[str, Any] = {"diverged": int(np.isnan(ce[-1]))}
+    for name, values in (("ce", ce), ("error", error)):
+        metrics |= {f"test_{name}": values[-1], f"best_{name}": lowest(values)}
+    return metrics, {"ce_curve": short(ce), "error_curve": short(error)}
 
 
 def lowest(values: Sequence[float] | np.ndarray) -> float:

@@ -23,8 +23,8 @@ from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
 from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Run
+from gradtune_book.papers.onepass.image_training import summed_up
 from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw, setting
-from gradtune_book.papers.series import short
 from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
@@ -156,13 +156,9 @@ def _state(run: Run, read: list[tuple[float, float]], spent: Stopwatch) -> dict[
 
 
 def _result(task: PerRun, start: dict[str, Any], read: np.ndarray, spent: Stopwatch) -> Result:
-    read = np.where(np.isfinite(read), read, np.nan)
-    metrics, series = start | {"diverged": int(np.isnan(read[-1, 0]))}, {}
-    for name, values in zip(("ce", "error"), read.T, strict=True):
-        best = float("nan") if np.isnan(values).all() else float(np.nanmin(values))
-        metrics |= {f"test_{name}": values[-1], f"best_{name}": best}
-        series[f"{name}_curve"] = short(values)
-    return Result(metrics, series, dataset=task.images.name, dataset_sha256=task.images.sha256, **spent.share(1))
+    metrics, series = summed_up(*np.where(np.isfinite(read), read, np.nan).T)
+    name, digest = task.images.name, task.images.sha256
+    return Result(start | metrics, series, dataset=name, dataset_sha256=digest, **spent.share(1))
 
 
 @torch.no_grad()

@@ -80,6 +80,15 @@ def test_a_trial_goes_on_in_the_best_quarter_of_those_before_it() -> None:
     assert not Halving._goes_on(before, 4.5) and Halving._goes_on(before, 3.0)
 
 
+def test_the_best_quarter_is_that_of_the_quantile() -> None:
+    drawn = np.random.default_rng(0).normal(size=300).tolist()
+    before: list[float] = []
+    for k, loss in enumerate(drawn):
+        wanted = k == 0 or loss <= np.quantile(drawn[:k], 1 / study.REDUCTION, method="lower")
+        assert Halving._goes_on(before, loss) == wanted
+    assert before == sorted(drawn)
+
+
 def test_halving_trains_few_to_the_end_and_counts_its_steps() -> None:
     trials = _trials("Random")
     halving = Halving(trials, 230)
