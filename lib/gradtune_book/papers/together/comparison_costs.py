@@ -54,7 +54,7 @@ COSTS: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("MetaOptimize", "rate"): (1.0, 1.0, 1.0, 0.96, 0.94, 1.0, 1.0, 0.96),
     ("MetaOptimize-blocks", "rates by tensor"): (1.3, 1.3, 1.1, 1.0, 1.1, 0.98, 1.2, 1.1),
     ("random", "rate and decay"): (1.1, 1.9, 1.2, 1.0, 1.4, 1.0, 1.4, None),
-    ("grid", "rate and decay"): (1.3, 0.98, 0.96, 0.94, 1.1, 0.95, 1.1, None),
+    ("grid", "rate"): (1.4, 1.2, 1.3, 1.1, 1.7, 1.2, 1.8, None),
     ("bayes", "rate and decay"): (1.4, 1.4, 1.3, 1.2, 1.1, 1.1, 1.2, None),
     ("hyperband", "rate and decay"): (1.2, 1.2, 1.4, 1.5, 1.6, 1.7, 1.6, None),
     ("bohb", "rate and decay"): (1.2, 1.6, 1.8, 1.2, 1.4, 1.6, 1.8, None),

@@ -202,7 +202,11 @@ def _rows(problem: Small) -> int | None:
 
 # --- by searches ------------------------------------------------------------------------------------------------------
 
-_SEARCHES: Mapping[str, dict[str, Any]] = {"grid": {"points": 2}, "bayes": {"startup": 2}, "pbt": {"size": TRIALS}}
+_SEARCHES: Mapping[str, dict[str, Any]] = {
+    "grid": {"points": TRIALS},  # of the rate alone: two values each of rate and decay would all be ends of a range
+    "bayes": {"startup": 2},
+    "pbt": {"size": TRIALS},
+}
 
 
 def by_search(name: str, trial: Trial) -> Trained:
@@ -213,7 +217,7 @@ def by_search(name: str, trial: Trial) -> Trained:
         trial.problem.loss,
         trial.problem.train,
         trial.problem.val,
-        space=SPACE,
+        space=SPACE if trial.tunes == "rate and decay" else {"lr": SPACE["lr"]},
         steps=full,
         budget_steps=TRIALS * full,
         method=name,
@@ -297,8 +301,8 @@ def _gradients(title: str, name: str, tunes: Tunes, also: tuple[Tunes, ...] = ()
     return Way(title, "gradients", train, tunes, also, setting, **more)
 
 
-def _search(title: str, name: str) -> Way:
-    return Way(title, "search", partial(by_search, name), _BOTH, starts=False)
+def _search(title: str, name: str, tunes: Tunes = _BOTH) -> Way:
+    return Way(title, "search", partial(by_search, name), tunes, starts=False)
 
 
 def _optimiser(title: str, train: Train, starts: bool = False) -> Way:
@@ -328,7 +332,7 @@ WAYS: dict[str, Way] = {
         "MetaOptimize by tensor", "gradients", partial(_meta, "tensor"), "rates by tensor", (), "ours", validates=False
     ),
     "random": _search("Random", "random"),
-    "grid": _search("Grid", "grid"),
+    "grid": _search("Grid", "grid", "rate"),
     "bayes": _search("Bayes", "bayes"),
     "hyperband": _search("Hyperband", "hyperband"),
     "bohb": _search("BOHB", "bohb"),
