@@ -82,9 +82,16 @@ STUDIES = {
         "fds.sharing_mse",
         "Figures 2, 5 and 6 of the FDS paper: noise of per-step hypergradients, and what sharing does to it",
     ),
+    "fds_sharing_choices": Entry(
+        "fds.sharing_choices",
+        "What is open in Figure 2 of the FDS paper: the influence of two choices on MNIST",
+    ),
     "fds_schedules": Entry("fds.schedules", "Figure 3 of the FDS paper: learning rate schedules learned from zero"),
     "fds_cifar_regret": Entry(
         "fds.cifar_regret", "Figures 1, 4, 7 and 8 of the FDS paper: what each method finds on CIFAR-10, and how soon"
+    ),
+    "fds_choices": Entry(
+        "fds.choices", "What the FDS paper leaves open for Figure 1: the influence of each choice on CIFAR-10"
     ),
     "metaoptimize_framework": Entry(
         "metaoptimize.framework",

@@ -227,6 +227,6 @@ def _correlations(g: Array) -> Array:
     centred = g - g.mean(axis=0)
     norm = np.linalg.norm(centred, axis=0)
     unit = centred / np.where(norm > 0, norm, 1.0)
-    found: Array = unit.T @ unit
+    found: Array = (unit.T @ unit).clip(-1, 1)  # rounding may leave the range by a digit
     np.fill_diagonal(found, 0.0)
     return found

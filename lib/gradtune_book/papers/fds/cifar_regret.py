@@ -33,7 +33,6 @@ from gradtune_book.papers.fds.cifar_account import Account
 from gradtune_book.papers.fds.cifar_searches import SEARCHES, black_box
 from gradtune_book.papers.fds.cifar_training import (
     DECAY,
-    GAMMA,
     LR,
     MOMENTUM,
     RANGES,
@@ -160,14 +159,21 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     Raises:
         GradtuneError: a method is unknown.
     """
-    return [_one(c, device) for c in batch]
+    return [answered(Bench(c, device)) for c in batch]
 
 
-def _one(c: Config, device: torch.device) -> Result:
+def answered(bench: Bench) -> Result:
+    """Compute the run of a bench's configuration; what it records is described at `run`.
+
+    Args:
+        bench: trainings of the configuration.
+
+    Raises:
+        GradtuneError: the method is unknown.
+    """
+    c, account = bench.c, Account(bench.device)
     if c.method not in METHODS:
         raise unknown("method", c.method, METHODS)
-    bench = Bench(c, device)
-    account = Account(device)
     how: Callable[[Bench, Account], None] = {FDS: _fds, FULL: _fds, HD: _hd, GRID: _grid}.get(c.method, black_box)
     with sittings.current().part("account", account.state) as earlier:
         if earlier is not None:
@@ -207,7 +213,8 @@ def fds_search(bench: Bench, tasks: dict[int, PerRun]) -> Restarts:
         tasks: filled with the task of the current outer step, by its number.
     """
     c = bench.c
-    gamma = torch.tensor([GAMMA[LR]] * c.lr_windows + [GAMMA[MOMENTUM], GAMMA[DECAY]], device=bench.device)
+    first = [bench.gamma[LR]] * c.lr_windows + [bench.gamma[MOMENTUM], bench.gamma[DECAY]]
+    gamma = torch.tensor(first, device=bench.device)
     outer = Kept(Masked(SignHalving(gamma)))
 
     def make(k: int) -> Task:

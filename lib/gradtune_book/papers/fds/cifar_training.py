@@ -7,7 +7,7 @@ full length, whoever found it and in whatever way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,7 +119,12 @@ class Bench:
     Attributes:
         rule: update rule of the weights, SGD with momentum and weight decay.
         given: the images, averaged over squares of `pool` pixels.
+        gamma: first steps of the sign rule by name.
+        fixed_rows: whether every training validates on the same rows; else they are drawn anew for each.
     """
+
+    gamma: Mapping[str, float] = GAMMA
+    fixed_rows = False
 
     def __init__(self, c: Config, device: torch.device) -> None:
         self.c, self.device, self.rule = c, device, sgd()
@@ -139,7 +144,7 @@ class Bench:
             one_batch: validate on a batch of training size, another at every step, in place of all validation rows.
         """
         c = self.c
-        rows = split(len(self.given.y_train), c.validation, self.device)
+        rows = split(len(self.given.y_train), c.validation, self.device, self.fixed_rows)
         size = c.batch if one_batch else min(c.validation, 500)
         return PerRun(self.net, self.given, rows, seeds, c.batch, size, one_batch, c.augment)
 

@@ -56,11 +56,11 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(runs: pd.DataFrame) -> dict[str, str | int]:
-    rates = whole(runs, "schedule")
+    rates, unlearned = whole(runs, "schedule"), runs["method"].iloc[0] in UNLEARNED
     return {
         "test accuracy %": mean_plus_minus(100 * runs["test_accuracy"]),
-        "of the last %": mean_plus_minus(100 * runs["last_test_accuracy"]),
-        "kept at": f"{runs['best_outer_step'].mean():.0f}",
+        "of the last %": "–" if unlearned else mean_plus_minus(100 * runs["last_test_accuracy"]),
+        "kept at": "–" if unlearned else f"{runs['best_outer_step'].mean():.0f}",
         "mean rate": f"{rates.mean():.3f}",
         "step to step": f"{_roughness(rates):.3f}",
         "diverged": int(runs["diverged"].sum()),
@@ -80,17 +80,22 @@ def rates_at(frame: pd.DataFrame, data: str, points: int = 6, which: str = "sche
         frame: runs.
         data: name of the set.
         points: number of parts.
-        which: "schedule" for the schedules kept, "last_schedule" for the last ones.
+        which: "schedule" for the schedules kept, "last_schedule" for the last ones; of a cosine always the one kept.
 
     Returns:
         A row per part and a column per method.
     """
     columns = {}
     for method, runs in frame[frame["data"] == data].groupby("method", sort=False):
-        rates = whole(runs, which).mean(0)
+        rates = whole(runs, _of(str(method), which)).mean(0)
         columns[method] = np.repeat(rates, points).reshape(points, len(rates)).mean(axis=1)
     parts = [f"{k / points:.0%} to {(k + 1) / points:.0%}" for k in range(points)]
     return pd.DataFrame(columns, index=pd.Index(parts, name="part of the training"))
+
+
+def _of(method: str, which: str) -> str:
+    """Return which schedule of a method is meant: the last learning rate that a tuned cosine tries is no result."""
+    return "schedule" if method in UNLEARNED else which
 
 
 _STYLES = {m: line(m) for m in (GREEDY, NON_GREEDY, FDS)} | {
@@ -112,7 +117,7 @@ def draw(axes: Sequence[Axes], frame: pd.DataFrame, which: str = "schedule") -> 
             runs = frame[(frame["data"] == data) & (frame["method"] == method)]
             if not len(runs):
                 continue
-            rates = whole(runs, which)
+            rates = whole(runs, _of(method, which))
             edges = np.linspace(0, runs["steps"].iloc[0], rates.shape[1] + 1)
             style = _STYLES[method]
             for each in rates if len(rates) > 1 else []:

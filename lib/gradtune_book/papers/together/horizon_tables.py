@@ -121,8 +121,11 @@ def draw_bias(runs: pd.DataFrame) -> Figure:
         for column, task in enumerate(tasks):
             ax, here = axes[row, column], runs[(runs["units"] == units) & (runs["task"] == task)]
             for method in ("Diff-through-Opt", "OnePass"):
-                curve = here[here["method"] == method].groupby("amount")["error"].median().clip(1e-3, 1e2)
-                ax.plot(curve.index, curve, label=method, **plots.method_style(method))
+                groups = here[here["method"] == method].groupby("amount")["error"]
+                low, curve, high = (each.clip(1e-3, 1e2) for each in (groups.min(), groups.median(), groups.max()))
+                style = plots.method_style(method)
+                ax.plot(curve.index, curve, label=method, **style)
+                ax.fill_between(curve.index, low, high, alpha=0.25, color=style["color"], linewidth=0)
             ax.axhline(1, color="grey", linewidth=1)
             ax.set(xscale="log", yscale="log")
             ax.set_title(f"{small.TITLES[task]}, {units}", fontsize="small")
@@ -139,16 +142,18 @@ def draw_smoothness(frame: pd.DataFrame) -> Figure:
     table = long_horizons.smoothness(frame)
     fig, axes = plots.panels(2, sharex=True)
     for ax, units in zip(axes, long_horizons.UNITS):
-        for k, ((task, _, seed), row) in enumerate(table[table.index.get_level_values("units") == units].iterrows()):
-            label = small.TITLES[task] if seed == table.index.get_level_values("seed").min() else None
-            ax.plot(row.index, row, marker=_MARKS[k % 5], label=label)
+        for k, (task, rows) in enumerate(table.xs(units, level="units").groupby(level="task", sort=False)):
+            for number, (_, row) in enumerate(rows.iterrows()):
+                label = None if number else small.TITLES[task]
+                ax.plot(row.index, row, marker=_MARKS[k % 5], color=f"C{k}", label=label, linewidth=1)
         ax.axhline(1, color="grey", linewidth=1)
         ax.set(xscale="log", title=units, xlabel="step length", ylabel="finite step / derivative")
         if units == "relu":
             ax.set_yscale("symlog", linthresh=2)
+            ax.margins(y=0.1)
         else:
             ax.set_ylim(0, 2)
-    axes[0].legend(fontsize="small")
+    axes[1].legend(fontsize="small")
     return fig
 
 
@@ -171,7 +176,8 @@ def schedules(frame: pd.DataFrame) -> pd.DataFrame:
     out = rows[[n for n in names if n in rows]].astype(float).rename(columns=names)
     out[[n for n in out if n.endswith("%")]] *= 100
     if "memory, MB" in out:
-        out.insert(out.columns.get_loc("memory, MB") + 1, "all states, MB", rows["steps"] * out["a state, MB"])
+        stored = (rows["steps"] * out["a state, MB"]).where(out["states"].notna() if "states" in out else True)
+        out.insert(out.columns.get_loc("memory, MB") + 1, "all states, MB", stored)
     return out
 
 

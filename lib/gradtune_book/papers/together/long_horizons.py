@@ -84,7 +84,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("embedded", ("images", "tables"), UNITS, 1, 30, (1, 3, 10), (1.0,)),
-    "laptop": Sizes("real", tuple(TASKS), UNITS, 1, 1000, (1, 3, 10, 30, 100, 300), (0.1, 1.0, 10.0, 100.0)),
+    "laptop": Sizes("real", tuple(TASKS), UNITS, 3, 1000, (1, 3, 10, 30, 100, 300), (0.1, 1.0, 10.0, 100.0)),
     "paper": Sizes("real", tuple(TASKS), UNITS, 3, 4000, (1, 3, 10, 30, 100, 300, 1000), (0.1, 1.0, 10.0, 100.0)),
 }
 

@@ -86,7 +86,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes("digits", None, 1, 60, 16, 4, 3, 100, 8, False),
-    "laptop": Sizes("mnist", None, 1, 5000, 16, 10, 4, 1000, 71, True),
+    "laptop": Sizes("mnist", None, 3, 5000, 16, 10, 4, 1000, 71, True),
     "paper": Sizes("mnist", None, 3, 5000, 128, 10, 50, 1000, 71, True),
 }
 

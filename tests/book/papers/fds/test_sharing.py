@@ -67,6 +67,13 @@ def test_measured_moments_bound_the_very_sample() -> None:
     assert sharing.mean_correlation(g) < noise.c
 
 
+def test_two_trainings_are_correlated_by_one_at_most() -> None:
+    for seed in range(50):  # the correlation of two points is 1 or -1 up to rounding
+        noise = sharing.measured(np.random.default_rng(seed).normal(size=(2, 30)))
+        assert 1 - 1e-12 < noise.c <= 1
+        assert np.isfinite(sharing.bound(noise.variance, noise.epsilon, noise.c, 3))
+
+
 @pytest.mark.parametrize(("steps", "count"), [(10, 3), (7, 7), (250, 31), (500, 7), (5, 1)])
 def test_windows_are_those_of_the_hyperparameters(steps: int, count: int) -> None:
     """floor(n t / T): whole, in order, none empty, lengths that differ by one at most, as the library indexes them."""
