@@ -65,7 +65,10 @@ def chosen(runs: pd.DataFrame, case: Case) -> pd.DataFrame:
     """
     own = runs[runs["factor"] == 1]
     own = own[own["problem"] == case.problem] if case.problem else own[own["problem"] != problems.STREAM]
-    own = own[own["usual"]] if case.tunes is None else own[own["tunes"] == case.tunes]
+    if case.tunes is None:
+        own = own[own["usual"]]
+    else:  # what is not tuned usually is recorded on a few problems
+        own = own[(own["tunes"] == case.tunes) & own["problem"].isin(comparison.SIZES["paper"].more)]
     allowed = {name for name in own["method"].unique() if case.allows(name, ways.get(name))}
     own = own[own["method"].isin(allowed)]
     planned = [comparison.steps_for(c.method, c.problem, c.tunes, c.budget) == c.steps for c in own.itertuples()]
@@ -96,6 +99,9 @@ def ranked(runs: pd.DataFrame, case: Case) -> pd.DataFrame:
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the decision table: case, way to take with its numbers, and the runner-up.
 
+    Where a way that the case does not allow, as it usually tunes, is surely better on the same problems (its interval
+    lies above that of the best), the answer is "none of these", and the way's name.
+
     Args:
         runs: What `comparison_tables.scored` gave.
     """
@@ -106,11 +112,13 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
             rows.append({"case": case.words, "take": "not recorded"})
             continue
         first, second = best.iloc[0], best.iloc[1]
-        clear = second["share"] < first["low"]
+        take = str(best.index[0]) + ("" if second["share"] < first["low"] else " (not clear)")
+        other = _better(runs, case, first["high"])
         rows.append(
             {
                 "case": case.words,
-                "take": str(best.index[0]) + ("" if clear else " (not clear)"),
+                "take": f"none of these: {other}" if other else take,
+                "best of them": str(best.index[0]),
                 "near": _share(first),
                 "runner-up": str(best.index[1]),
                 "its": _share(second),
@@ -120,14 +128,50 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("").set_index("case")
 
 
-def nowhere(runs: pd.DataFrame) -> list[str]:
-    """Return the titles of ways that end near the reference in less than a tenth of their runs, surely.
+def _better(runs: pd.DataFrame, case: Case, high: float) -> str:
+    """Return the best of all ways, as they usually tune, on the problems of a case, or "" if it is not above `high`."""
+    usual = runs[runs["problem"].isin(chosen(runs, case)["problem"].unique())]
+    best = ranked(usual, Case("", lambda name, way: True, None, case.problem))
+    return str(best.index[0]) if len(best) and best["low"].iloc[0] > high else ""
+
+
+ADAMW_INSIDE = ("recipe", "onepass_adamw", "MetaOptimize", "MetaOptimize-blocks")
+"""Ways by gradients that train by AdamW; the others train by SGD."""
+
+
+def over_start(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return how often each way by gradients ends better than the same rule whose rate stays where it started.
+
+    Pairs have the same problem, seed, initial weights and start, and the same processor time. A pair counts as better
+    where the way's test loss is below 0.99 of the other's, as worse where it is above 1.01 of it; of two failed runs
+    neither is.
 
     Args:
-        runs: What `comparison_tables.scored` gave.
+        runs: What `comparison_tables.seen` gave.
+
+    Returns:
+        A row per way: its rule, pairs, per cent better and worse, and `helps`: "yes" where a sign test of better
+        against worse says so at 5 %, "no" where it says the opposite, else "not clear".
     """
-    every = ranked(runs, CASES[1])
-    return list(every.index[every["high"] < 0.1])
+    rows = {}
+    alone = runs.set_index(["problem", "seed"])
+    for name in (n for n, way in ways.WAYS.items() if way.kind == "gradients" and way.starts):
+        rule = "AdamW" if name in ADAMW_INSIDE else "SGD"
+        own, fixed = (alone[alone["method"] == n]["ratio"] for n in (name, rule))
+        pairs = pd.concat([own, fixed], axis=1, keys=["own", "fixed"]).dropna()
+        if pairs.empty:
+            continue
+        better = int((pairs["own"] < 0.99 * pairs["fixed"]).sum())
+        worse = int((pairs["own"] > 1.01 * pairs["fixed"]).sum())
+        sure = better + worse > 0 and binomtest(better, better + worse).pvalue < 0.05
+        rows[ways.get(name).title] = {
+            "rule": rule,
+            "pairs": len(pairs),
+            "better, %": 100 * better / len(pairs),
+            "worse, %": 100 * worse / len(pairs),
+            "helps": ("yes" if better > worse else "no") if sure else "not clear",
+        }
+    return pd.DataFrame(rows).T.rename_axis("way")
 
 
 def _share(row: pd.Series) -> str:

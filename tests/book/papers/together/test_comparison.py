@@ -216,9 +216,33 @@ def test_the_decision_table_takes_what_the_records_say(equal_costs: None) -> Non
     few = runs[(runs["method"] != "onepass") | (runs["problem"] == "energy")]
     assert table.loc["momentum is tuned too", "take"] == "not recorded"
     assert "OnePass" not in decisions.ranked(few, decisions.CASES[1]).index  # it was not run on both problems
-    assert decisions.nowhere(runs) == []
-    bad = pd.concat([runs[runs["method"] == "onepass"].assign(ratio=5.0)] * 20 + [runs[runs["method"] != "onepass"]])
-    assert decisions.nowhere(bad) == ["OnePass"]
+
+
+def test_none_of_these_where_another_kind_is_surely_better(equal_costs: None) -> None:
+    runs = comparison_tables.scored(made_up())
+    own, best = runs[runs["method"] == "onepass"], runs[runs["method"] == "AdamW-1e-3"]
+    parts = [
+        own.assign(method=name, title=ways.get(name).title, ratio=ratios, tunes=ways.get(name).tunes)
+        for name, ratios in (("pbt", [1.2, 5.0, 5.0, 5.0]), ("grid", [6.0] * 4))
+    ]
+    for copies, words in ((1, "PBT"), (20, "none of these: AdamW 0.001")):
+        row = decisions.table(pd.concat([best, *parts] * copies)).loc["one number to search for, many trainings"]
+        assert row["take"].startswith(words) and row["best of them"] == "PBT"
+
+
+def test_over_its_start_a_way_helps_where_a_sign_test_says_so() -> None:
+    def runs(method: str, ratios: list[float]) -> pd.DataFrame:
+        return pd.DataFrame({"method": method, "problem": "energy", "seed": range(len(ratios)), "ratio": ratios})
+
+    alone, ten = runs("SGD", [2.0] * 9 + [np.inf]), decisions.over_start
+    for ratios, better, worse, helps in (
+        ([1.0] * 10, 100, 0, "yes"),
+        ([3.0] * 9 + [1.0], 10, 90, "no"),
+        ([1.0] * 5 + [3.0] * 4 + [np.inf], 50, 40, "not clear"),
+        ([2.0] * 9 + [np.inf], 0, 0, "not clear"),
+    ):
+        row = ten(pd.concat([alone, runs("oho", ratios)])).loc["OHO"]
+        assert row.tolist() == ["SGD", 10, better, worse, helps]
 
 
 def test_the_recorded_decision_table_is_what_counting_by_hand_gives() -> None:
@@ -232,5 +256,4 @@ def test_the_recorded_decision_table_is_what_counting_by_hand_gives() -> None:
         counts = own.groupby("title")["problem"].nunique()
         shares = {t: (own.loc[own["title"] == t, "ratio"] <= 1.5).mean() for t in counts[counts == counts.max()].index}
         if len(shares) > 1:
-            take = table.loc[case.words, "take"].removesuffix(" (not clear)")
-            assert shares[take] == max(shares.values())
+            assert shares[table.loc[case.words, "best of them"]] == max(shares.values())
