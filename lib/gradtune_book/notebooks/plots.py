@@ -5,6 +5,7 @@ Colours are the colour-blind safe palette of seaborn; dashes and markers tell me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -13,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from gradtune.errors import unknown
 
@@ -151,3 +153,38 @@ def label_logarithms(ax: Axes) -> None:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
+
+
+_AROUND = ((5, 3, "left"), (5, -9, "left"), (-5, 3, "right"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center"))
+"""Offsets of a label from its point, in points, and how it is aligned there."""
+
+
+def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], size: float = 7) -> None:
+    """Write a name beside each point, where it covers no point and no other name if there is such a place.
+
+    Call it when limits and scales of the axes are set.
+
+    Args:
+        ax: The axes, of a figure whose layout is "constrained" or fixed.
+        points: Place of each name in the data's units.
+        size: Font size in points.
+    """
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # arranges the axes, so that lengths on the page are known
+    dot, spots = 4 * figure.dpi / 72, ax.transData.transform([*points.values()])
+    taken = [Bbox.from_bounds(x - dot, y - dot, 2 * dot, 2 * dot) for x, y in spots]
+    legend, frame = ax.get_legend(), ax.get_window_extent()
+    taken += [legend.get_window_extent()] if legend is not None else []
+    for name, place in points.items():
+        options: list[tuple[int, int, Any, Bbox]] = []
+        for dx, dy, align in (*_AROUND, *((dx, 2 * dy + 4, align) for dx, dy, align in _AROUND)):
+            text = ax.annotate(name, place, (dx, dy), textcoords="offset points", fontsize=size, ha=align)
+            box = text.get_window_extent()
+            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
+            options.append((sum(box.overlaps(other) for other in taken) + 10 * outside, len(options), text, box))
+        _, _, kept, box = min(options, key=lambda option: option[:2])
+        taken.append(box)
+        for _, _, text, _ in options:
+            if text is not kept:
+                text.remove()

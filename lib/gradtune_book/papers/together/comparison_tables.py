@@ -8,7 +8,7 @@ that before training; its ratio is then infinite, so that medians count it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -223,6 +223,16 @@ def draw_matrix(runs: pd.DataFrame) -> Figure:
     return fig
 
 
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return a line for each title: its dash says the kind, its colour and marker are its own."""
+    dashes = {"gradients": "-", "search": "--", "optimiser": ":"}
+    marks = "os^Dv<>Pphd*"
+    return {
+        title: {"color": f"C{k % 10}", "linestyle": dashes[ways.kind_of(title)], "marker": marks[k % len(marks)]}
+        for k, title in enumerate(names)
+    }
+
+
 def draw_profile(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Draw the share of runs whose ratio is at most some factor (Dolan and Moré 2002), a curve a way.
 
@@ -231,12 +241,12 @@ def draw_profile(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
         names: Titles of the ways that are drawn.
     """
     fig, (ax,) = plots.panels(1, width=8.0, height=4.6)
-    factors = np.geomspace(0.7, 20, 200)
+    factors, styles = np.geomspace(0.7, 20, 200), _styles(names)
     for title in names:
         ratios = runs.loc[runs["title"] == title, "ratio"].to_numpy()
         if len(ratios):
             share = (ratios[:, None] <= factors).mean(0)
-            ax.plot(factors, 100 * share, **(plots.method_style(title) | {"marker": ""}), label=title)
+            ax.plot(factors, 100 * share, **(styles[title] | {"marker": ""}), label=title)
     ax.axvline(1, color="0.3", linestyle=":", linewidth=1.2)
     ax.set(xscale="log", xlabel="factor of the best fixed setting's test loss (log scale)", ylabel="share of runs, %")
     ax.set_ylim(0, 102)
@@ -253,13 +263,13 @@ def draw_starts(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
         names: Titles of the ways that are drawn.
     """
     fig, (ax,) = plots.panels(1, width=8.0, height=4.6)
-    table = by_start(runs)
+    table, styles = by_start(runs), _styles(names)
     for title in [n for n in names if n in table.index]:
         curve = table.loc[title].replace(np.inf, np.nan).clip(upper=_DRAWN)
-        ax.plot(curve, **plots.method_style(title), markersize=5, label=title)
+        ax.plot(curve, **styles[title], markersize=5, label=title)
     ax.axhline(NEAR, color="0.3", linestyle=":", linewidth=1.2)
     ax.set(xscale="log", yscale="log", xlabel="initial learning rate (log scale)", ylabel="median ratio (log scale)")
-    ax.legend(fontsize="small", ncols=2)
+    ax.legend(fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 1.01))
     return fig
 
 
@@ -272,16 +282,15 @@ def draw_costs(runs: pd.DataFrame) -> Figure:
     table = summary(runs)
     fig, (ax,) = plots.panels(1, width=8.0, height=4.6)
     colours = {"gradients": "C0", "optimiser": "C2"}
+    places: dict[str, tuple[float, float]] = {}
     for kind, colour in colours.items():
         titles = [t for t in table.index if ways.kind_of(t) == kind]
         part = table.loc[titles].replace(np.inf, np.nan).dropna(subset=["median", "time"])
         ax.scatter(part["time"], part["median"].clip(upper=_DRAWN), color=colour, label=kind, zorder=3)
-        for title, row in part.iterrows():
-            ax.annotate(
-                str(title), (row["time"], min(row["median"], _DRAWN)), (4, 3), textcoords="offset points", fontsize=7
-            )
+        places |= {str(t): (row["time"], min(row["median"], _DRAWN)) for t, row in part.iterrows()}
     ax.axhline(1, color="0.3", linestyle=":", linewidth=1.2)
     ax.set(xscale="log", yscale="log", xlabel="processor time over AdamW's (log scale)", ylabel="ratio (log scale)")
     plots.label_logarithms(ax)
     ax.legend(fontsize="small")
+    plots.label_points(ax, places)
     return fig
