@@ -91,12 +91,14 @@ def beside(frame: pd.DataFrame, measure: str, *files: str) -> pd.DataFrame:
 
 def normalised(frame: pd.DataFrame) -> pd.DataFrame:
     """Return Table 9, ours and the paper's: cross-entropies without batch norm and with it."""
-    theirs, parts = uci_tables.published("onepass_table9.csv"), {}
-    for half, norm in ((WITHOUT, False), (WITH, True)):
+    theirs, parts = uci_tables.published("onepass_table9.csv"), []
+    for half, norm, more in ((WITHOUT, False, ""), (WITH, True, ", batch norm")):
         here = frame[frame["batch_norm"].astype(bool) == norm] if len(frame) else frame
-        ours = uci_tables.summary(here.assign(dataset=half), loss="test_ce") if len(here) else uci_tables.summary(here)
-        parts[half] = uci_tables.beside(ours, theirs, half)
-    return pd.concat(parts, names=["net"])
+        if len(here):
+            ours = uci_tables.summary(here.assign(dataset=half), loss="test_ce")
+            table = uci_tables.beside(ours, theirs, half)
+            parts.append(table.set_axis([f"{method}{more}" for method in table.index]))
+    return pd.concat(parts) if parts else pd.DataFrame()
 
 
 def timed(frame: pd.DataFrame, every: pd.DataFrame) -> pd.DataFrame:

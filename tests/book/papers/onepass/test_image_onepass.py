@@ -46,6 +46,12 @@ def test_every_method_of_the_paper_trains_with_and_without_batch_norm() -> None:
     table = image_tables.times(frame)
     assert (table[image_tables.MS] > 0).all()
     assert (table.loc[table["method"] == "Random", image_tables.RATIO] == 1).all()
+    norms = image_tables.normalised(trained[trained["method"] != BAYES])
+    assert {"Random", "Random, batch norm"} <= set(norms.index) and (norms["runs"] == 2).all()
+    assert len(image_tables.gap_table(trained)) == len(ONE_PASS)
+    without = trained[~trained["batch_norm"].astype(bool)]
+    assert not any("batch norm" in method for method in image_tables.normalised(without).index)
+    assert image_tables.normalised(without.iloc[:0]).empty and image_tables.gap_table(without).empty
 
 
 def test_three_batched_keeps_the_training_of_lowest_validation_loss() -> None:
