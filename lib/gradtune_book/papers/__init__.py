@@ -65,6 +65,10 @@ STUDIES = {
         "onepass.image_onepass",
         "Tables 2, 7, 8 and 9 of the OnePass paper on Fashion-MNIST: ten methods, with and without batch norm",
     ),
+    "image_choices": Entry(
+        "onepass.image_choices",
+        "What the OnePass paper leaves open on Fashion-MNIST: the influence of validation batches and pixels",
+    ),
     "energy_population": Entry(
         "onepass.energy_population", "Table 15 and Figure 19 of the OnePass paper: ASHA and PBT with OnePass inside"
     ),

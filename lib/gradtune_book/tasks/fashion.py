@@ -28,16 +28,19 @@ def resolve(data: str) -> str:
     """Return the name of the set that is used.
 
     Args:
-        data: "auto" is Fashion-MNIST where it is, else MNIST, else the digits. "embedded" is the digits. Anything else
-            is the name of one of the three.
+        data: "auto" is Fashion-MNIST where it is, else MNIST, else the digits. "real" is Fashion-MNIST whether it is
+            here or not, so that runs recorded on it are found everywhere. "embedded" is the digits. Anything else is
+            the name of one of the three.
 
     Raises:
         GradtuneError: `data` is an unknown name, or names a set that is absent.
     """
-    return image_sets.chosen(data, "fashion", "mnist", sets=tuple(CAPTIONS))
+    return "fashion" if data == "real" else image_sets.chosen(data, "fashion", "mnist", sets=tuple(CAPTIONS))
 
 
-def load(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Images:
+def load(
+    name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", standardised: bool = True
+) -> Images:
     """Load a set, split and standardised, as images `[N, 1, size, size]`.
 
     The test images are the set's own (of the digits: the last 300). The last 10,000 (of the digits: 300) of the others
@@ -47,6 +50,7 @@ def load(name: str, dtype: torch.dtype = torch.float32, device: torch.device | s
         name: Name of the set, as `resolve` takes it.
         dtype: Type of the images.
         device: Device of images and classes.
+        standardised: False gives pixels from 0 to 1 instead.
 
     Raises:
         GradtuneError: The set is unknown or absent, or its files are damaged.
@@ -55,7 +59,7 @@ def load(name: str, dtype: torch.dtype = torch.float32, device: torch.device | s
     found = image_sets.read(name, _TEST_DIGITS)
     (x, y), (x_test, y_test) = ((_numbers(pixels), classes.to(device)) for pixels, classes in (found.train, found.test))
     cut = len(x) - _VALIDATION[name]
-    mean, std = x.mean(dtype=np.float64), x.std(dtype=np.float64)
+    mean, std = (x.mean(dtype=np.float64), x.std(dtype=np.float64)) if standardised else (0.0, x.max())
 
     def ready(pixels: np.ndarray) -> Tensor:
         return torch.as_tensor((pixels - mean) / std, dtype=dtype, device=device)
@@ -68,18 +72,21 @@ def _numbers(pixels: Tensor) -> np.ndarray:
     return pixels.numpy() if pixels.is_floating_point() else pixels.float().numpy()
 
 
-def problem(images: Images, hidden: int = 50, batch: int = 50, order_seed: int = 0) -> Classification:
+def problem(
+    images: Images, hidden: int = 50, batch: int = 50, order_seed: int = 0, val_batch: int | None = None
+) -> Classification:
     """Cross entropy of R nets pixels - hidden - 10 on minibatches, the same for all runs.
 
     Training batches go through an order that is drawn anew for every epoch from `order_seed`. Validation batches go
-    through the validation images in order. Both have the same size, so that an update sees as many images of either
-    kind.
+    through the validation images in order. Both have the same size where nothing else is said, so that an update sees
+    as many images of either kind.
 
     Args:
         images: The set.
         hidden: Width of the hidden layer.
         batch: Number of images of a batch, of training and of validation.
         order_seed: Seed of the order of the training images.
+        val_batch: Number of images of a validation batch; None stands for `batch`.
     """
     images = images.flat()
     sizes = [images.x_train.shape[1], hidden, 10]
@@ -91,6 +98,6 @@ def problem(images: Images, hidden: int = 50, batch: int = 50, order_seed: int =
         return torch.arange(len(images.y_val))
 
     train = Resident(*images.train, batch, order_seed, "the training images", drawn)
-    val = Resident(*images.val, batch, order_seed, "the validation images", in_turn)
+    val = Resident(*images.val, val_batch or batch, order_seed, "the validation images", in_turn)
     rows = max(len(images.y_test), len(images.y_val))
     return Classification(images, StackedMLP(sizes), train, val, rows)

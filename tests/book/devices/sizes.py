@@ -27,6 +27,7 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "uci_horizon": ("WD+LR+M", {"steps": 20}),
     "image_horizon": ("WD+LR+M", {"steps": 10}),
     "image_onepass": ("WD+LR+M", {"steps": 10}),
+    "image_choices": ("WD+LR+M", {"steps": 10}),
     "fds_sharing_mse": ("non-greedy", {"images": 200, "steps": 3, "batch": 4, "validation": 20}),
     "fds_sharing_choices": ("non-greedy", {"images": 200, "steps": 3, "batch": 4, "validation": 20}),
     "fds_schedules": ("FDS", {"images": 200, "steps": 2, "batch": 4, "windows": 2, "outer_steps": 2, "validation": 20}),

@@ -10,7 +10,7 @@ Where Fashion-MNIST is absent, MNIST takes its place, and where that is absent t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from gradtune_book.records import sittings
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks import fashion
+from gradtune_book.tasks.classification import Classification
 
 LONG, MEDIUM = "Long-Diff-through-Opt", "Medium-Diff-through-Opt"
 SHORT = ("Random", "WD+LR+M", "Diff-through-Opt")
@@ -79,18 +80,27 @@ def _method(c: Config) -> tuple[str, Method]:
     return c.method, SETTINGS[c.method].make(c.look_back, c.every)
 
 
-def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+def run(
+    batch: Sequence[Config],
+    device: torch.device,
+    make: Callable[[Any, torch.device, bool], Classification] = problem,
+) -> list[Result]:
     """Compute a batch of runs that agree in all but their seeds.
 
     Metrics and series are those of `image_training.results`. Of one training the series are read before the first step
     and some 20 times after it, whole update intervals apart; of several, at the end of each.
+
+    Args:
+        batch: The configurations.
+        device: Where to compute.
+        make: Makes the problem of a configuration, as `image_training.problem` does.
 
     Raises:
         GradtuneError: The method or the data set is unknown, or the data set is absent.
     """
     c, seeds = batch[0], [b.seed for b in batch]
     name, method = _method(c)
-    task = problem(c, device, SETTINGS[name].merged)
+    task = make(c, device, SETTINGS[name].merged)
     start, w = draw(seeds), task.init(seeds)
     hypers = Hypers(declared(SETTINGS[name], start, w), task.layout.sizes)
     reading = Reading(task, device)

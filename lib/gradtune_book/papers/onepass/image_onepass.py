@@ -68,7 +68,7 @@ class Sizes:
 SIZES = {
     "smoke": Sizes("digits", 4, 80, 1, 4, 1, 20),
     "laptop": Sizes("auto", 10, 2000, 2, 10, 2, 200),
-    "paper": Sizes("auto", 100, 10_000, 32, 30, 5, 1000, image_horizon.SHORT),
+    "paper": Sizes("real", 100, 10_000, 32, 30, 5, 1000, image_horizon.SHORT),
 }
 
 

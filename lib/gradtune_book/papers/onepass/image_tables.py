@@ -39,9 +39,14 @@ def joined(frame: pd.DataFrame, horizon: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([same.assign(batch_norm=False, trials=1), own], ignore_index=True)
 
 
+def of_horizons() -> pd.DataFrame:
+    """Return the recorded runs of `image_horizon` at the paper's size, on all sets."""
+    return store.load(image_horizon.STUDY.name, "paper")
+
+
 def recorded() -> pd.DataFrame:
     """Return the recorded trainings and searches at the paper's size."""
-    return joined(store.load(image_onepass.STUDY.name, "paper"), store.load(image_horizon.STUDY.name, "paper"))
+    return joined(store.load(image_onepass.STUDY.name, "paper"), of_horizons())
 
 
 def one_pass(frame: pd.DataFrame) -> pd.DataFrame:

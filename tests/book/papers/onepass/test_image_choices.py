@@ -1,0 +1,57 @@
+"""What the OnePass paper leaves open on images: one choice changed at a time, each with its effect."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from gradtune_book import papers
+from gradtune_book.papers.onepass import image_choices, image_horizon, image_training
+from gradtune_book.papers.onepass.image_choices import PIXELS, USUAL, Config
+from gradtune_book.tasks import fashion
+
+CPU = torch.device("cpu")
+TINY = Config("WD+LR+M", 3, "digits", 40)
+
+
+def test_one_choice_is_changed_at_a_time() -> None:
+    for method, names in (("WD+LR+M", [{"val_batch"}, {"standardised"}]), ("Random", [{"standardised"}])):
+        base = replace(TINY, method=method)
+        found = [{n for n, v in asdict(base).items() if getattr(c, n) != v} for c in image_choices.changes(base, 200)]
+        assert [each - {"choice"} for each in found] == names
+
+
+def test_unchanged_it_is_the_run_of_the_study_of_horizons() -> None:
+    (ours,) = image_choices.run([TINY], CPU)
+    (theirs,) = image_horizon.run([image_training.Config("WD+LR+M", 3, "digits", 40)], CPU)
+    assert ours.metrics == theirs.metrics and ours.series == theirs.series
+
+
+def test_changes_reach_the_images() -> None:
+    plain, larger, pixels = (
+        image_choices.problem(c, CPU, merged=False) for c in (TINY, *image_choices.changes(TINY, 200))
+    )
+    assert len(plain.val.at(0)[0]) == 50 and len(larger.val.at(0)[0]) == 200
+    assert float(pixels.images.x_train.min()) == 0 and float(pixels.images.x_train.max()) == 1
+    both = fashion.load("digits")
+    assert float(torch.cat([both.x_train, both.x_val]).mean()) == pytest.approx(0, abs=1e-5)
+    again = pixels.images.x_train * 16  # scikit-learn's digits have pixels from 0 to 16
+    assert torch.equal(again, again.round())
+
+
+def test_the_table_sets_choices_beside_the_same_seeds() -> None:
+    changed = papers.run_now(image_choices.STUDY, image_choices.STUDY.runs("smoke"))
+    usual = papers.run_now(image_horizon.STUDY, [c for c in image_horizon.STUDY.runs("smoke") if c.steps == 80])
+    table = image_choices.effects(changed, usual)
+    assert table.index.tolist() == [
+        *[("WD+LR+M", name) for name in (USUAL, "150 validation images an update", PIXELS)],
+        *[("Random", name) for name in (USUAL, PIXELS)],
+    ]
+    assert (table["runs"] == 3).all()
+    own = changed[(changed["method"] == "Random")].sort_values("seed")["test_ce"].to_numpy()
+    partner = usual[(usual["method"] == "Random") & (usual["seed"] < 3)].sort_values("seed")["test_ce"].to_numpy()
+    shown = table.loc[("Random", PIXELS), "difference"].split("\u00a0")[0]
+    assert float(shown) == pytest.approx(np.mean(own - partner), abs=6e-4)
