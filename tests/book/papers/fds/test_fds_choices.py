@@ -92,3 +92,21 @@ def test_choices_of_figure_2_change_one_field_and_are_set_beside_the_same_seeds(
     assert list(table.index) == [sharing_choices.USUAL, "no momentum", "twice the validation images"]
     assert table["trainings"].eq(2).all() and (table["MSE there over W = 1"] <= 1).all()
     assert len(store.load(sharing_choices.STUDY, "smoke")) == 0
+
+
+def test_what_the_page_of_omissions_says_of_the_records() -> None:
+    changed, chosen = (store.load(study, "laptop") for study in (choices.STUDY, cifar_regret.STUDY))
+    both = changed.merge(chosen[chosen["method"] == cifar_regret.FDS], on="seed", suffixes=("", " of the partner"))
+    both = both.assign(
+        gain=both["accuracy"] - both["accuracy of the partner"],
+        end=[np.array(each, float)[-1] for each in both["answer_momentum"]],
+        usual=[np.array(each, float)[-1] for each in both["answer_momentum of the partner"]],
+    )
+    groups = both.groupby("choice")
+    assert (groups.size() == 3).all() and len(groups) == 5
+    gain = groups["gain"].agg(["mean", "sem"])
+    assert (gain["mean"].abs() < 2 * gain["sem"]).all()
+    moved = groups["end"].mean() - groups["usual"].mean()
+    assert moved["momentum's first step 0.1"] < 0 < moved["momentum's first step 0.3"]
+    assert moved["a sign after none halves the step"] < 0
+    assert choices.zeros(chosen)[0] == 0
