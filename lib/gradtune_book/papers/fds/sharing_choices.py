@@ -71,14 +71,14 @@ def beside(changed: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     usual = usual[usual["seed"].isin(changed["seed"])].assign(choice=USUAL) if len(usual) else usual
     rows = {}
     for choice, runs in pd.concat([usual, changed]).groupby("choice", sort=False):
-        (sample,) = sharing_tables.samples(runs, runs["data"].iloc[0])
-        error = sharing_tables.curves(sample)["non-greedy"]
-        rows[choice] = {
-            "trainings": len(sample.exact),
-            "mean |c|": sharing.mean_correlation(sample.exact),
-            "best W": float(error.idxmin()),
-            "MSE there over W = 1": float(error.min() / error.iloc[0]),
-        }
+        for sample in sharing_tables.samples(runs, runs["data"].iloc[0]):  # none of fewer than two seeds
+            error = sharing_tables.curves(sample)["non-greedy"]
+            rows[choice] = {
+                "trainings": len(sample.exact),
+                "mean |c|": sharing.mean_correlation(sample.exact),
+                "best W": float(error.idxmin()),
+                "MSE there over W = 1": float(error.min() / error.iloc[0]),
+            }
     return pd.DataFrame(rows, dtype=float).T.rename_axis("choice")
 
 

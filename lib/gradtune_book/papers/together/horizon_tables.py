@@ -142,7 +142,8 @@ def draw_smoothness(frame: pd.DataFrame) -> Figure:
     table = long_horizons.smoothness(frame)
     fig, axes = plots.panels(2, sharex=True)
     for ax, units in zip(axes, long_horizons.UNITS):
-        for k, (task, rows) in enumerate(table.xs(units, level="units").groupby(level="task", sort=False)):
+        here = table[table.index.get_level_values("units") == units]
+        for k, (task, rows) in enumerate(here.groupby(level="task", sort=False)):
             for number, (_, row) in enumerate(rows.iterrows()):
                 label = None if number else small.TITLES[task]
                 ax.plot(row.index, row, marker=_MARKS[k % 5], color=f"C{k}", label=label, linewidth=1)
