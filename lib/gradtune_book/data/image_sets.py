@@ -90,8 +90,9 @@ def chosen(data: str, *real: str, sets: tuple[str, ...] = tuple(TITLES), embedde
     """Return the name of the set that a study uses.
 
     Args:
-        data: "auto" is the first of `real` that is present, else `embedded`. "embedded" is the set `embedded`. Anything
-            else is the set of that name.
+        data: "auto" is the first of `real` that is present, else `embedded`. "real" is the first of `real`, present or
+            not, so that runs recorded on it are found everywhere. "embedded" is the set `embedded`. Anything else is
+            the set of that name.
         *real: Sets that "auto" looks for, the first choice first.
         sets: Names that `data` may be.
         embedded: Stand-in that needs no file.
@@ -101,8 +102,10 @@ def chosen(data: str, *real: str, sets: tuple[str, ...] = tuple(TITLES), embedde
     """
     if data == "auto":
         return next((name for name in real if present(name)), embedded)
+    if data == "real" and real:
+        return real[0]
     if data not in (*sets, "embedded"):
-        raise unknown("set of images", data, [*sets, "auto", "embedded"])
+        raise unknown("set of images", data, [*sets, "auto", "embedded", *(["real"] if real else [])])
     return need(embedded if data == "embedded" else data)
 
 

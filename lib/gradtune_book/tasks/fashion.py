@@ -35,7 +35,7 @@ def resolve(data: str) -> str:
     Raises:
         GradtuneError: `data` is an unknown name, or names a set that is absent.
     """
-    return "fashion" if data == "real" else image_sets.chosen(data, "fashion", "mnist", sets=tuple(CAPTIONS))
+    return image_sets.chosen(data, "fashion", "mnist", sets=tuple(CAPTIONS))
 
 
 def load(

@@ -69,8 +69,8 @@ def resolve(data: str, real: str = "cifar10", embedded: str = "digits") -> str:
     """Return the name of the set that a notebook uses.
 
     Args:
-        data: "embedded" is the set `embedded`. "auto" is the set `real` where its files are, else `embedded`. Anything
-            else is the set of that name.
+        data: "embedded" is the set `embedded`. "auto" is the set `real` where its files are, else `embedded`. "real" is
+            the set `real`, present or not. Anything else is the set of that name.
         real: Set that is wanted.
         embedded: Stand-in that needs no file.
 

@@ -12,10 +12,9 @@ import pandas as pd
 
 from gradtune_book.papers import sharing
 from gradtune_book.papers.fds import sharing_mse, sharing_tables
+from gradtune_book.papers.fds.choices import USUAL
 from gradtune_book.papers.fds.sharing_mse import FIGURE_2_LR, NON_GREEDY, Sizes, run
 from gradtune_book.records.study import Study
-
-USUAL = "as in this book"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from gradtune_book.notebooks import stats
-from gradtune_book.papers.onepass import image_horizon
+from gradtune_book.papers.onepass import image_horizon, image_training
 from gradtune_book.papers.onepass.image_training import Config as Training
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
@@ -84,8 +84,7 @@ def problem(c: Config, device: torch.device, merged: bool) -> Classification:
         device: Device of the images.
         merged: Whether the validation images are training images.
     """
-    images = fashion.load(c.dataset, getattr(torch, c.dtype), device, c.standardised)
-    return fashion.problem(images.merged() if merged else images, c.hidden, c.batch, val_batch=c.val_batch)
+    return image_training.problem(c, device, merged, val_batch=c.val_batch, standardised=c.standardised)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:

@@ -46,7 +46,14 @@ class Config:
         return self.every * max(1, self.steps // self.every // _READINGS)
 
 
-def problem(c: Config, device: torch.device, merged: bool, batch_norm: bool = False) -> Classification:
+def problem(
+    c: Config,
+    device: torch.device,
+    merged: bool,
+    batch_norm: bool = False,
+    val_batch: int | None = None,
+    standardised: bool = True,
+) -> Classification:
     """Return the classification problem of a configuration.
 
     Args:
@@ -54,12 +61,14 @@ def problem(c: Config, device: torch.device, merged: bool, batch_norm: bool = Fa
         device: Device of the images.
         merged: Whether the validation images are training images.
         batch_norm: Whether the hidden units are normalised before the ReLU, by the statistics of the images at hand.
+        val_batch: Validation images that an update sees; None: as many as a step.
+        standardised: Whether pixels are standardised; otherwise they are from 0 to 1.
 
     Raises:
         GradtuneError: The data set is unknown or absent.
     """
-    images = fashion.load(c.dataset, getattr(torch, c.dtype), device)
-    task = fashion.problem(images.merged() if merged else images, c.hidden, c.batch)
+    images = fashion.load(c.dataset, getattr(torch, c.dtype), device, standardised)
+    task = fashion.problem(images.merged() if merged else images, c.hidden, c.batch, val_batch=val_batch)
     if not batch_norm:
         return task
     inputs = task.images.x_train.shape[1]

@@ -135,16 +135,12 @@ def _better(runs: pd.DataFrame, case: Case, high: float) -> str:
     return str(best.index[0]) if len(best) and best["low"].iloc[0] > high else ""
 
 
-ADAMW_INSIDE = ("recipe", "onepass_adamw", "MetaOptimize", "MetaOptimize-blocks")
-"""Ways by gradients that train by AdamW; the others train by SGD."""
-
-
 def over_start(runs: pd.DataFrame) -> pd.DataFrame:
     """Return how often each way by gradients ends better than the same rule whose rate stays where it started.
 
-    Pairs have the same problem, seed, initial weights and start, and the same processor time. A pair counts as better
-    where the way's test loss is below 0.99 of the other's, as worse where it is above 1.01 of it; of two failed runs
-    neither is.
+    Pairs have the same problem, seed, initial weights and start, and the same time or steps, as the view of the runs
+    has it. A pair counts as better where the way's test loss is below 0.99 of the other's, as worse where it is above
+    1.01 of it; of two failed runs neither is.
 
     Args:
         runs: What `comparison_tables.seen` gave.
@@ -155,17 +151,16 @@ def over_start(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     alone = runs.set_index(["problem", "seed"])
-    for name in (n for n, way in ways.WAYS.items() if way.kind == "gradients" and way.starts):
-        rule = "AdamW" if name in ADAMW_INSIDE else "SGD"
-        own, fixed = (alone[alone["method"] == n]["ratio"] for n in (name, rule))
+    for name, way in ((n, w) for n, w in ways.WAYS.items() if w.kind == "gradients" and w.starts):
+        own, fixed = (alone[alone["method"] == n]["ratio"] for n in (name, way.rule))
         pairs = pd.concat([own, fixed], axis=1, keys=["own", "fixed"]).dropna()
         if pairs.empty:
             continue
         better = int((pairs["own"] < 0.99 * pairs["fixed"]).sum())
         worse = int((pairs["own"] > 1.01 * pairs["fixed"]).sum())
         sure = better + worse > 0 and binomtest(better, better + worse).pvalue < 0.05
-        rows[ways.get(name).title] = {
-            "rule": rule,
+        rows[way.title] = {
+            "rule": way.rule,
             "pairs": len(pairs),
             "better, %": 100 * better / len(pairs),
             "worse, %": 100 * worse / len(pairs),

@@ -88,6 +88,8 @@ class Way:
         setting: Whose outer settings it has: "paper", "ours", or "" where it has none.
         starts: Whether it starts from a learning rate that is given.
         validates: Whether it needs validation rows while it trains.
+        rule: What it trains by, where a method by gradients moves the rate of one: the name of the way that leaves the
+            rate where it started.
     """
 
     title: str
@@ -98,6 +100,7 @@ class Way:
     setting: Literal["paper", "ours", ""] = ""
     starts: bool = True
     validates: bool = True
+    rule: Literal["SGD", "AdamW"] = "SGD"
 
 
 # --- by gradients -----------------------------------------------------------------------------------------------------
@@ -296,8 +299,8 @@ _MORE: tuple[Tunes, ...] = ("rate, decay and momentum", "rates by tensor", "smoo
 
 
 def _gradients(title: str, name: str, tunes: Tunes, also: tuple[Tunes, ...] = (), **more: Any) -> Way:
-    setting = more.pop("setting", "paper")
-    train = partial(by_gradients, name, rule=more.pop("rule", "sgd"))
+    setting, rule = more.pop("setting", "paper"), more.get("rule", "SGD")
+    train = partial(by_gradients, name, rule=rule.lower())
     return Way(title, "gradients", train, tunes, also, setting, **more)
 
 
@@ -310,7 +313,7 @@ def _optimiser(title: str, train: Train, starts: bool = False) -> Way:
 
 
 WAYS: dict[str, Way] = {
-    "recipe": Way("Default", "gradients", recipe, _BOTH, setting="ours"),
+    "recipe": Way("Default", "gradients", recipe, _BOTH, setting="ours", rule="AdamW"),
     "oho": _gradients("OHO", "oho", _BOTH, _MORE),
     "unroll_k": _gradients("Unroll5", "unroll_k", _BOTH, _MORE),
     "clip_r": _gradients("ClipR", "clip_r", _BOTH, _MORE),
@@ -318,7 +321,7 @@ WAYS: dict[str, Way] = {
     "fds": Way("FDS", "gradients", partial(at_the_end, WINDOWS), "rate", setting="ours"),
     "per_step": Way("Per step", "gradients", partial(at_the_end, None), "rate", setting="ours"),
     "onepass": _gradients("OnePass", "onepass", _BOTH, _MORE),
-    "onepass_adamw": _gradients("OnePass, AdamW", "onepass", _BOTH, setting="ours", rule="adamw"),
+    "onepass_adamw": _gradients("OnePass, AdamW", "onepass", _BOTH, setting="ours", rule="AdamW"),
     "onepass_hdlr": _gradients("OnePass, rate a weight", "onepass_hdlr", _BOTH),
     "lorraine": _gradients("Lorraine", "lorraine", "decay", ("smoothing",)),
     "diff_through_opt": _gradients("Diff-through-Opt", "diff_through_opt", _BOTH, _MORE),
@@ -327,9 +330,18 @@ WAYS: dict[str, Way] = {
     "metaoptimize_hf": _gradients(
         "MetaOptimize, SGD", "metaoptimize_hf", "rate", ("rates by tensor",), setting="ours", validates=False
     ),
-    "MetaOptimize": Way("MetaOptimize", "gradients", partial(_meta, "scalar"), "rate", (), "ours", validates=False),
+    "MetaOptimize": Way(
+        "MetaOptimize", "gradients", partial(_meta, "scalar"), "rate", (), "ours", validates=False, rule="AdamW"
+    ),
     "MetaOptimize-blocks": Way(
-        "MetaOptimize by tensor", "gradients", partial(_meta, "tensor"), "rates by tensor", (), "ours", validates=False
+        "MetaOptimize by tensor",
+        "gradients",
+        partial(_meta, "tensor"),
+        "rates by tensor",
+        (),
+        "ours",
+        validates=False,
+        rule="AdamW",
     ),
     "random": _search("Random", "random"),
     "grid": _search("Grid", "grid", "rate"),

@@ -110,3 +110,12 @@ def test_what_the_page_of_omissions_says_of_the_records() -> None:
     assert moved["momentum's first step 0.1"] < 0 < moved["momentum's first step 0.3"]
     assert moved["a sign after none halves the step"] < 0
     assert choices.zeros(chosen)[0] == 0
+
+
+def test_what_the_page_of_omissions_says_of_figure_2() -> None:
+    table = sharing_choices.beside(*(store.load(s, "paper") for s in (sharing_choices.STUDY, sharing_mse.STUDY)))
+    left = table["MSE there over W = 1"]
+    assert (table["trainings"] == 30).all()
+    assert left[sharing_choices.USUAL] < 0.5 and 0.7 < left["no momentum"] < 0.8  # more than half of it, and a quarter
+    assert table.loc["no momentum", "mean |c|"] > 3 * table.loc[sharing_choices.USUAL, "mean |c|"]
+    assert abs(left["twice the validation images"] - left[sharing_choices.USUAL]) < 0.1

@@ -11,6 +11,7 @@ import torch
 from gradtune_book import papers
 from gradtune_book.papers.onepass import image_choices, image_horizon, image_training
 from gradtune_book.papers.onepass.image_choices import PIXELS, USUAL, Config
+from gradtune_book.records import store
 from gradtune_book.tasks import fashion
 
 CPU = torch.device("cpu")
@@ -55,3 +56,14 @@ def test_the_table_sets_choices_beside_the_same_seeds() -> None:
     partner = usual[(usual["method"] == "Random") & (usual["seed"] < 3)].sort_values("seed")["test_ce"].to_numpy()
     shown = table.loc[("Random", PIXELS), "difference"].split("\u00a0")[0]
     assert float(shown) == pytest.approx(np.mean(own - partner), abs=6e-4)
+
+
+def test_what_the_page_of_omissions_says_of_the_records() -> None:
+    changed, usual = (store.load(name, "paper") for name in ("image_choices", "image_horizon"))
+    usual = usual[(usual["dataset"] == "fashion") & (usual["steps"] == 10_000)]
+    both = changed.merge(usual, on=["method", "seed", "dataset", "steps"], suffixes=("", "_usual"))
+    groups = both.groupby(["method", "choice"])
+    assert (groups.size() == 50).all()
+    change = groups["test_ce"].mean() / groups["test_ce_usual"].mean() - 1
+    assert -0.015 < change["WD+LR+M", "500 validation images an update"] < -0.005  # about one per cent
+    assert 0.08 < change["WD+LR+M", PIXELS] < 0.13 < change["Random", PIXELS]  # about a tenth, and more
