@@ -87,7 +87,7 @@ SIZES = {
             steps=20, first_steps=2, outer_step_steps=4, outer_steps=3, budget_steps=60,
         ), 1, 45,
     ),
-    "laptop": Sizes(_SMALL, 3, 1, 3, 3),
+    "laptop": Sizes(_SMALL, 8, 1, 3, 3),
     "paper": Sizes(replace(Config("", 0), budget_steps=60 * 9250), 8, 1, 3, 3),
 }  # fmt: skip
 FULL_WINDOWS = 5  # learning rates of Figure 4

@@ -59,7 +59,7 @@ SIZES = {
     "laptop": Sizes(("energy", "yacht"), 20, 4000, 2),
     "paper": Sizes(TABLE_SETS, 200, 4000, 32),
 }
-_OTHERS = Sizes(OTHER_SETS, 50, 4000, 0)
+_OTHERS = Sizes(OTHER_SETS, 200, 4000, 0)
 ROUNDING = 20
 """Runs of each method on Energy that are repeated in float64, and in float64 by another order of summation."""
 
