@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradtune.errors import GradtuneError
 from gradtune.nets.stacked import StackedMLP
 from gradtune.tuning.streams import Resident
 from gradtune_book.data import image_sets
@@ -20,6 +21,8 @@ CAPTIONS = {
     "mnist": "MNIST in place of Fashion-MNIST, 70000 images",
     "digits": "scikit-learn's digits in place of Fashion-MNIST, 1797 images",
 }
+SHARES = (0.6, 0.2)
+"""Shares of all images that train and that validate, in the "standard" split that the text names."""
 _VALIDATION = {"fashion": 10_000, "mnist": 10_000, "digits": 300}
 _TEST_DIGITS = 300
 
@@ -39,7 +42,11 @@ def resolve(data: str) -> str:
 
 
 def load(
-    name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", standardised: bool = True
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    standardised: bool = True,
+    shares: tuple[float, float] | None = None,
 ) -> Images:
     """Load a set, split and standardised, as images `[N, 1, size, size]`.
 
@@ -51,14 +58,22 @@ def load(
         dtype: Type of the images.
         device: Device of images and classes.
         standardised: False gives pixels from 0 to 1 instead.
+        shares: Shares of all images, the set's own test images last, of which the first train and the next validate;
+            the rest tests. None: the sizes above.
 
     Raises:
-        GradtuneError: The set is unknown or absent, or its files are damaged.
+        GradtuneError: The set is unknown or absent, or its files are damaged; or the shares leave no image to train,
+            validate or test.
     """
     name = resolve(name)
     found = image_sets.read(name, _TEST_DIGITS)
     (x, y), (x_test, y_test) = ((_numbers(pixels), classes.to(device)) for pixels, classes in (found.train, found.test))
-    cut = len(x) - _VALIDATION[name]
+    if shares is not None:
+        x, y = np.concatenate([x, x_test]), torch.cat([y, y_test])
+        cut, rest = _ends(len(x), shares)
+        x, y, x_test, y_test = x[:rest], y[:rest], x[rest:], y[rest:]
+    else:
+        cut = len(x) - _VALIDATION[name]
     mean, std = (x.mean(dtype=np.float64), x.std(dtype=np.float64)) if standardised else (0.0, x.max())
 
     def ready(pixels: np.ndarray) -> Tensor:
@@ -66,6 +81,17 @@ def load(
 
     parts = ready(x[:cut]), y[:cut], ready(x[cut:]), y[cut:], ready(x_test), y_test
     return Images(*parts, CAPTIONS[name], name, found.sha256)
+
+
+def _ends(images: int, shares: tuple[float, float]) -> tuple[int, int]:
+    """Where the training images end, and where the validation images do."""
+    cut, rest = round(shares[0] * images), round(sum(shares) * images)
+    if not 0 < cut < rest < images:
+        raise GradtuneError(
+            f"the shares {shares} of {images} images make {cut} training and {rest - cut} validation images; "
+            "expected two shares above 0 with a sum below 1"
+        )
+    return cut, rest
 
 
 def _numbers(pixels: Tensor) -> np.ndarray:

@@ -60,6 +60,7 @@ def load(
     device: torch.device | str = "cpu",
     train_share: float = 0.8,
     scaled_by: str = "train_val",
+    scale_target: bool = True,
 ) -> Table:
     """Load a set by name, split and standardised by mean and unbiased standard deviation.
 
@@ -74,6 +75,7 @@ def load(
         train_share: Share of all rows that trains.
         scaled_by: Rows that mean and standard deviation are taken from: "train_val", training and validation rows, or
             "train", the training rows alone.
+        scale_target: False leaves the target in its own unit, so that `Table.y_std` is 1.
 
     Raises:
         GradtuneError: The set cannot be read (`datasets.regression`), the share leaves training or validation without
@@ -97,7 +99,7 @@ def load(
         return (values - values[known].mean(axis=0)) / np.where(std > 0, std, 1.0)
 
     columns = raw.y.reshape(len(raw.x), -1)
-    x, y = scaled(raw.x), scaled(columns)
+    x, y = scaled(raw.x), scaled(columns) if scale_target else columns
     parts = (
         (x, train_val[:n_train]),
         (y, train_val[:n_train]),
@@ -107,7 +109,8 @@ def load(
         (y, test),
     )
     a, b, c, d, e, f = (torch.as_tensor(values[rows], dtype=dtype, device=device) for values, rows in parts)
-    return Table(a, b, c, d, e, f, y_std=float(columns[known].std(ddof=1)), name=name, sha256=raw.sha256)
+    y_std = float(columns[known].std(ddof=1)) if scale_target else 1.0
+    return Table(a, b, c, d, e, f, y_std=y_std, name=name, sha256=raw.sha256)
 
 
 class StackedLoss:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from gradtune.nets.wide_resnet import residual
 from gradtune_book.notebooks.stats import mean_plus_minus
 from gradtune_book.papers.fds import cifar_regret
 from gradtune_book.papers.fds.cifar_regret import FDS, Sizes
@@ -24,6 +25,10 @@ from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 
 USUAL = "as in this book"
+NETS = {"half the channels": (4, 8, 16), "twice the channels": (16, 32, 64)}
+"""Channels of the groups of the small net where they are changed; they are 8, 16 and 32."""
+
+_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Config(Training):
     weights: Literal["xavier", "he"] = "xavier"  # initial weights, normal
 
 
-SIZES = cifar_regret.SIZES
+SIZES = {name: replace(s, seeds=min(s.seeds, _SEEDS)) for name, s in cifar_regret.SIZES.items()}
 
 
 def changes(c: Config) -> list[Config]:
@@ -60,6 +65,7 @@ def changes(c: Config) -> list[Config]:
         ),
         replace(c, choice="the same validation images at every outer step", fixed_rows=True),
         replace(c, choice="initial weights by He's rule", weights="he"),
+        *(replace(c, choice=net) for net in NETS if c.net == "small"),
     ]
 
 
@@ -80,9 +86,11 @@ class Changed(Bench):
     def __init__(self, c: Config, device: torch.device) -> None:
         super().__init__(c, device)
         self.gamma = GAMMA | {MOMENTUM: c.momentum_step, DECAY: c.decay_step}
-        self.fixed_rows, self._weights = c.fixed_rows, c.weights
+        self.fixed_rows, self._weights, self._widths = c.fixed_rows, c.weights, NETS.get(c.choice)
 
     def net(self) -> nn.Sequential:
+        if self._widths:
+            return residual(self._widths, channels=self.given.x_train.shape[1])
         net = super().net()
         for layer in net.modules() if self._weights == "he" else ():
             if isinstance(layer, nn.Conv2d | nn.Linear):

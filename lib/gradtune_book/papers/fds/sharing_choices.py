@@ -1,25 +1,32 @@
 """What the FDS paper leaves open for Figure 2, measured: hypergradients with one choice changed at a time.
 
-A run differs from the run of `fds_sharing_mse` at the same scale with the same seed in one field: the momentum, for
-which the text gives no value, or the number of validation images, 2,000 in the published program.
+A run differs from the run of `fds_sharing_mse` at the same scale with the same seed in one choice: the momentum, for
+which the text gives no value; the number of validation images, 2,000 in the published program; or that program's clip
+of the gradient's entries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
+import torch
 
+from gradtune.recursion.rules import clipped
 from gradtune_book.papers import sharing
 from gradtune_book.papers.fds import sharing_mse, sharing_tables
 from gradtune_book.papers.fds.choices import USUAL
-from gradtune_book.papers.fds.sharing_mse import FIGURE_2_LR, NON_GREEDY, Sizes, run
+from gradtune_book.papers.fds.sharing_mse import FIGURE_2_LR, NON_GREEDY, RULE, Sizes
+from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
+
+CLIP, LIMIT = "gradients clipped at 1", 1.0
 
 
 @dataclass(frozen=True)
 class Config(sharing_mse.Config):
-    """One training: a configuration of `fds_sharing_mse`, and the name of the choice that its fields make."""
+    """One training: a configuration of `fds_sharing_mse`, and the choice that it or its fields make."""
 
     choice: str = USUAL  # name of what is changed
 
@@ -40,7 +47,18 @@ def changes(c: Config) -> list[Config]:
     return [
         replace(c, choice="no momentum", momentum=0.0),
         replace(c, choice="twice the validation images", validation=2 * c.validation),
+        replace(c, choice=CLIP),
     ]
+
+
+def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+    """Compute a batch of trainings; metrics and series are those of `sharing_mse.run`.
+
+    Args:
+        batch: configurations that differ in `seed` only.
+        device: where to compute.
+    """
+    return sharing_mse.run(batch, device, clipped(RULE, LIMIT) if batch[0].choice == CLIP else RULE)
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:

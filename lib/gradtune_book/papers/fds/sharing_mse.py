@@ -21,7 +21,7 @@ from gradtune.errors import unknown
 from gradtune.estimators.reverse import Reverse
 from gradtune.recursion.hypers import Hyper, Hypers
 from gradtune.recursion.outer import SGD
-from gradtune.recursion.rules import sgd
+from gradtune.recursion.rules import Rule, sgd
 from gradtune.recursion.wrapped import Kept
 from gradtune.training.loop import Loop, Method, Run
 from gradtune_book.papers.fds.common import EMBEDDED, lenet_for, pictures, schedule
@@ -73,6 +73,7 @@ SIZES = {
     "paper": Sizes(("mnist",), 100, 250, 128, 1000),
 }
 FIGURE_2_LR = Config.lr
+RULE = sgd(weight_decay=False)
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
@@ -90,7 +91,7 @@ def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
     return out
 
 
-def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
+def run(batch: Sequence[Config], device: torch.device, rule: Rule = RULE) -> list[Result]:
     """Compute a batch of trainings of one method.
 
     The metrics are `val_loss` and `val_accuracy` after the last step. The series `hypergradient_0`, ... are the
@@ -99,6 +100,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     Args:
         batch: configurations that differ in `seed` only.
         device: where to compute.
+        rule: update rule of the trainings.
 
     Returns:
         A result per configuration, in order.
@@ -111,7 +113,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         raise unknown("method", c.method, METHODS)
     task = trainings(c, seeds, device)
     with Stopwatch(device) as spent:
-        g, trained = hypergradients(task, c)
+        g, trained = hypergradients(task, c, rule)
     with torch.no_grad():
         loss = task.val_loss(trained.state.w, {}, c.steps)
     right = task.val_accuracies(trained.state.w)
@@ -142,7 +144,7 @@ def trainings(c: Config, seeds: Sequence[int], device: torch.device) -> PerRun:
     return PerRun(lambda: lenet_for(given), given, rows, seeds, c.batch, c.validation)
 
 
-def hypergradients(task: PerRun, c: Config) -> tuple[Tensor, Run]:
+def hypergradients(task: PerRun, c: Config, rule: Rule = RULE) -> tuple[Tensor, Run]:
     """Return the hypergradient of every step's learning rate, and the trained runs.
 
     Cost of "non-greedy": two gradients and a Hessian product per step. Memory: 3 D per step.
@@ -152,6 +154,7 @@ def hypergradients(task: PerRun, c: Config) -> tuple[Tensor, Run]:
     Args:
         task: trainings of R seeds.
         c: configuration, whatever its seed.
+        rule: update rule, which reads "lr" and "momentum".
 
     Returns:
         The hypergradients `[R, T]` and the runs at their end.
@@ -162,7 +165,7 @@ def hypergradients(task: PerRun, c: Config) -> tuple[Tensor, Run]:
     greedy = c.method == GREEDY
     horizon = 1 if greedy else c.steps
     method = Method(Reverse(horizon), Kept(SGD(0.0)), every=horizon)
-    loop = Loop(task, sgd(weight_decay=False), Hypers(declared, task.layout.sizes, c.steps), method)
+    loop = Loop(task, rule, Hypers(declared, task.layout.sizes, c.steps), method)
     total = torch.zeros(len(w), c.steps).to(w)
 
     def watch(run: Run) -> None:

@@ -1,7 +1,7 @@
 """What the OnePass paper leaves open on Fashion-MNIST, measured: WD+LR+M and Random with one choice changed at a time.
 
 Every run has a partner, the run of `image_horizon` at the same scale, of the same method, length and seed: it has the
-same initial weights and hyperparameters. Random does not validate, so that only what is done to pixels is changed.
+same initial weights and hyperparameters. Random does not validate, so that only pixels and the split are changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradtune_book.tasks import fashion
 from gradtune_book.tasks.classification import Classification
 
 USUAL, TUNED, RANDOM = "as in this book", "WD+LR+M", "Random"
-PIXELS = "pixels from 0 to 1"
+PIXELS, SHARES = "pixels from 0 to 1", "60, 20 and 20 % of all images"
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,12 @@ def changes(c: Config, more: int) -> list[Config]:
         c: A configuration with the choices of this book.
         more: Validation images of an update where there are more.
     """
-    pixels = replace(c, choice=PIXELS, standardised=False)
-    if c.method == RANDOM:
-        return [pixels]
-    return [replace(c, choice=f"{more} validation images an update", val_batch=more), pixels]
+    both = [replace(c, choice=PIXELS, standardised=False), replace(c, choice=SHARES)]
+    return (
+        both
+        if c.method == RANDOM
+        else [replace(c, choice=f"{more} validation images an update", val_batch=more), *both]
+    )
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
@@ -84,7 +86,8 @@ def problem(c: Config, device: torch.device, merged: bool) -> Classification:
         device: Device of the images.
         merged: Whether the validation images are training images.
     """
-    return image_training.problem(c, device, merged, val_batch=c.val_batch, standardised=c.standardised)
+    shares = fashion.SHARES if c.choice == SHARES else None
+    return image_training.problem(c, device, merged, val_batch=c.val_batch, standardised=c.standardised, shares=shares)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:

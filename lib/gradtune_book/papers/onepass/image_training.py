@@ -53,6 +53,7 @@ def problem(
     batch_norm: bool = False,
     val_batch: int | None = None,
     standardised: bool = True,
+    shares: tuple[float, float] | None = None,
 ) -> Classification:
     """Return the classification problem of a configuration.
 
@@ -63,11 +64,12 @@ def problem(
         batch_norm: Whether the hidden units are normalised before the ReLU, by the statistics of the images at hand.
         val_batch: Validation images that an update sees; None: as many as a step.
         standardised: Whether pixels are standardised; otherwise they are from 0 to 1.
+        shares: Shares of all images that train and validate, as `fashion.load` takes them.
 
     Raises:
         GradtuneError: The data set is unknown or absent.
     """
-    images = fashion.load(c.dataset, getattr(torch, c.dtype), device, standardised)
+    images = fashion.load(c.dataset, getattr(torch, c.dtype), device, standardised, shares)
     task = fashion.problem(images.merged() if merged else images, c.hidden, c.batch, val_batch=val_batch)
     if not batch_norm:
         return task

@@ -1,6 +1,6 @@
-"""What the OnePass paper leaves open, measured: OnePass WD+LR+M on UCI Energy with one choice changed at a time.
+"""What the OnePass paper leaves open, measured: WD+LR+M and Baydin on UCI Energy with one choice changed at a time.
 
-Every run has a partner, the run of the same seed with the choices of this book. Both have the same initial
+Every run has a partner, the run of the same method and seed with the choices of this book. Both have the same initial
 hyperparameters, and the same initial weights unless these are what is changed. The page "What the papers leave out"
 describes the choices.
 
@@ -21,15 +21,18 @@ from torch import Tensor, nn
 
 from gradtune import methods
 from gradtune.errors import unknown
+from gradtune.estimators.trace import Trace
+from gradtune.training.method import Method
 from gradtune_book.notebooks import stats
 from gradtune_book.papers.onepass import uci_tables
-from gradtune_book.papers.onepass.uci_training import ALL, SETTINGS, Setting, train
+from gradtune_book.papers.onepass.uci_training import DECAY, LR, MOMENTUM, Setting, setting, train
 from gradtune_book.papers.onepass.uci_training import Config as Training
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks.uci import Table, TableRegression, load
 
-METHOD, USUAL, SPLIT = "WD+LR+M", "as in this book", "another split"
+METHOD, BAYDIN, USUAL, SPLIT = "WD+LR+M", "Baydin", "as in this book", "another split"
+TARGET, CHAIN = "a target that is not scaled", "with the chain factor"
 
 
 def glorot(task: TableRegression, seeds: Sequence[int]) -> Tensor:
@@ -45,6 +48,18 @@ def glorot(task: TableRegression, seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows).to(task.table.x_train)
 
 
+def chained(look_back: int, every: int) -> Method:
+    """`methods.baydin` with the chain factor of log10: steps along the derivative in the coordinate itself.
+
+    Args:
+        look_back: Of no effect, as this method looks back on no step.
+        every: Of no effect, as it updates at every step.
+    """
+    usual = methods.baydin()
+    assert isinstance(usual.estimator, Trace)
+    return replace(usual, estimator=replace(usual.estimator, chain=True))
+
+
 _CHANGES: dict[str, dict[str, Any]] = {
     USUAL: {},
     "one more term": {"make": lambda i, every: methods.onepass(i + 1, every)},
@@ -52,9 +67,14 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "no limits on the learning rate": {"bounds": (0.0, float("inf"))},
     "Glorot's initial weights": {"init": glorot},
     "scaled by the training rows": {},
+    TARGET: {},
+    CHAIN: {"make": chained},
     SPLIT: {},
 }
 CHOICES = tuple(_CHANGES)
+_LOGS = {LR: "lr", DECAY: "decay"}
+OF = {METHOD: tuple(c for c in CHOICES if c not in (CHAIN, SPLIT)), BAYDIN: (USUAL, CHAIN)}
+"""The choices that are run of each method, but for the splits."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +86,20 @@ class Config(Training):
     version: int = 4
 
     def setting(self) -> Setting:
-        """The setting of OnePass WD+LR+M with the choice's change.
+        """The setting of the method with the choice's change.
 
         Raises:
-            GradtuneError: The choice is unknown.
+            GradtuneError: The method or the choice is unknown.
         """
         if self.choice not in _CHANGES:
             raise unknown("choice", self.choice, CHOICES)
-        return replace(SETTINGS[METHOD], **_CHANGES[self.choice])
+        return replace(setting(self.method), **_CHANGES[self.choice])
 
     def table(self, device: torch.device) -> Table:
-        """The rows of its split, scaled by training and validation rows or, if that is the choice, by training rows."""
+        """The rows of its split, scaled by training and validation rows unless the choice changes that."""
         rows = "train" if self.choice == "scaled by the training rows" else "train_val"
-        return load(self.dataset, self.split, getattr(torch, self.dtype), device, scaled_by=rows)
+        whole = self.choice != TARGET
+        return load(self.dataset, self.split, getattr(torch, self.dtype), device, scaled_by=rows, scale_target=whole)
 
 
 @dataclass(frozen=True)
@@ -101,9 +122,10 @@ SIZES = {
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:
-    """Configurations choice by choice, then split by split, then the splits of the other sets."""
+    """Configurations choice by choice of each method, then split by split, then the splits of the other sets."""
     first = Config(METHOD, seed, sizes.dataset, sizes.steps)
-    out = [replace(first, choice=c, seed=seed + k) for c in CHOICES if c != SPLIT for k in range(sizes.runs)]
+    each = [replace(first, method=m, choice=c) for m, choices in OF.items() for c in choices]
+    out = [replace(c, seed=seed + k) for c in each for k in range(sizes.runs)]
     other = replace(first, choice=SPLIT)
     few, splits = range(seed, seed + sizes.split_runs), range(1, sizes.splits)
     out += [replace(other, split=s, seed=k) for s in splits for k in few]
@@ -118,10 +140,10 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 
     Metrics: initial values (`uci_training.Start.metrics`), final `test_mse` and `val_mse` in the target's unit squared,
     `best_mse` (the lowest test MSE at some 20 readings), `diverged` (1 where the final test loss is not finite), and
-    the final values `log10_lr_end`, `log10_decay_end` and `momentum_end`.
+    of what the method tunes, the final values `log10_lr_end`, `log10_decay_end` and `momentum_end`.
 
     Raises:
-        GradtuneError: The choice is unknown.
+        GradtuneError: The method or the choice is unknown.
     """
     c = batch[0]
     trained = train(c, [b.seed for b in batch], device, c.every * max(1, c.steps // c.every // 20))
@@ -129,9 +151,10 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     for k, test in enumerate(trained.test):
         metrics = trained.start.metrics(k) | {"test_mse": test[-1], "val_mse": trained.val[k]}
         metrics |= {"best_mse": float(np.nanmin(test)), "diverged": int(np.isnan(test[-1]))}
-        lr, decay, momentum = (float(trained.tuned[n][k, -1]) for n in ALL)
-        ends = {"log10_lr_end": np.log10(lr), "log10_decay_end": np.log10(decay), "momentum_end": momentum}
-        metrics |= {n: float(v) for n, v in ends.items()}
+        ends = {n: float(trained.tuned[n][k, -1]) for n in c.setting().tuned}
+        metrics |= {f"log10_{end}_end": float(np.log10(ends[n])) for n, end in _LOGS.items() if n in ends}
+        if MOMENTUM in ends:
+            metrics["momentum_end"] = ends[MOMENTUM]
         out.append(Result(metrics, {}, trained.wall_s, trained.dataset, trained.sha256, trained.cpu_s))
     return out
 
@@ -148,7 +171,7 @@ def on(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each choice does to the final test MSE, a row for each.
+    """What each choice does to the final test MSE, a row for each method and choice.
 
     The columns are the number of runs, how many are NaN, the median final test MSE, and two numbers on the pairs with
     the usual choice: the median of `changed / usual - 1` in per cent with its bootstrap standard error, and the share
@@ -157,18 +180,20 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if frame.empty:
         return pd.DataFrame()
-    usual = frame[frame["choice"] == USUAL].set_index("seed")["test_mse"]
     rows = {}
-    for choice, g in frame.groupby("choice", sort=False):
-        ratio = g["test_mse"].to_numpy(dtype=float) / usual.reindex(g["seed"]).to_numpy(dtype=float)
-        gap = 100 * (ratio[np.isfinite(ratio)] - 1)
-        row: dict[str, object] = {"runs": len(g), "NaN": int(g["test_mse"].isna().sum())}
-        row["median"] = f"{g['test_mse'].median():.3g}"
-        if choice != USUAL and len(gap):
-            row["change, %"] = f"{np.median(gap):+.1f}{stats.PLUS_MINUS}{stats.bootstrap_error(gap, np.median):.1f}"
-            row["better in, %"] = f"{100 * (gap < 0).mean():.0f}"
-        rows[choice] = row
-    return pd.DataFrame.from_dict(rows, orient="index").reindex([c for c in CHOICES if c in rows]).fillna("")
+    for method, runs in frame.groupby("method", sort=False):
+        usual = runs[runs["choice"] == USUAL].set_index("seed")["test_mse"]
+        for choice, g in runs.groupby("choice", sort=False):
+            ratio = g["test_mse"].to_numpy(dtype=float) / usual.reindex(g["seed"]).to_numpy(dtype=float)
+            gap = 100 * (ratio[np.isfinite(ratio)] - 1)
+            row: dict[str, object] = {"runs": len(g), "NaN": int(g["test_mse"].isna().sum())}
+            row["median"] = f"{g['test_mse'].median():.3g}"
+            if choice != USUAL and len(gap):
+                row["change, %"] = f"{np.median(gap):+.1f}{stats.PLUS_MINUS}{stats.bootstrap_error(gap, np.median):.1f}"
+                row["better in, %"] = f"{100 * (gap < 0).mean():.0f}"
+            rows[method, choice] = row
+    order = [(m, c) for m in OF for c in CHOICES if (m, c) in rows]
+    return pd.DataFrame(rows).T.reindex(order).rename_axis(["method", "choice"]).fillna("")
 
 
 def splits(frame: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +210,7 @@ def splits(frame: pd.DataFrame) -> pd.DataFrame:
 def few(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs on all splits; of this book's split those that have the seeds of the others."""
     other = frame[frame["choice"] == SPLIT]
-    here = frame[(frame["choice"] == USUAL) & frame["seed"].isin(other["seed"])]
+    here = frame[(frame["method"] == METHOD) & (frame["choice"] == USUAL) & frame["seed"].isin(other["seed"])]
     return pd.concat([here, other])
 
 

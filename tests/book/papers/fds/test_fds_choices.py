@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradtune.recursion.rules import clipped
 from gradtune_book import papers
 from gradtune_book.papers.fds import choices, cifar_regret, sharing_choices, sharing_mse
 from gradtune_book.papers.fds.cifar_training import GAMMA, MOMENTUM, Bench
@@ -26,7 +27,8 @@ def test_one_choice_of_a_search_is_changed_at_a_time() -> None:
     base, names = usual(), set()
     for c in choices.changes(base):
         changed = {n for n, v in asdict(base).items() if getattr(c, n) != v} - {"choice"}
-        assert changed in ({"momentum_step"}, {"momentum_step", "decay_step"}, {"fixed_rows"}, {"weights"})
+        assert changed in ({"momentum_step"}, {"momentum_step", "decay_step"}, {"fixed_rows"}, {"weights"}, set())
+        assert changed or c.choice in choices.NETS
         names.add(c.choice)
     assert len(names) == len(choices.changes(base))
     assert len(choices.STUDY.runs("laptop")) == 3 * len(names)
@@ -65,6 +67,19 @@ def test_weights_by_he_have_their_deviation() -> None:
     assert Bench(usual(), CPU).gamma == GAMMA and GAMMA[MOMENTUM] == 0.15
 
 
+def test_nets_of_other_widths_are_the_same_net_with_other_channels() -> None:
+    def shapes(choice: str) -> list[list[int]]:
+        net = choices.Changed(replace(usual(), choice=choice), CPU).net()
+        return [list(p.shape) for p in net.parameters()]
+
+    half, plain, twice = (shapes(c) for c in ("half the channels", choices.USUAL, "twice the channels"))
+    assert len(half) == len(plain) == len(twice)
+    for a, b, c in zip(half, plain, twice, strict=True):
+        for x, y, z in zip(a, b, c, strict=True):
+            assert (2 * x, 2 * y) == (y, z) or x == y == z  # channels, or pixels and classes
+    assert half != plain
+
+
 def test_tables_set_choices_beside_their_partners() -> None:
     base = usual()
     changed = papers.run_now(choices.STUDY, choices.changes(base)[:2])
@@ -86,12 +101,25 @@ def test_choices_of_figure_2_change_one_field_and_are_set_beside_the_same_seeds(
     by_seed = {c.seed: c for c in sharing_mse.STUDY.runs("smoke") if c.method == "non-greedy" and c.lr == 0.01}
     for c in runs:
         changed = {n for n, v in asdict(by_seed[c.seed]).items() if getattr(c, n) != v}
-        assert changed in ({"momentum"}, {"validation"})
+        assert changed in ({"momentum"}, {"validation"}, set())
+        assert bool(changed) == (c.choice != sharing_choices.CLIP)
     frame = papers.run_now(sharing_choices.STUDY, runs)
     table = sharing_choices.beside(frame, chosen)
-    assert list(table.index) == [sharing_choices.USUAL, "no momentum", "twice the validation images"]
+    others = ["no momentum", "twice the validation images", sharing_choices.CLIP]
+    assert list(table.index) == [sharing_choices.USUAL, *others]
     assert table["trainings"].eq(2).all() and (table["MSE there over W = 1"] <= 1).all()
     assert len(store.load(sharing_choices.STUDY, "smoke")) == 0
+
+
+def test_the_clip_of_gradients_reaches_trainings_and_hypergradients() -> None:
+    c = sharing_choices.STUDY.runs("smoke")[0]
+    usual, tight = (sharing_mse.run([c], CPU, rule)[0] for rule in (sharing_mse.RULE, clipped(sharing_mse.RULE, 1e-3)))
+    losses = [r.metrics["val_loss"] or np.nan for r in (usual, tight)]
+    assert losses[0] < losses[1]
+    assert usual.series["hypergradient_0"] != tight.series["hypergradient_0"]
+    (own,) = sharing_choices.run([replace(c, choice=sharing_choices.CLIP)], CPU)
+    (by_hand,) = sharing_mse.run([c], CPU, clipped(sharing_mse.RULE, 1.0))
+    assert own.metrics == by_hand.metrics and own.series == by_hand.series
 
 
 def test_what_the_page_of_omissions_says_of_the_records() -> None:
