@@ -203,8 +203,10 @@ def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Res
         errors.append(error.tolist())
         return loss.tolist()
 
-    found, out = uci_bayes.side_by_side(training, seeds, c.trials, spent, test, Bayes()), []
-    seconds = spent.share(len(seeds))
+    with sittings.current().part(f"errors from seed {seeds[0]}", lambda: {"errors": errors}) as earlier:
+        errors += earlier["errors"] if earlier else []
+        found = uci_bayes.side_by_side(training, seeds, c.trials, spent, test, Bayes())
+    out, seconds = [], spent.share(len(seeds))
     for k, r in enumerate(found):
         val, ce = np.where(np.isfinite(r.val), r.val, np.nan), np.array(r.test, dtype=float)
         test_ce = without_outliers(ce, ce)

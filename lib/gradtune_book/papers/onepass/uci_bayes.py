@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from gradtune_book.papers.onepass.uci_training import (
     declared,
     regression,
 )
+from gradtune_book.records import sittings
 from gradtune_book.records.environment import Stopwatch
 from gradtune_book.tasks.uci import TableRegression
 
@@ -119,7 +121,8 @@ def side_by_side(
     """Search with R seeds at once.
 
     In each round every repetition asks for its next configuration, and all of them are trained as one stack. The
-    repetitions do not see one another.
+    repetitions do not see one another. A search that was stopped goes on after its last round on file: a sampler that
+    is told the same losses draws the same configurations.
 
     Args:
         training: What is trained.
@@ -133,21 +136,36 @@ def side_by_side(
         GradtuneError: optuna is not installed.
     """
     import_optuna()
-    found = [Repetition() for _ in seeds]
+    found, sitting = [Repetition() for _ in seeds], sittings.current()
+    worst: list[float] = [] if options.worst is None else [options.worst] * len(seeds)
+
+    def state() -> dict[str, Any]:
+        told = {"val": [r.val for r in found], "test": [r.test for r in found]}
+        return {**told, "worst": worst, "spent": spent.state()}
+
     with ExitStack() as stack:
+        earlier = stack.enter_context(sitting.part(f"searches from seed {seeds[0]}", state))
+        done = len(earlier["val"][0]) if earlier else 0
+        if earlier:
+            worst = list(earlier["worst"])
+            spent.go_on(earlier["spent"])
         askers = [stack.enter_context(asking(SPACE, seed, options.sampler(seed))) for seed in seeds]
         for k in range(trials):
             asked = [asker.ask() for asker in askers]
-            members = training.start([config for _, config in asked], [trial_seed(seed, k) for seed in seeds])
-            if k == 0:
-                worst = training.val_loss(members) if options.worst is None else [options.worst] * len(seeds)
-            with spent:
-                members = training.advance(members, training.steps)
-                losses = training.val_loss(members)
-            tests = test(members)
+            if k < done:
+                losses, tests = ([each[k] for each in earlier[part]] for part in ("val", "test"))
+            else:
+                members = training.start([config for _, config in asked], [trial_seed(seed, k) for seed in seeds])
+                worst = worst or training.val_loss(members)
+                with spent:
+                    members = training.advance(members, training.steps)
+                    losses = training.val_loss(members)
+                tests = test(members)
             for r, (asker, (trial, config)) in enumerate(zip(askers, asked, strict=True)):
                 asker.complete(trial, height(losses[r], worst[r]))
                 found[r].configs.append(config)
                 found[r].val.append(losses[r])
                 found[r].test.append(tests[r])
+            if k >= done:
+                sitting.tick()
     return found
