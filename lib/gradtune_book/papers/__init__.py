@@ -67,7 +67,7 @@ STUDIES = {
     ),
     "image_choices": Entry(
         "onepass.image_choices",
-        "What the OnePass paper leaves open on Fashion-MNIST: the influence of validation batches and pixels",
+        "What the OnePass paper leaves open on Fashion-MNIST: validation batches, pixels and the split",
     ),
     "energy_population": Entry(
         "onepass.energy_population", "Table 15 and Figure 19 of the OnePass paper: ASHA and PBT with OnePass inside"

@@ -10,7 +10,7 @@ import torch
 
 from gradtune.errors import GradtuneError
 from gradtune_book import papers
-from gradtune_book.papers.onepass import image_choices, image_horizon, image_training
+from gradtune_book.papers.onepass import image_choices, image_horizon, image_training, uci_tables
 from gradtune_book.papers.onepass.image_choices import PIXELS, SHARES, USUAL, Config
 from gradtune_book.records import store
 from gradtune_book.tasks import fashion
@@ -80,6 +80,17 @@ def test_what_the_page_of_omissions_says_of_the_records() -> None:
     both = changed.merge(usual, on=["method", "seed", "dataset", "steps"], suffixes=("", "_usual"))
     groups = both.groupby(["method", "choice"])
     assert (groups.size() == 50).all()
-    change = groups["test_ce"].mean() / groups["test_ce_usual"].mean() - 1
+    mean, before = (groups[name].mean() for name in ("test_ce", "test_ce_usual"))
+    change = mean / before - 1
     assert -0.015 < change["WD+LR+M", "500 validation images an update"] < -0.005  # about one per cent
     assert 0.08 < change["WD+LR+M", PIXELS] < 0.13 < change["Random", PIXELS]  # about a tenth, and more
+    assert -0.045 < change["WD+LR+M", SHARES] < -0.035 and abs(change["Random", SHARES]) < 0.01
+    paper = uci_tables.published("onepass_table2.csv").loc["Fashion-MNIST"]["mean"]
+    was, now = before["WD+LR+M", SHARES], mean["WD+LR+M", SHARES]
+    assert 0.28 < (was - now) / (was - paper["WD+LR+M"]) < 0.38  # a third of the way
+    for choice in (PIXELS, SHARES):
+        gaps = [
+            (abs(x["WD+LR+M", choice] - paper["WD+LR+M"]), abs(x["Random", choice] - paper["Random"]))
+            for x in (before, mean)
+        ]
+        assert sum(now < was for was, now in zip(*gaps, strict=True)) < 2
