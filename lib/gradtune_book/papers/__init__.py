@@ -88,7 +88,7 @@ STUDIES = {
     ),
     "fds_sharing_choices": Entry(
         "fds.sharing_choices",
-        "What is open in Figure 2 of the FDS paper: the influence of two choices on MNIST",
+        "What is open in Figure 2 of the FDS paper: the influence of three choices on MNIST",
     ),
     "fds_schedules": Entry("fds.schedules", "Figure 3 of the FDS paper: learning rate schedules learned from zero"),
     "fds_cifar_regret": Entry(

@@ -147,3 +147,5 @@ def test_what_the_page_of_omissions_says_of_figure_2() -> None:
     assert left[sharing_choices.USUAL] < 0.5 and 0.7 < left["no momentum"] < 0.8  # more than half of it, and a quarter
     assert table.loc["no momentum", "mean |c|"] > 3 * table.loc[sharing_choices.USUAL, "mean |c|"]
     assert abs(left["twice the validation images"] - left[sharing_choices.USUAL]) < 0.1
+    assert 0.45 < left[sharing_choices.CLIP] < 0.55
+    assert (table.loc[sharing_choices.CLIP, "best W"], table.loc[sharing_choices.USUAL, "best W"]) == (125, 250)
