@@ -131,9 +131,12 @@ def test_what_the_page_of_omissions_says_of_the_records() -> None:
         usual=[np.array(each, float)[-1] for each in both["answer_momentum of the partner"]],
     )
     groups = both.groupby("choice")
-    assert (groups.size() == 3).all() and len(groups) == 5
+    assert (groups.size() == 3).all() and len(groups) == 7
     gain = groups["gain"].agg(["mean", "sem"])
-    assert (gain["mean"].abs() < 2 * gain["sem"]).all()
+    nets = gain.loc[list(choices.NETS)]
+    assert (gain.drop(nets.index)["mean"].abs() < 2 * gain["sem"].drop(nets.index)).all()
+    assert (nets["mean"].abs() > 5 * nets["sem"]).all()
+    assert nets.loc["half the channels", "mean"] < 0 < nets.loc["twice the channels", "mean"]
     moved = groups["end"].mean() - groups["usual"].mean()
     assert moved["momentum's first step 0.1"] < 0 < moved["momentum's first step 0.3"]
     assert moved["a sign after none halves the step"] < 0

@@ -1,4 +1,4 @@
-"""What the page of omissions says of OnePass's recorded runs on tables."""
+"""What the page of omissions and the chapters say of OnePass's recorded runs on tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradtune_book.papers.onepass import uci_choices, uci_trajectories
+from gradtune_book.papers.onepass import uci_choices, uci_onepass, uci_trajectories
 from gradtune_book.papers.onepass.uci_choices import BAYDIN, CHAIN, METHOD, TARGET, USUAL
 from gradtune_book.papers.onepass.uci_training import DECAY, LR, RANGES
 from gradtune_book.records import store
@@ -48,3 +48,12 @@ def test_what_narrower_ranges_would_show_of_figure_3() -> None:
     assert (at == end).all()
     at, end = lowest["yacht"]
     assert (at < end).all() and 10 ** at.min() > 0.02 and 10 ** at.max() < 0.07
+
+
+def test_a_third_of_the_runs_on_naval_is_lost_where_the_momentum_is_tuned() -> None:
+    runs = uci_onepass.main_runs(store.load(uci_onepass.STUDY, "paper"))
+    naval = runs[runs["dataset"] == "naval"].groupby("method")["test_mse"]
+    assert (naval.size().drop(uci_onepass.BAYES, errors="ignore") == 200).all()
+    lost = naval.agg(lambda losses: losses.isna().mean())
+    assert lost[["WD+LR+M", "Diff-through-Opt"]].between(0.28, 0.36).all()
+    assert lost.drop(["WD+LR+M", "Diff-through-Opt"]).max() < 0.2
