@@ -28,7 +28,7 @@ USUAL = "as in this book"
 NETS = {"half the channels": (4, 8, 16), "twice the channels": (16, 32, 64)}
 """Channels of the groups of the small net where they are changed; they are 8, 16 and 32."""
 
-_SEEDS = 3
+_SEEDS = 3  # of each choice at the most; Figure 1 has more
 
 
 @dataclass(frozen=True)

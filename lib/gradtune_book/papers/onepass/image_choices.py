@@ -58,12 +58,8 @@ def changes(c: Config, more: int) -> list[Config]:
         c: A configuration with the choices of this book.
         more: Validation images of an update where there are more.
     """
-    both = [replace(c, choice=PIXELS, standardised=False), replace(c, choice=SHARES)]
-    return (
-        both
-        if c.method == RANDOM
-        else [replace(c, choice=f"{more} validation images an update", val_batch=more), *both]
-    )
+    larger = [replace(c, choice=f"{more} validation images an update", val_batch=more)] if c.method != RANDOM else []
+    return [*larger, replace(c, choice=PIXELS, standardised=False), replace(c, choice=SHARES)]
 
 
 def configs(sizes: Sizes, seed: int = 0) -> list[Config]:

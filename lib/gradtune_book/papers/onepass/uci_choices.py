@@ -72,9 +72,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
     SPLIT: {},
 }
 CHOICES = tuple(_CHANGES)
-_LOGS = {LR: "lr", DECAY: "decay"}
 OF = {METHOD: tuple(c for c in CHOICES if c not in (CHAIN, SPLIT)), BAYDIN: (USUAL, CHAIN)}
 """The choices that are run of each method, but for the splits."""
+
+_ENDS = {LR: "log10_lr_end", DECAY: "log10_decay_end", MOMENTUM: "momentum_end"}  # metrics of what is tuned
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,9 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     for k, test in enumerate(trained.test):
         metrics = trained.start.metrics(k) | {"test_mse": test[-1], "val_mse": trained.val[k]}
         metrics |= {"best_mse": float(np.nanmin(test)), "diverged": int(np.isnan(test[-1]))}
-        ends = {n: float(trained.tuned[n][k, -1]) for n in c.setting().tuned}
-        metrics |= {f"log10_{end}_end": float(np.log10(ends[n])) for n, end in _LOGS.items() if n in ends}
-        if MOMENTUM in ends:
-            metrics["momentum_end"] = ends[MOMENTUM]
+        for name in c.setting().tuned:
+            end = float(trained.tuned[name][k, -1])
+            metrics[_ENDS[name]] = end if name == MOMENTUM else float(np.log10(end))
         out.append(Result(metrics, {}, trained.wall_s, trained.dataset, trained.sha256, trained.cpu_s))
     return out
 

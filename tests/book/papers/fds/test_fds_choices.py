@@ -112,7 +112,7 @@ def test_choices_of_figure_2_change_one_field_and_are_set_beside_the_same_seeds(
 
 
 def test_the_clip_of_gradients_reaches_trainings_and_hypergradients() -> None:
-    c = sharing_choices.STUDY.runs("smoke")[0]
+    c = replace(sharing_choices.STUDY.runs("smoke")[0], steps=8)
     usual, tight = (sharing_mse.run([c], CPU, rule)[0] for rule in (sharing_mse.RULE, clipped(sharing_mse.RULE, 1e-3)))
     losses = [r.metrics["val_loss"] or np.nan for r in (usual, tight)]
     assert losses[0] < losses[1]
