@@ -79,7 +79,7 @@ class Descent:
     @staticmethod
     def along(w: Tensor, d: Tensor, lam: Lam) -> Tensor:
         """Return the weights after a step along d."""
-        return torch.addcmul(w, lam["lr"], d, value=-1)
+        return torch.addcmul(w, -lam["lr"], d)  # with `value=-1` torch 2.15 crashes on recorded dual numbers
 
 
 def sgd(*, momentum: bool = True, weight_decay: bool = True, nesterov: bool = False) -> Rule:
