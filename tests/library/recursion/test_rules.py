@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
@@ -236,3 +238,30 @@ def test_clipping_masks_after_the_hessian_product() -> None:
 def test_a_limit_must_be_positive(wrapper: Callable[[Rule, float], Rule]) -> None:
     with pytest.raises(GradtuneError, match="the gradient of the rule sgd is clipped at 0; expected a number > 0"):
         wrapper(sgd(), 0)
+
+
+@pytest.mark.parametrize(
+    "tuned", [names for k in range(4) for names in combinations(("lr", "momentum", "weight_decay"), k)]
+)
+@pytest.mark.parametrize(
+    "rule", [sgd(momentum=False), sgd(), sgd(nesterov=True)], ids=["plain", "momentum", "nesterov"]
+)
+def test_the_tangent_of_sgd_whatever_is_tuned(rule: Rule, tuned: tuple[str, ...]) -> None:
+    """Written out, it is that of the update by automatic differentiation, two columns of two runs at once."""
+    numbers = torch.Generator().manual_seed(7)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=numbers)
+
+    lam = {n: torch.full((2, 1, 1), START[n], dtype=torch.float64) for n in rule.hypers}
+    lam_dot = {n: drawn(2, 2, 1) for n in rule.hypers if n in tuned}
+    w, g, buf = drawn(2, 1, 5), drawn(2, 1, 5), {n: drawn(2, 1, 5) for n in rule.buffers}
+    dots = drawn(2, 2, 5), {n: drawn(2, 2, 5) for n in rule.buffers}, drawn(2, 2, 5)
+    assert rule.tangent is not None
+    found = rule.tangent(w, buf, g, lam, *dots, lam_dot)
+    every = {n: lam_dot.get(n, torch.zeros(2, 2, 1, dtype=torch.float64)) for n in rule.hypers}
+    for k in range(2):
+        column = tree_map(lambda x, k=k: x[:, k : k + 1], (*dots, every))
+        expected = torch.func.jvp(rule.update, (w, buf, g, lam), column)[1]
+        for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+            assert torch.allclose(a[:, k : k + 1], b, rtol=1e-13, atol=1e-15)
