@@ -141,18 +141,14 @@ def _sgd_tangent(
         total = torch.addcmul(total, lam[name], x_dot, value=factor)
         return torch.addcmul(total, lam_dot[name], x, value=factor) if name in lam_dot else total
 
-    # d, v and step are read by the derivatives in the learning rate and Nesterov's momentum; else any tensor will do
-    needed = "lr" in lam_dot or (nesterov and "momentum" in lam_dot)
-    d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay and needed else g
+    d = torch.addcmul(g, lam["weight_decay"], w) if weight_decay else g
     d_dot = plus(g_dot, "weight_decay", w, w_dot) if weight_decay else g_dot
     if not momentum:
         return plus(w_dot, "lr", d, d_dot, -1), {}
-    v = torch.addcmul(d, lam["momentum"], buf["v"]) if needed else d
-    v_dot = plus(d_dot, "momentum", buf["v"], buf_dot["v"])
+    v, v_dot = torch.addcmul(d, lam["momentum"], buf["v"]), plus(d_dot, "momentum", buf["v"], buf_dot["v"])
     step, step_dot = v, v_dot
     if nesterov:
-        step_dot = plus(d_dot, "momentum", v, v_dot)
-        step = torch.addcmul(d, lam["momentum"], v) if "lr" in lam_dot else v
+        step, step_dot = torch.addcmul(d, lam["momentum"], v), plus(d_dot, "momentum", v, v_dot)
     return plus(w_dot, "lr", step, step_dot, -1), {"v": v_dot}
 
 

@@ -55,3 +55,9 @@ def test_what_the_chapter_on_regret_says_of_the_searches(regret: pd.DataFrame) -
 def test_what_the_chapter_on_regret_says_of_figure_7() -> None:
     (count,) = cifar_claims.cifar_estimates().counts.values()
     assert count == (7, 8)
+
+
+def test_what_a_step_of_fds_costs_in_plain_ones(regret: pd.DataFrame) -> None:
+    runs = regret[regret["seed"] < 3]
+    each = (runs["seconds"] / runs["training_steps"]).groupby(runs["method"]).mean()
+    assert 12.5 < each[cifar_regret.FDS] / each["Random"] < 13.5
