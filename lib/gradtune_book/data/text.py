@@ -53,6 +53,10 @@ class Text:
     entropy: float | None = None
     sha256: str = ""
 
+    def merged(self) -> Text:
+        """Return the text whose training part goes on with the validation part, which stays what it is."""
+        return replace(self, train=torch.cat([self.train, self.val]))
+
 
 def resolve(data: str) -> str:
     """Return the name of the set that a notebook uses.

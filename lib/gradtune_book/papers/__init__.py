@@ -79,6 +79,10 @@ STUDIES = {
         "onepass.image_horizon",
         "Figures 16 and 17, Tables 11 and 12 of the OnePass paper: short and longer horizons on Fashion-MNIST",
     ),
+    "onepass_language": Entry(
+        "onepass.language",
+        "Tables 2, Figures 12 and 14 of the OnePass paper: an LSTM on Penn Treebank, tuned in one pass",
+    ),
     "onepass_resnet": Entry(
         "onepass.resnet", "Tables 2 and 8 of the OnePass paper, for a GPU: ResNet-18 on CIFAR-10, tuned in one pass"
     ),

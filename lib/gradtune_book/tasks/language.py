@@ -204,6 +204,22 @@ class LanguageModelling:
         return total / length
 
 
+class AveragedLanguageModelling(LanguageModelling):
+    """The same, with a training loss that is averaged over the words of a piece as well as over the streams."""
+
+    def _trained(
+        self,
+        w: Tensor,
+        lam: Mapping[str, Tensor],
+        tokens: Tensor,
+        targets: Tensor,
+        state: State,
+        uniforms: list[Tensor],
+    ) -> tuple[Tensor, State]:
+        losses, after = super()._trained(w, lam, tokens, targets, state, uniforms)
+        return losses / len(tokens), after
+
+
 class OnPiece:
     """The losses of a `LanguageModelling` on one piece of the text.
 

@@ -44,6 +44,7 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "starts": ("onepass", {"steps": 12}),
     "energy_population": ("PBT", {"steps": 40, "members": 4}),
     "oho_resnet": ("OHO", {"epochs": 1, "batch": 560, "outer_batch": 20}),
+    "onepass_language": ("WD+LR+M", _PTB | {"every": 2, "look_back": 1}),
     "onepass_resnet": ("WD+LR+M", {"steps": 3, "every": 2, "look_back": 1, "batch": 8}),
     "long_schedules": ("FDS", {"steps": 6, "batch": 4, "windows": 2, "outer_steps": 1, "validation": 20}),
     "long_sharing": (

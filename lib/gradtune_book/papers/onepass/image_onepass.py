@@ -19,28 +19,22 @@ import numpy as np
 import torch
 
 from gradtune.errors import unknown
-from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.rules import sgd
-from gradtune.search import MULTIPLIER, Bayes, Training
+from gradtune.search import Bayes, Training
 from gradtune.search.trainable import Members
-from gradtune.training import saved_runs
-from gradtune.training.loop import Loop, Run
-from gradtune_book.papers.onepass import image_horizon, uci_bayes
+from gradtune_book.papers.onepass import image_horizon, one_pass, uci_bayes
 from gradtune_book.papers.onepass.image_training import Config as OneTraining
 from gradtune_book.papers.onepass.image_training import Reading, lowest, problem, results, without_outliers
+from gradtune_book.papers.onepass.one_pass import TIMES, Plan, Trainer
 from gradtune_book.papers.onepass.uci_onepass import BAYES, ONE_PASS, THREE
-from gradtune_book.papers.onepass.uci_training import DECAY, LR, MOMENTUM, SETTINGS, Start, declared, draw
+from gradtune_book.papers.onepass.uci_training import DECAY, LR, MOMENTUM, SETTINGS, declared
 from gradtune_book.papers.series import short
 from gradtune_book.records import sittings
-from gradtune_book.records.environment import Seconds, Stopwatch
+from gradtune_book.records.environment import Stopwatch
 from gradtune_book.records.store import Result
 from gradtune_book.records.study import Study
 from gradtune_book.tasks import fashion
 from gradtune_book.tasks.classification import Classification
-
-TIMES = "times"
-_THIRDS = 10_000  # a 3-batched run's trainings start from other draws than the Random runs
-_WARM, _TURNS = 50, 10  # steps that are not counted; turns of each method
 
 
 @dataclass(frozen=True)
@@ -112,75 +106,40 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
         return _best_of_three(c, seeds, device)
     if c.method not in SETTINGS:
         raise unknown("method", c.method, [*ONE_PASS, BAYES, TIMES])
-    task, members, start, reading = _train(c, seeds, device)
-    curves, seconds = reading.curves(), reading.spent.share(len(seeds))
-    return results(task, members.run.state.w, start, curves, seconds)
+    return _train(c, seeds, device)
 
 
-class _Trainer:
-    """Training of R nets by one method: the one-pass loop, or plain training whose learning rate is stepped."""
-
-    def __init__(self, c: Config, seeds: Sequence[int], device: torch.device) -> None:
-        setting = SETTINGS[c.method]
-        self.task = problem(c, device, setting.merged, c.batch_norm)
-        self.start, w = draw(seeds), self.task.init(seeds)
-        hypers, sizes = declared(setting, self.start, w), self.task.layout.sizes
-        self.loop = Loop(self.task, sgd(), Hypers(hypers, sizes), setting.make(c.look_back, c.every))
-        self.stepped = Training(self.task, sgd(), hypers, sizes, self.task.init, c.steps, every=c.every)
-        if c.method == "Random-xLR":
-            self.members = self.stepped.start(_recipes(self.start, len(seeds)), seeds)
-        else:
-            self.members = Members(self.loop.start(w), None)
-
-    def advance(self, steps: int) -> Run:
-        """Take more training steps, and return the runs."""
-        if self.members.factor is not None:
-            self.members = self.stepped.advance(self.members, steps)
-        else:
-            self.members = Members(self.loop.advance(self.members.run, steps), None)
-        return self.members.run
+def _trainer(c: Config, seeds: Sequence[int], device: torch.device) -> tuple[Classification, Trainer]:
+    task = problem(c, device, SETTINGS[c.method].merged, c.batch_norm)
+    plan = Plan(c.method, c.steps, c.every, c.look_back)
+    return task, Trainer(plan, task, sgd(), task.init(seeds), seeds)
 
 
-def _recipes(start: Start, runs: int) -> list[dict[str, float]]:
-    columns = {LR: start.lr, DECAY: start.weight_decay, MOMENTUM: start.momentum, MULTIPLIER: start.multiplier}
-    return [{n: float(v[k]) for n, v in columns.items()} for k in range(runs)]
-
-
-def _train(c: Config, seeds: Sequence[int], device: torch.device) -> tuple[Classification, Members, Start, Reading]:
-    t = _Trainer(c, seeds, device)
-    reading, sitting = Reading(t.task, device), sittings.current()
+def _train(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
+    task, t = _trainer(c, seeds, device)
+    reading, sitting = Reading(task, device), sittings.current()
 
     def state() -> dict[str, Any]:
-        return {"run": saved_runs.state(t.members.run), "reading": reading.state()}
+        return {"trainer": t.state(), "reading": reading.state()}
 
     with sitting.part(f"training from seed {seeds[0]}", state) as earlier:
         if earlier is None:
-            reading.read(t.members.run)
+            reading.read(t.run)
         else:
-            t.members = t.members._replace(run=saved_runs.restored(t.loop, t.members.run, earlier["run"]))
+            t.go_on(earlier["trainer"])
             reading.go_on(earlier["reading"])
-        while t.members.run.t < c.steps:
+        while t.run.t < c.steps:
             with reading.spent:
-                t.advance(min(c.between, c.steps - t.members.run.t))
-            reading.read(t.members.run)
+                t.advance(min(c.between, c.steps - t.run.t))
+            reading.read(t.run)
             sitting.tick()
-    return t.task, t.members, t.start, reading
+    return results(task, t.run.state.w, t.start, reading.curves(), reading.spent.share(len(seeds)))
 
 
 def _best_of_three(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
     plain = replace(c, method="Random")
-    thirds, spent = [], Seconds(cpu_s=0.0, wall_s=0.0)
-    for j in range(c.trials):
-        task, members, start, reading = _train(plain, [_THIRDS + c.trials * s + j for s in seeds], device)
-        each = reading.spent.share(len(seeds))
-        spent = Seconds(cpu_s=spent["cpu_s"] + each["cpu_s"], wall_s=spent["wall_s"] + each["wall_s"])
-        thirds.append(results(task, members.run.state.w, start, reading.curves(), each))
-    kept = []
-    for trained in zip(*thirds, strict=True):
-        val = [r.metrics["val_ce"] if r.metrics["val_ce"] is not None else np.nan for r in trained]
-        chosen = trained[int(np.where(np.isnan(np.array(val, dtype=float)), np.inf, val).argmin())]
-        kept.append(replace(chosen, **spent))
-    return kept
+    thirds = [_train(plain, each, device) for each in one_pass.seeds_of_thirds(seeds, c.trials)]
+    return [one_pass.best(trained, "val_ce") for trained in zip(*thirds, strict=True)]
 
 
 class _Whole(Training):
@@ -230,23 +189,12 @@ def _searches(c: Config, seeds: Sequence[int], device: torch.device) -> list[Res
 
 
 def _times(c: Config, device: torch.device) -> Result:
-    """Take steps of all methods in turns, and compare the seconds."""
-    trainers = {m: _Trainer(replace(c, method=m), [c.seed], device) for m in SETTINGS}
-    spent = {m: Stopwatch(device) for m in trainers}
-    for t in trainers.values():
-        t.advance(_WARM)
-    turn = max(c.every, c.steps // _TURNS)
-    for _ in range(0, c.steps, turn):
-        for m, t in trainers.items():
-            with spent[m]:
-                t.advance(turn)
-    taken = turn * len(range(0, c.steps, turn))
-    metrics: dict[str, Any] = {f"ms_{m}": 1e3 * s.cpu_s / taken for m, s in spent.items()}
-    images, total = trainers["Random"].task.images, Seconds(cpu_s=0.0, wall_s=0.0)
-    for s in spent.values():
-        each = s.share(1)
-        total = Seconds(cpu_s=total["cpu_s"] + each["cpu_s"], wall_s=total["wall_s"] + each["wall_s"])
-    return Result(metrics, {}, dataset=images.name, dataset_sha256=images.sha256, **total)
+    def make(method: str) -> Trainer:
+        return _trainer(replace(c, method=method), [c.seed], device)[1]
+
+    metrics, seconds = one_pass.times(make, c.steps, c.every, device)
+    images = problem(c, device, merged=True).images
+    return Result(metrics, {}, dataset=images.name, dataset_sha256=images.sha256, **seconds)
 
 
 def _cost(c: Config) -> float:
