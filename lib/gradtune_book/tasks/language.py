@@ -89,6 +89,19 @@ class LanguageModelling:
         rows = [torch.rand(sum(self.layout.sizes), generator=torch.Generator().manual_seed(s)) for s in self.seeds]
         return ((2 * torch.stack(rows) - 1) * bound).to(self.text.train.device, self.dtype)
 
+    def pytorch_init(self) -> Tensor:
+        """Initial weights `[R, D]` as PyTorch draws them, a row for each seed; drawn on the CPU in float32.
+
+        Those of the embedding are normal, and of a layer of h units uniform between -1 / sqrt(h) and 1 / sqrt(h).
+        """
+        rows = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in self.seeds:
+                torch.manual_seed(seed)
+                module = LanguageModel(self.text.vocabulary, self.net.hidden, self.net.layers)
+                rows.append(self.layout.flatten(dict(module.named_parameters())).detach())
+        return torch.stack(rows).to(self.text.train.device, self.dtype)
+
     def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
         """Losses `[R]`, summed over the words, of piece t with dropout at `lam["keep"] [R, 1]` (without it: none).
 

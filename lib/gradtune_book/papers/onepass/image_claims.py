@@ -98,11 +98,13 @@ def _unchanged(t: Estimates) -> Finding:
     return Finding(tuple(found))
 
 
-def _twice(methods: tuple[str, ...], t: Estimates) -> Finding:
+def twice(methods: tuple[str, ...], t: Estimates) -> Finding:
+    """Ask whether a step of each method costs less than two of plain training."""
     return Finding(tuple(judging.below_limit(t.at(m, RATIO), 2.0, f"{m} − 2, time of a step") for m in methods))
 
 
-def _jump(t: Estimates) -> Finding:
+def jump(t: Estimates) -> Finding:
+    """Ask whether a learning rate for each weight costs a fifth more than one for all."""
     scalar, wide = t.at("WD+LR+M", RATIO), t.at("WD+HDLR+M", RATIO)
     return Finding((judging.below(scalar, wide, "WD+LR+M − WD+HDLR+M / 1.2, time of a step", factor=1 / 1.2),))
 
@@ -187,7 +189,7 @@ CLAIMS = (
         "time",
         "Section 4.3",
         "on Fashion-MNIST every method that tunes costs less than two trainings with fixed hyperparameters",
-        partial(_twice, _TUNING),
+        partial(twice, _TUNING),
         (_TIME,),
         "ratio",
         "steps of one net, taken in turns on a processor, not on the paper's GPU",
@@ -196,7 +198,7 @@ CLAIMS = (
         "jump",
         "Appendix B.6.1",
         "a learning rate for each weight makes a prominent jump in runtime",
-        _jump,
+        jump,
         (_TIME,),
         "ratio",
         "prominent: by a fifth of WD+LR+M's time",

@@ -1,9 +1,9 @@
 """The columns on Penn Treebank of Table 2 of the OnePass paper: an LSTM tuned in one pass (Section 4.2, Figure 12b).
 
 Two layers of 650 units and an embedding, without dropout, read 40 streams in pieces of 70 words for 72 epochs. The loss
-is an average over words, and its gradients are shortened to 0.25. Runs side by side read the same text in the same
-order and differ in their initial weights and hyperparameters. Methods without validation train on the training text and
-then on the validation text, for as many steps.
+is an average over words, its gradients are shortened to 0.25, and initial weights are PyTorch's own. Runs side by side
+read the same text in the same order and differ in their initial weights and hyperparameters. Methods without validation
+train on the training text and then on the validation text, for as many steps.
 
 The method "times" is no training of the paper: it takes steps of all one-pass methods in turns, one net at a time, so
 that their seconds can be compared whatever else the machine does (Figure 14).
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradtune.errors import unknown
 from gradtune.recursion.rules import norm_clipped, sgd
-from gradtune_book.data.text import load
+from gradtune_book.data.text import load, unigram
 from gradtune_book.papers.onepass import one_pass
 from gradtune_book.papers.onepass.image_training import lowest
 from gradtune_book.papers.onepass.one_pass import TIMES, Plan, Trainer
@@ -50,7 +50,6 @@ class Config:
     layers: int = 2  # LSTM layers
     unrolled: int = 70  # words of a piece
     batch_size: int = 40  # streams
-    init: float = 0.05  # initial weights are U(-init, init)
     max_norm: float = 0.25  # longer gradients are shortened to this
     steps: int = 23_832  # 72 epochs of 331 pieces
     every: int = 10  # training steps between two hyperparameter updates
@@ -118,7 +117,7 @@ def trainer(c: Config, seeds: Sequence[int], device: torch.device) -> tuple[Lang
     """Return the task of a configuration and its training from the start."""
     task = problem(c, seeds, device, setting(c.method).merged)
     rule = norm_clipped(sgd(), c.max_norm)
-    return task, Trainer(Plan(c.method, c.steps, c.every, c.look_back), task, rule, task.init(c.init), seeds)
+    return task, Trainer(Plan(c.method, c.steps, c.every, c.look_back), task, rule, task.pytorch_init(), seeds)
 
 
 def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
@@ -126,9 +125,9 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
 
     Metrics: initial values (`uci_training.Start.metrics`); `test_loss` and `val_loss`, cross-entropies at the end in
     nats a word; `best_loss`, the lowest test loss at any reading; `diverged`, 1 where the test loss at the end is not
-    finite. Series: `loss_curve`, test losses before the first step and some 20 times after it. Of a 3-batched run they
-    are those of the training of lowest validation loss. The metrics of "times" are `ms_<method>`, the processor's
-    milliseconds of a step.
+    finite; `unigram`, the test loss of the frequencies of the training words. Series: `loss_curve`, test losses before
+    the first step and some 20 times after it. Of a 3-batched run they are those of the training of lowest validation
+    loss. The metrics of "times" are `ms_<method>`, the processor's milliseconds of a step.
 
     Args:
         batch: Configurations that differ in `seed` only.
@@ -160,9 +159,10 @@ def _train(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result
     losses = np.array(curves, dtype=float).T
     losses = np.where(np.isfinite(losses), losses, np.nan)
     val, out = finite(task.evaluate(t.run.state.w, "val")), []
+    mark = unigram(task.text, "test")
     for k in range(len(seeds)):
         metrics = t.start.metrics(k) | {"test_loss": losses[k, -1], "val_loss": val[k]}
-        metrics |= {"best_loss": lowest(losses[k]), "diverged": int(np.isnan(losses[k, -1]))}
+        metrics |= {"best_loss": lowest(losses[k]), "diverged": int(np.isnan(losses[k, -1])), "unigram": mark}
         series = {"loss_curve": short(losses[k])}
         text = task.text
         out.append(Result(metrics, series, dataset=text.name, dataset_sha256=text.sha256, **spent.share(len(seeds))))

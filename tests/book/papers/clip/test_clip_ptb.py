@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 from gradtune.errors import GradtuneError
 from gradtune.estimators.forward import Forward
@@ -25,7 +23,7 @@ from gradtune_book.notebooks import stats
 from gradtune_book.papers.clip import noise, ptb, ptb_choices, tables
 from gradtune_book.papers.clip.training import METHODS
 from gradtune_book.records import store
-from gradtune_book.tasks.language import LanguageModelling
+from gradtune_book.tasks.language import AveragedLanguageModelling, LanguageModelling
 
 STUDY = papers.get("clip_ptb")
 SIZES = ptb.Sizes("markov", 20, 2, 1_000, 60, 30, hidden=6, unrolled=4, batch_size=10, layers=1)
@@ -180,13 +178,6 @@ def test_one_choice_is_changed_at_a_time(frame: pd.DataFrame) -> None:
     assert ptb_choices.effects(frame, chosen.iloc[:0]).empty
 
 
-class Averaged(LanguageModelling):
-    """The training loss divided by the words of a piece."""
-
-    def train_loss(self, w: Tensor, lam: Mapping[str, Tensor], t: int) -> Tensor:
-        return super().train_loss(w, lam, t) / SIZES.unrolled
-
-
 def test_a_loss_averaged_over_words_is_a_rate_divided_by_them() -> None:
     """Clip10 trained on the averaged loss with the usual settings, and on the summed one with those of the choice."""
     usual = replace(next(c for c in ptb.configs(SIZES) if c.method == "Clip10"), dtype="float64")
@@ -194,7 +185,7 @@ def test_a_loss_averaged_over_words_is_a_rate_divided_by_them() -> None:
     summed = ptb.problem(usual, [0], torch.device("cpu"))
     sizes = SIZES.hidden, SIZES.layers, SIZES.unrolled, SIZES.batch_size, torch.float64
     ends = []
-    for c, task in ((usual, Averaged(summed.text, [0], *sizes)), (choice, summed)):
+    for c, task in ((usual, AveragedLanguageModelling(summed.text, [0], *sizes)), (choice, summed)):
         loop = ptb.loop(c, task)
         ends.append(loop.advance(loop.start(task.init(1.0)), 10))
     assert torch.allclose(ends[0].state.w, ends[1].state.w, rtol=1e-6)
