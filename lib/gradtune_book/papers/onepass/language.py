@@ -79,7 +79,7 @@ class Sizes:
 SIZES = {
     "smoke": Sizes(2, 1, 20, "markov", 4_000, 400, 40, 24, 1, 10, 20, 60),
     # 72 epochs of 28 pieces
-    "laptop": Sizes(10, 2, 100, "ptb", 10_000, 4_000, 1_000, 64, 2, 35, 10, 2_016),
+    "laptop": Sizes(10, 5, 100, "ptb", 10_000, 4_000, 1_000, 64, 2, 35, 10, 2_016),
     "paper": Sizes(50, 3, 200),
 }
 

@@ -78,7 +78,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(1, 1, 10, "digits", None, None, 280, "residual", 50, 20),
-    "laptop": Sizes(10, 2, 50, "cifar10", 5_000, 2_000, 500, "residual", 25, 1_000, 5),
+    "laptop": Sizes(10, 5, 50, "cifar10", 5_000, 2_000, 500, "residual", 25, 1_000, 5),
     "paper": Sizes(50, 3, 200),
 }
 
