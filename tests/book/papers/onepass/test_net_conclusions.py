@@ -1,0 +1,61 @@
+"""What the chapter on an LSTM and a residual net says in prose, against the records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gradtune_book.papers.onepass import language, net_tables, resnet
+from gradtune_book.papers.onepass.image_tables import RATIO, times
+from gradtune_book.papers.onepass.uci_claims import OURS
+from gradtune_book.records import store
+
+SINGLE = ["Random", "Random-xLR", "Lorraine", "Baydin"]
+TUNED = [*OURS, "Diff-through-Opt"]
+
+
+@pytest.fixture(scope="module")
+def words() -> pd.DataFrame:
+    found = net_tables.trainings(store.load(language.STUDY, "laptop"), net_tables.TEXT)
+    assert len(found) == 90
+    return found
+
+
+@pytest.fixture(scope="module")
+def images() -> pd.DataFrame:
+    return net_tables.trainings(store.load(resnet.STUDY, "laptop"), net_tables.IMAGES)
+
+
+def test_small_rates_are_where_methods_differ(words: pd.DataFrame) -> None:
+    table = words.pivot(index="seed", columns="method", values=net_tables.PERPLEXITY)
+    slow = words.groupby("seed")["log10_lr"].first() < -3
+    assert slow.sum() == 4 and len(slow) == 10
+    assert (table.loc[slow, SINGLE] > 800).all(axis=None) and (table[TUNED] < 180).all(axis=None)
+
+
+def test_means_on_words(words: pd.DataFrame) -> None:
+    mean = words.groupby("method")[net_tables.PERPLEXITY].mean()
+    assert (mean[TUNED] / mean["Random"]).between(0.25, 1 / 3).all()
+    assert mean["Lorraine"] > mean["WD+LR"] > mean["WD+LR+M"]
+
+
+def test_the_frequencies_of_words(words: pd.DataFrame) -> None:
+    mark = np.exp(words.loc[words["method"] == "WD+LR+M", "unigram"].unique())
+    assert [round(float(x)) for x in mark] == [140]
+    assert round(words["best_perplexity"].min()) == 115
+
+
+def test_images_decide_nothing(images: pd.DataFrame) -> None:
+    table = images.pivot(index="seed", columns="method", values="test_ce")
+    slow = images.groupby("seed")["log10_lr"].first() < -4
+    assert slow.sum() == 2 and len(slow) == 5 and table.notna().all(axis=None)
+    gap = table[list(OURS)].sub(table["Random"], axis=0)
+    assert (gap[slow] < 0).all(axis=None) and gap[~slow].min(axis=None) > -0.03 and gap[~slow].max(axis=None) > 0.1
+
+
+@pytest.mark.parametrize("study", [language.STUDY, resnet.STUDY], ids=lambda study: study.name)
+def test_times_are_of_one_repetition_each(study: object) -> None:
+    found = times(store.load(study, "laptop"))
+    assert found.groupby("method").size().eq(5).all()
+    assert found.groupby("method")[RATIO].median().between(0.9, 3).all()
