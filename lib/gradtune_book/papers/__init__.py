@@ -81,10 +81,10 @@ STUDIES = {
     ),
     "onepass_language": Entry(
         "onepass.language",
-        "Tables 2, Figures 12 and 14 of the OnePass paper: an LSTM on Penn Treebank, tuned in one pass",
+        "Table 2, Figures 12 and 14 of the OnePass paper: an LSTM on Penn Treebank, tuned in one pass",
     ),
     "onepass_resnet": Entry(
-        "onepass.resnet", "Tables 2 and 8 of the OnePass paper, for a GPU: ResNet-18 on CIFAR-10, tuned in one pass"
+        "onepass.resnet", "Tables 2 and 8 of the OnePass paper: a residual net on CIFAR-10, tuned in one pass"
     ),
     "fds_sharing_mse": Entry(
         "fds.sharing_mse",
