@@ -10,6 +10,7 @@ from gradtune_book.papers.onepass import language, net_tables, resnet
 from gradtune_book.papers.onepass.image_tables import RATIO, times
 from gradtune_book.papers.onepass.uci_claims import OURS
 from gradtune_book.records import store
+from gradtune_book.records.study import Study
 
 SINGLE = ["Random", "Random-xLR", "Lorraine", "Baydin"]
 TUNED = [*OURS, "Diff-through-Opt"]
@@ -56,7 +57,7 @@ def test_images_decide_nothing(images: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("study", [language.STUDY, resnet.STUDY], ids=lambda study: study.name)
-def test_times_are_of_one_repetition_each(study: object) -> None:
+def test_times_are_of_one_repetition_each(study: Study) -> None:
     found = times(store.load(study, "laptop"))
     assert found.groupby("method").size().eq(5).all()
     assert found.groupby("method")[RATIO].median().between(0.9, 3).all()
