@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradtune_book.papers.onepass import language, net_tables, resnet
+from gradtune_book.papers.onepass import language, net_tables, resnet, uci_tables
 from gradtune_book.papers.onepass.image_tables import RATIO, times
 from gradtune_book.papers.onepass.uci_claims import OURS
 from gradtune_book.records import store
@@ -39,6 +39,14 @@ def test_means_on_words(words: pd.DataFrame) -> None:
     mean = words.groupby("method")[net_tables.PERPLEXITY].mean()
     assert (mean[TUNED] / mean["Random"]).between(0.25, 1 / 3).all()
     assert mean["Lorraine"] > mean["WD+LR"] > mean["WD+LR+M"]
+    paper = uci_tables.published("onepass_table2.csv")["mean"][net_tables.TEXT].sort_values()
+    ours, first = list(mean.sort_values().index), ["WD+LR+M", "Diff-through-Opt"]
+    assert list(paper.index[:2]) == first == ours[1::-1]
+    assert set(paper.index[6:8]) == {"Random", "Lorraine"} == set(ours[6:8])  # printed as equal
+    assert [m for m in paper.index[2:] if m != "Random"] == [m for m in ours[2:] if m != "Random"]
+    table = words.pivot(index="seed", columns="method", values=net_tables.PERPLEXITY)
+    gap = table["WD+LR+M"] - table["Diff-through-Opt"]
+    assert abs(gap.mean()) < 2 * gap.std() / len(gap) ** 0.5
 
 
 def test_the_frequencies_of_words(words: pd.DataFrame) -> None:
