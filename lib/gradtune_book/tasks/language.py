@@ -127,7 +127,10 @@ class LanguageModelling:
     ) -> tuple[Tensor, State]:
         masks = self._masks(uniforms, lam["keep"]) if "keep" in lam else None
         losses, after = self.net(w, tokens, targets, state, masks)
-        return losses * len(tokens), (after[0].detach(), after[1].detach())
+        return self._over_words(losses, len(tokens)), (after[0].detach(), after[1].detach())
+
+    def _over_words(self, losses: Tensor, words: int) -> Tensor:
+        return losses * words
 
     def batch(self, t: int) -> tuple[Tensor, ...]:
         """Words and the words after them in training and validation, the state before, and the numbers of dropout."""
@@ -220,17 +223,8 @@ class LanguageModelling:
 class AveragedLanguageModelling(LanguageModelling):
     """The same, with a training loss that is averaged over the words of a piece as well as over the streams."""
 
-    def _trained(
-        self,
-        w: Tensor,
-        lam: Mapping[str, Tensor],
-        tokens: Tensor,
-        targets: Tensor,
-        state: State,
-        uniforms: list[Tensor],
-    ) -> tuple[Tensor, State]:
-        losses, after = super()._trained(w, lam, tokens, targets, state, uniforms)
-        return losses / len(tokens), after
+    def _over_words(self, losses: Tensor, words: int) -> Tensor:
+        return super()._over_words(losses, words) / words
 
 
 class OnPiece:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradtune.errors import unknown
 from gradtune.recursion.rules import sgd
@@ -24,7 +25,7 @@ from gradtune.search import Bayes, Training
 from gradtune.search.trainable import Members
 from gradtune_book.papers.onepass import image_horizon, one_pass, uci_bayes
 from gradtune_book.papers.onepass.image_training import Config as OneTraining
-from gradtune_book.papers.onepass.image_training import Reading, lowest, problem, results, without_outliers
+from gradtune_book.papers.onepass.image_training import lowest, problem, results, without_outliers
 from gradtune_book.papers.onepass.one_pass import TIMES, Plan, Trainer
 from gradtune_book.papers.onepass.uci_onepass import BAYES, ONE_PASS, THREE
 from gradtune_book.papers.onepass.uci_training import DECAY, LR, MOMENTUM, SETTINGS, declared
@@ -117,23 +118,15 @@ def _trainer(c: Config, seeds: Sequence[int], device: torch.device) -> tuple[Cla
 
 def _train(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
     task, t = _trainer(c, seeds, device)
-    reading, sitting = Reading(task, device), sittings.current()
+    spent = Stopwatch(device)
 
-    def state() -> dict[str, Any]:
-        return {"trainer": t.state(), "reading": reading.state()}
+    def read(w: Tensor) -> list[Any]:
+        return [x.tolist() for x in task.evaluate(w, "test")]
 
-    with sitting.part(f"training from seed {seeds[0]}", state) as earlier:
-        if earlier is None:
-            reading.read(t.run)
-        else:
-            t.go_on(earlier["trainer"])
-            reading.go_on(earlier["reading"])
-        while t.run.t < c.steps:
-            with reading.spent:
-                t.advance(min(c.between, c.steps - t.run.t))
-            reading.read(t.run)
-            sitting.tick()
-    return results(task, t.run.state.w, t.start, reading.curves(), reading.spent.share(len(seeds)))
+    found = one_pass.train(t, f"training from seed {seeds[0]}", read, spent)
+    ce, error = np.moveaxis(np.array(found, dtype=float), 0, -1)
+    curves = without_outliers(ce, ce), without_outliers(error, ce)
+    return results(task, t.run.state.w, t.start, curves, spent.share(len(seeds)))
 
 
 def _best_of_three(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:

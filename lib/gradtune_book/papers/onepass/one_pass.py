@@ -18,11 +18,11 @@ from gradtune.nets.layout import Layout
 from gradtune.recursion.hypers import Hypers
 from gradtune.recursion.problems import Problem
 from gradtune.recursion.rules import Rule
-from gradtune.search import MULTIPLIER, Training
+from gradtune.search import Training
 from gradtune.search.trainable import Members
 from gradtune.training import saved_runs
 from gradtune.training.loop import Loop, Run
-from gradtune_book.papers.onepass.uci_training import DECAY, LR, MOMENTUM, SETTINGS, Start, declared, draw, setting
+from gradtune_book.papers.onepass.uci_training import SETTINGS, declared, draw, setting
 from gradtune_book.records import sittings
 from gradtune_book.records.environment import Seconds, Stopwatch
 from gradtune_book.records.store import Result
@@ -50,7 +50,7 @@ class Plan:
     steps: int  # training steps
     every: int = 10  # training steps between two hyperparameter updates
     look_back: int = 5  # steps looked back on
-    readings: int = 20  # after the first, at least
+    readings: int = 20  # of the nets, after the first and at least; fewer where there are fewer updates
 
     @property
     def between(self) -> int:
@@ -80,7 +80,7 @@ class Trainer:
         self._loop = Loop(task, rule, Hypers(hypers, sizes), its.make(plan.look_back, plan.every))
         self._stepped = Training(task, rule, hypers, sizes, lambda _: w, plan.steps, every=plan.every)
         if plan.method == "Random-xLR":
-            self._members = self._stepped.start(_recipes(self.start, len(seeds)), seeds)
+            self._members = self._stepped.start(self.start.recipes(), seeds)
         else:
             self._members = Members(self._loop.start(w), None)
 
@@ -107,13 +107,8 @@ class Trainer:
         self._members = self._members._replace(run=saved_runs.restored(self._loop, self.run, earlier["run"]))
 
 
-def _recipes(start: Start, runs: int) -> list[dict[str, float]]:
-    columns = {LR: start.lr, DECAY: start.weight_decay, MOMENTUM: start.momentum, MULTIPLIER: start.multiplier}
-    return [{n: float(v[k]) for n, v in columns.items()} for k in range(runs)]
-
-
 def train(t: Trainer, name: str, read: Callable[[Tensor], list[Any]], spent: Stopwatch) -> list[list[Any]]:
-    """Train to the end, and read the nets before the first step and some 20 times after it.
+    """Train to the end, and read the nets before the first step and at least `plan.readings` times after it.
 
     Args:
         t: The trainer, before its first step.
@@ -131,12 +126,12 @@ def train(t: Trainer, name: str, read: Callable[[Tensor], list[Any]], spent: Sto
         return {"trainer": t.state(), "read": found, "spent": spent.state()}
 
     with sitting.part(name, state) as earlier:
-        if earlier is not None:
+        if earlier is None:
+            found.append(read(t.run.state.w))
+        else:
             t.go_on(earlier["trainer"])
             found = [*earlier["read"]]
             spent.go_on(earlier["spent"])
-        else:
-            found.append(read(t.run.state.w))
         while t.run.t < t.plan.steps:
             until = min(t.plan.steps, (t.run.t // t.plan.between + 1) * t.plan.between)
             with spent:

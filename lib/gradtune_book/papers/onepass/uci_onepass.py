@@ -20,6 +20,7 @@ from gradtune.search import MULTIPLIER
 from gradtune_book.data import datasets as data
 from gradtune_book.notebooks import stats
 from gradtune_book.papers.onepass import uci_bayes, uci_tables
+from gradtune_book.papers.onepass.one_pass import seeds_of_thirds
 from gradtune_book.papers.onepass.uci_training import SETTINGS, Trained, points, train
 from gradtune_book.papers.onepass.uci_training import Config as Training
 from gradtune_book.papers.series import short
@@ -32,7 +33,6 @@ METHODS = (*ONE_PASS, BAYES)
 TABLE_SETS = ("energy", "kin8nm", "power")
 OTHER_SETS = ("boston", "concrete", "wine", "yacht", "naval")
 
-_THIRDS = 10_000  # a 3-batched run's trainings start from other draws than the Random runs
 _CURVE, _PATH = 41, 21  # points of a series: losses, hyperparameters
 
 
@@ -180,7 +180,7 @@ def _reading(c: Config) -> int:
 
 def _best_of_three(c: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
     plain = replace(c, method="Random")
-    thirds = [train(plain, [_THIRDS + c.trials * s + j for s in seeds], device, _reading(c)) for j in range(c.trials)]
+    thirds = [train(plain, each, device, _reading(c)) for each in seeds_of_thirds(seeds, c.trials)]
     val = np.stack([t.val for t in thirds])
     kept = np.where(np.isnan(val), np.inf, val).argmin(0)
     cpu_s, wall_s = sum(t.cpu_s for t in thirds), sum(t.wall_s for t in thirds)

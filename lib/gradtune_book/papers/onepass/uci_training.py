@@ -138,6 +138,11 @@ class Start:
             "momentum_start": float(self.momentum[k]),
         }
 
+    def recipes(self) -> list[dict[str, float]]:
+        """The values of each run as a configuration of a search, the factor of the learning rate among them."""
+        columns = {LR: self.lr, DECAY: self.weight_decay, MOMENTUM: self.momentum, MULTIPLIER: self.multiplier}
+        return [{n: float(v[k]) for n, v in columns.items()} for k in range(len(self.lr))]
+
 
 def draw(seeds: Sequence[int]) -> Start:
     """Draw initial hyperparameters, each from its run's seed and independent of the weights that this seed draws."""
@@ -210,9 +215,7 @@ class Trainer:
         """Untrained runs and the values they start from."""
         start = draw(seeds)
         if self.c.method == "Random-xLR":
-            columns = {LR: start.lr, DECAY: start.weight_decay, MOMENTUM: start.momentum, MULTIPLIER: start.multiplier}
-            configs = [{n: float(v[k]) for n, v in columns.items()} for k in range(len(seeds))]
-            return start, self.stepped.start(configs, seeds)
+            return start, self.stepped.start(start.recipes(), seeds)
         w = self.setting.init(self.task, seeds) if self.setting.init else self.task.init(seeds)
         raw, fixed = Hypers(declared(self.setting, start, w), self.task.layout.sizes).init(w)
         return start, Members(self.loop.start(w)._replace(raw=raw, fixed=fixed), None)
