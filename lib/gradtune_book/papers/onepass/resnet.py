@@ -127,7 +127,7 @@ def run(batch: Sequence[Config], device: torch.device) -> list[Result]:
     Metrics: initial values (`uci_training.Start.metrics`), final `test_ce` (cross-entropy) and `test_error` (share of
     errors), `val_ce`, `best_ce` and `best_error` (lowest at any reading), and `diverged`. Series: `ce_curve` and
     `error_curve`, before the first step and `readings` times after it. Of a 3-batched run they are those of the
-    training of lowest validation loss. The metrics of "times" are `ms_<method>`, the processor's milliseconds of a step.
+    training of lowest validation loss. The metrics of "times" are `ms_<method>`, the processor's milliseconds a step.
 
     Args:
         batch: Configurations.
